@@ -1,0 +1,106 @@
+"""Round to nearest on an affine grid, with scales on the grid that artifacts store.
+
+Symmetric scales are ``max|w| / high`` over each block (Krishnamoorthi 2018, arXiv:1806.08342, narrow range); the scale
+is rounded to the storage grid *before* the weights are, so that the stored numbers are the decided ones.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgeship.core.weights import Affine, AffineTensor, FloatTensor
+from edgeship.errors import EncodingError, WeightsError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+
+# Below this a float16 scale is subnormal, and the runtimes do not agree on those.
+MIN_SCALE = 2.0**-14
+MAX_SCALE = 65504.0
+
+
+def to_float16(weight: torch.Tensor, name: str = "weight") -> FloatTensor:
+    """The weight rounded to float16. Raises `WeightsError` when a value does not fit."""
+    import torch
+
+    half = weight.detach().to(torch.float16)
+    if not bool(torch.isfinite(half).all()):
+        raise WeightsError(f"{name} has values beyond float16's 65504", fix="scale the layer, or keep it in float32")
+    return FloatTensor(half.numpy())
+
+
+def quantize_nearest(weight: torch.Tensor, encoding: Affine, *, axis: int = 0, name: str = "weight") -> AffineTensor:
+    """Round a weight to the nearest point of an affine grid.
+
+    Args:
+        weight: any shape. axis: the axis of output channels.
+        encoding: granularity ``group`` runs along the other axes flattened and needs a 2-D weight.
+
+    Raises:
+        WeightsError: the weight is not finite, or too large for a float16 scale.
+        EncodingError: the group size does not divide the input channels.
+    """
+    import torch
+
+    value = weight.detach().to(torch.float32)
+    if not bool(torch.isfinite(value).all()):
+        raise WeightsError(f"{name} holds NaN or infinity", fix="train or export the model again")
+    low, high = block_range(value, encoding, axis, name)
+    if encoding.symmetric:
+        scale = torch.maximum(low.abs(), high.abs()) / encoding.high
+        zero = torch.zeros_like(scale)
+    else:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        scale = (high - low) / encoding.high
+        zero = torch.zeros_like(scale)
+    scale = storage_grid(scale, encoding, name)
+    if not encoding.symmetric:
+        zero = (-low / scale).round().clamp(encoding.low, encoding.high)
+    blocks = _spread(scale, value.shape)
+    quantized = (value / blocks).round() + _spread(zero, value.shape)
+    quantized = quantized.clamp(encoding.low, encoding.high)
+    dtype = torch.int8 if encoding.symmetric else torch.uint8
+    zeros: npt.NDArray[Any] | None = None if encoding.symmetric else zero.to(dtype).numpy()
+    return AffineTensor(quantized.to(dtype).numpy(), scale.numpy(), zeros, encoding)
+
+
+def block_range(value: torch.Tensor, encoding: Affine, axis: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest and largest value of each block, with the rank of ``value`` and one entry a block."""
+    if encoding.granularity == "tensor":
+        shape = [1] * value.dim()
+        return value.amin().reshape(shape), value.amax().reshape(shape)
+    if encoding.granularity == "channel":
+        axes = [i for i in range(value.dim()) if i != axis]
+        return value.amin(axes, keepdim=True), value.amax(axes, keepdim=True)
+    group = encoding.group_size or 0
+    if axis != 0 or value.shape[1] % group:
+        raise EncodingError(
+            f"group size {group} does not divide the {value.shape[1]} input channels of {name}",
+            fix="use per-channel scales for this layer",
+        )
+    blocked = value.reshape(value.shape[0], value.shape[1] // group, group, *value.shape[2:])
+    return blocked.amin(2), blocked.amax(2)
+
+
+def storage_grid(scale: torch.Tensor, encoding: Affine, name: str = "weight") -> torch.Tensor:
+    """Scales rounded to what artifacts store: bfloat16 for groups, float16 otherwise; channels of zeros get scale 1.
+
+    Scales too small for a normal float16 are raised to the smallest one: their weights are then that much finer than
+    they need be, and still exact.
+    """
+    import torch
+
+    if float(scale.max()) > MAX_SCALE:
+        raise WeightsError(f"{name} is too large for a float16 scale", fix="scale the layer, or keep it in float32")
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale.clamp(min=MIN_SCALE))
+    grid = torch.bfloat16 if encoding.granularity == "group" else torch.float16
+    rounded = scale.to(grid).to(torch.float32)
+    return torch.where(rounded > MAX_SCALE, torch.full_like(rounded, MAX_SCALE), rounded)
+
+
+def _spread(blocks: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    for axis, (have, want) in enumerate(zip(blocks.shape, shape, strict=True)):
+        if have not in (1, want):
+            blocks = blocks.repeat_interleave(want // have, dim=axis)
+    return blocks.expand(shape)

@@ -1,0 +1,1 @@
+"""The vocabulary: records, protocols and the registry. Standard library only."""

@@ -1,0 +1,70 @@
+"""What a program is made of: its weights by use, and what each operator costs. Made once at load, read by planner,
+size check and estimate without importing torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+WeightOp = Literal["linear", "conv", "depthwise_conv", "conv_transpose", "embedding", "other"]
+
+
+@dataclass(frozen=True)
+class WeightUse:
+    """One weight and the operator that consumes it.
+
+    Args:
+        channel_axis: axis of output channels (0 for linear, conv and embedding; 1 for transposed convolutions).
+        op: ``other`` for biases, norms and anything that must stay float.
+        groups: groups of a convolution.
+    """
+
+    name: str
+    op: WeightOp
+    shape: tuple[int, ...]
+    channel_axis: int = 0
+    groups: int = 1
+    nodes: tuple[str, ...] = ()
+
+    @property
+    def elements(self) -> int:
+        """Number of scalars."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True)
+class OpCost:
+    """One operator of the normalised graph: arithmetic in multiply-accumulates, traffic in elements."""
+
+    name: str
+    op: str
+    macs: int
+    elements_in: int
+    elements_out: int
+    weights: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Weights, operators and the largest sum of live activations, in elements, of one program."""
+
+    weights: tuple[WeightUse, ...]
+    ops: tuple[OpCost, ...]
+    peak_activation_elements: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one run."""
+        return sum(op.macs for op in self.ops)
+
+    @property
+    def parameters(self) -> int:
+        """Scalars in all weights."""
+        return sum(weight.elements for weight in self.weights)
+
+    def weight(self, name: str) -> WeightUse:
+        """The use of one weight by name."""
+        return next(weight for weight in self.weights if weight.name == name)

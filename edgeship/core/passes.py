@@ -1,0 +1,98 @@
+"""What a pass is: a typed function with options, that plans itself.
+
+A pass is a frozen dataclass. Its fields are its options; the annotations of ``run`` are its place in the graph: a
+parameter whose type is a `Model` is an input edge, the return type is the node it makes.
+
+  - *bridge*: makes another kind (Source -> TorchModel, TorchModel -> OnnxModel);
+  - *refinement*: keeps the kind (TorchModel -> TorchModel);
+  - *check*: ends in a Verdict; *report*: ends in measurements.
+
+Parameter names mean something to the planner: ``model`` is the newest model of that kind on the route, ``reference`` the
+TorchModel that was lowered, ``original`` the TorchModel as loaded.
+"""
+
+from __future__ import annotations
+
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from edgeship.core.model import Model
+from edgeship.core.profile import Request
+
+Shape = Literal["bridge", "refinement", "check", "report"]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A pass declines, and says why."""
+
+    reason: str
+
+
+def _no_progress(done: int, total: int, what: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a running pass may use besides its inputs.
+
+    Args:
+        folder: an empty folder; everything the pass writes goes there, and is kept with its result.
+        progress: ``progress(done, total, what)`` for steps that people wait for.
+        log: one line for the log file.
+    """
+
+    folder: Path
+    progress: Callable[[int, int, str], None] = _no_progress
+    log: Callable[[str], None] = field(default=lambda line: None)
+
+
+class Pass(ABC):
+    """Base of all passes. The first line of a subclass's docstring is what ``edgeship passes`` prints.
+
+    Class attributes:
+        name: ``folder/file``. tools: distributions whose versions decide the result, part of the cache key.
+        settles: what a refinement decides ("weights", "activations"); the plan shows it.
+    """
+
+    name: ClassVar[str]
+    tools: ClassVar[tuple[str, ...]] = ()
+    settles: ClassVar[str] = ""
+
+    @classmethod
+    @abstractmethod
+    def plan(cls, request: Request) -> Self | Skip:
+        """Itself, configured for this request, or why not."""
+
+    run: ClassVar[Callable[..., Any]]
+
+    def ensures(self, output: Any, **inputs: Any) -> None:  # noqa: B027  a promise is optional
+        """Check the promise of the pass on its output; raise an `EdgeshipError` when it is broken."""
+
+    @classmethod
+    def edges(cls) -> tuple[dict[str, type[Model]], Any]:
+        """Input edges by parameter name, and the type it makes, both read from ``run``."""
+        hints = typing.get_type_hints(cls.run)
+        made = hints.pop("return", None)
+        inputs = {
+            name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, Model)
+        }
+        return inputs, made
+
+    @classmethod
+    def shape(cls) -> Shape:
+        """Its shape in the graph, from its edges."""
+        inputs, made = cls.edges()
+        if not (isinstance(made, type) and issubclass(made, Model)):
+            return "report" if cls.name.startswith("ship/") else "check"
+        return "refinement" if inputs.get("model") is made else "bridge"
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring."""
+        return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""

@@ -1,0 +1,120 @@
+"""What a runtime and a device are, to the rest of edgeship."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from edgeship.core.model import Artifact
+from edgeship.errors import EncodingError, MissingToolError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from edgeship.core.inventory import WeightOp
+    from edgeship.core.weights import EncodedTensor, Encoding
+
+Arrays = Mapping[str, "npt.NDArray[Any]"]
+Execution = Literal["native", "emulated"]
+ActivationMode = Literal["float", "int8", "int16", "dynamic"]
+
+
+class Session(ABC):
+    """An artifact opened from disk, ready to run. Use it as a context manager."""
+
+    @abstractmethod
+    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Run once. Inputs and outputs by the signature's names, in the artifact's own shapes and dtypes."""
+
+    def close(self) -> None:
+        """Free what the session holds."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Runtime(ABC):
+    """An engine on this machine that runs one kind of artifact, and reads its weights back.
+
+    Class attributes:
+        name: as in ``--runtime``. title: for people. artifact: the class of models it opens.
+        packages: distributions it needs, in the order to look. extra: the pip extra that brings them.
+        execution: ``native`` when a run here is the real engine, ``emulated`` when it is an emulator or evaluator.
+        timed: whether a latency taken here means anything; else `untimed_reason` says why not.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    artifact: ClassVar[type[Artifact]]
+    packages: ClassVar[tuple[str, ...]]
+    extra: ClassVar[str]
+    execution: ClassVar[Execution] = "native"
+    timed: ClassVar[bool] = False
+    untimed_reason: ClassVar[str] = ""
+
+    @abstractmethod
+    def open(self, artifact: Artifact) -> Session:
+        """Load an artifact from disk. Raises `ArtifactError` when it is damaged."""
+
+    @abstractmethod
+    def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
+        """Every placed weight as the saved file holds it, by torch name, in the torch weight's own layout.
+
+        Reads the file with the format's own reader, undoing `Placement` permutations and reshapes, so that the result
+        compares bit for bit with what compression decided.
+        """
+
+    @abstractmethod
+    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
+        """Empty when a weight of ``op`` can be stored so, exactly and safely; else the reason why not."""
+
+    def versions(self) -> dict[str, str]:
+        """Installed versions of the packages it needs. Raises `MissingToolError` naming the first that is absent."""
+        found = {}
+        for package in self.packages:
+            try:
+                found[package] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                raise MissingToolError(
+                    f"{self.title} needs {package}", fix=f'pip install "edgeship[{self.extra}]"'
+                ) from None
+        return found
+
+    def require(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> None:
+        """Raise `EncodingError` with the reason unless `holds`."""
+        reason = self.holds(op, encoding, activations)
+        if reason:
+            raise EncodingError(f"{self.title} cannot hold {encoding} for {op}: {reason}")
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a plug-in works here, for ``doctor`` and ``runtimes``."""
+
+    name: str
+    title: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+def as_numpy(value: Any, dtype: str) -> npt.NDArray[np.generic]:
+    """An array in ``dtype``, refusing to change integers that do not fit."""
+    import numpy as np
+
+    array = np.asarray(value)
+    wanted = np.dtype(dtype)
+    if array.dtype == wanted:
+        return array
+    converted = array.astype(wanted)
+    if np.issubdtype(wanted, np.integer) and np.issubdtype(array.dtype, np.integer) and not np.array_equal(converted, array):
+        raise EncodingError(f"values do not fit {dtype}", fix="keep token ids below 2**31")
+    return converted

@@ -1,0 +1,1 @@
+"""Where a benchmark runs: this host, or an estimate for a device."""

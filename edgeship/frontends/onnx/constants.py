@@ -1,0 +1,118 @@
+"""Gives every constant that the graph reads a home and a name in the imported module."""
+
+from __future__ import annotations
+
+import keyword
+import re
+
+import torch
+from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from edgeship.errors import WeightsError
+
+
+class ConstantStore:
+    """Holds the constants of one import as parameters (weights) and buffers (everything else).
+
+    A float constant that the file carries as an initializer, or that an operator uses as its weight, is a
+    parameter. Names follow ONNX: ``base_net.0.weight`` stays ``base_net.0.weight``.
+    """
+
+    def __init__(self) -> None:
+        self.root = nn.Module()
+        self._names = WeakIdKeyDictionary()
+        self._weights = WeakIdKeyDictionary()
+        self._initializers = WeakIdKeyDictionary()
+        self._placed: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._taken: set[str] = set()
+        self._folders: set[str] = set()
+
+    def name(self, tensor: torch.Tensor, name: str, *, initializer: bool = False) -> None:
+        """Remember what ONNX calls ``tensor``; the first name stays."""
+        self._names.setdefault(tensor, name)
+        if initializer:
+            self._initializers[tensor] = True
+
+    def inherit(self, tensor: torch.Tensor, source: torch.Tensor) -> None:
+        """Let ``tensor``, another layout of ``source``, go by the same name."""
+        if source in self._names and tensor is not source:
+            self._names[tensor] = self._names[source]
+            if source in self._initializers:
+                self._initializers[tensor] = True
+
+    def name_of(self, tensor: torch.Tensor) -> str:
+        """What ONNX calls ``tensor``; ``"constant"`` where it has no name."""
+        return str(self._names.get(tensor, "constant"))
+
+    def mark_weight(self, tensor: torch.Tensor) -> None:
+        """Say that an operator uses ``tensor`` as its weight."""
+        self._weights[tensor] = True
+
+    def place(self, tensor: torch.Tensor) -> str:
+        """Put ``tensor`` into the module, once, and return its path there.
+
+        Raises:
+            WeightsError: a weight is NaN or infinite, or another initializer is NaN.
+        """
+        path = self._placed.get(tensor)
+        if path is None:
+            self._check_finite(tensor)
+            path = self._free_path(self.name_of(tensor))
+            self._register(path, tensor.detach().contiguous(), parameter=self._is_parameter(tensor))
+            self._placed[tensor] = path
+        return str(path)
+
+    def _is_parameter(self, tensor: torch.Tensor) -> bool:
+        known = tensor in self._weights or (tensor in self._initializers and tensor.dim() > 0)
+        return known and tensor.is_floating_point()
+
+    def _check_finite(self, tensor: torch.Tensor) -> None:
+        named = tensor in self._initializers or tensor in self._weights
+        if not named or not tensor.is_floating_point() or tensor.numel() == 0 or tensor.dtype.itemsize < 2:
+            return
+        low, high = torch.aminmax(tensor)
+        # An infinite mask is a legal constant; an infinite weight is damage.
+        damaged = bool(low.isnan()) or (tensor in self._weights and bool(low.isinf() | high.isinf()))
+        if damaged:
+            kind = "NaN" if bool(low.isnan()) else "infinite"
+            raise WeightsError(
+                f'weight "{self.name_of(tensor)}" has {kind} values',
+                fix="export the model again from a checkpoint with finite weights",
+            )
+
+    def _free_path(self, name: str) -> str:
+        parts = [_component(part) for part in name.split(".") if part] or ["constant"]
+        base = path = ".".join(parts)
+        count = 0
+        while not self._is_free(path):
+            count += 1
+            path = f"{base}_{count}"
+        self._taken.add(path)
+        self._folders.update(path[:end] for end in range(len(path)) if path[end] == ".")
+        return path
+
+    def _is_free(self, path: str) -> bool:
+        above = (path[:end] for end in range(len(path)) if path[end] == ".")
+        return path not in self._taken and path not in self._folders and not any(a in self._taken for a in above)
+
+    def _register(self, path: str, tensor: torch.Tensor, *, parameter: bool) -> None:
+        *folders, leaf = path.split(".")
+        home = self.root
+        for folder in folders:
+            if folder not in home._modules:
+                home.add_module(folder, nn.Module())
+            home = home.get_submodule(folder)
+        if parameter:
+            home.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+        else:
+            home.register_buffer(leaf, tensor)
+
+
+def _component(part: str) -> str:
+    """One part of a dotted name as an attribute name that shadows nothing of nn.Module."""
+    clean = re.sub(r"[^0-9A-Za-z_]", "_", part)
+    # Codegen of torch.fx writes `self.<part>`: a number is fine to it, a keyword is not.
+    if keyword.iskeyword(clean) or hasattr(torch.fx.GraphModule, clean) or hasattr(nn.Module(), clean):
+        return f"{clean}_"
+    return clean

@@ -1,0 +1,142 @@
+"""Values while a graph is imported: a constant is a real tensor, anything else a fake tensor with a graph node.
+
+Operators are written as plain torch code. Run on real tensors, that code *is* the constant folding; run on
+fake tensors, every torch call it makes is written down as one node of a torch.fx graph.
+"""
+
+from __future__ import annotations
+
+import keyword
+import operator
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
+from torch.utils.weak import WeakIdKeyDictionary
+
+from edgeship.frontends.onnx.constants import ConstantStore
+
+#: What an ONNX name can stand for: a tensor, a sequence of tensors, or an input that was left out.
+Value = torch.Tensor | list[torch.Tensor] | None
+
+
+def is_constant(value: Value) -> bool:
+    """Whether ``value`` is known at import time (a missing optional input is)."""
+    if isinstance(value, list):
+        return all(is_constant(item) for item in value)
+    return not isinstance(value, FakeTensor)
+
+
+class Recorder(TorchFunctionMode):
+    """While active, records each torch call that touches a graph value; calls on constants just run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.constants = ConstantStore()
+        self.label = ""
+        self._fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._nodes = WeakIdKeyDictionary()
+        self._reads: dict[str, fx.Node] = {}
+        self._input_names: dict[fx.Node, str] = {}
+        self._argument_names: set[str] = set()
+
+    def input(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """A new graph input; call it in graph order, before recording starts."""
+        argument = re.sub(r"\W", "_", name, flags=re.ASCII)
+        if not argument.isidentifier() or keyword.iskeyword(argument) or argument == "self":
+            argument = f"input_{argument}"
+        while argument in self._argument_names:
+            argument += "_"
+        self._argument_names.add(argument)
+        with self._fake_mode:
+            value = torch.empty(tuple(shape), dtype=dtype)
+        node = self.graph.placeholder(argument)
+        self._nodes[value] = node
+        self._input_names[node] = name
+        return value
+
+    def origins(self, value: torch.Tensor) -> str:
+        """The graph inputs that ``value`` depends on, for an error message."""
+        pending, seen, names = [self._nodes[value]], set(), []
+        while pending:
+            node = pending.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node.op == "placeholder":
+                names.append(f'input "{self._input_names[node]}"')
+            pending.extend(node.all_input_nodes)
+        return " and ".join(sorted(names)) or "nothing that is known"
+
+    def finish(self, outputs: Sequence[torch.Tensor]) -> fx.GraphModule:
+        """The module that computes ``outputs``, as a tuple, from the inputs."""
+        self.graph.output(tuple(self._argument(value) for value in outputs))
+        self.graph.eliminate_dead_code()
+        self.graph.lint()
+        return fx.GraphModule(self.constants.root, self.graph, class_name="ImportedOnnxModule")
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not _touches_graph((args, kwargs)):
+            return func(*args, **kwargs)
+        with self._fake_mode:
+            result = func(*args, **kwargs)
+        # A call may hand back its own argument (`contiguous`, `to`): that value has its node already.
+        known = isinstance(result, torch.Tensor) and result in self._nodes
+        if not known and _touches_graph(result):
+            self._record(func, args, kwargs, result)
+        return result
+
+    def _record(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> None:
+        node_args = fx.node.map_aggregate(tuple(args), self._argument)
+        node_kwargs = fx.node.map_aggregate(kwargs, self._argument)
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            raise AssertionError("operators call torch functions, not tensor properties, on graph values")
+        if name == "__getitem__":
+            node = self.graph.create_node("call_function", operator.getitem, node_args, node_kwargs)
+        elif is_tensor_method_or_property(func):
+            node = self.graph.create_node("call_method", name, node_args, node_kwargs)
+        else:
+            node = self.graph.create_node("call_function", func, node_args, node_kwargs)
+        node.meta["onnx_node"] = self.label
+        if isinstance(result, torch.Tensor):
+            self._nodes[result] = node
+            return
+        for index, item in enumerate(result):
+            if isinstance(item, FakeTensor):
+                self._nodes[item] = self.graph.call_function(operator.getitem, (node, index))
+
+    def _argument(self, value: Any) -> Any:
+        """A graph value as its node, a constant tensor as a read of the module's attribute."""
+        if isinstance(value, FakeTensor):
+            return self._nodes[value]
+        if isinstance(value, torch.Size):
+            return tuple(value)
+        if not isinstance(value, torch.Tensor):
+            return value
+        path = self.constants.place(value)
+        if path not in self._reads:
+            self._reads[path] = self.graph.get_attr(path)
+        return self._reads[path]
+
+
+def _touches_graph(value: Any) -> bool:
+    if isinstance(value, FakeTensor):
+        return True
+    if isinstance(value, (tuple, list)):
+        return any(_touches_graph(item) for item in value)
+    if isinstance(value, dict):
+        return any(_touches_graph(item) for item in value.values())
+    return False

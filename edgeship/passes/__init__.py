@@ -1,0 +1,1 @@
+"""One file, one pass. Read the folders in this order: load, compress, lower, check, ship."""

@@ -1,0 +1,134 @@
+"""Make a `TorchProgram` from an eager module and check that it still answers as the module did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgeship.core.model import NUMPY_DTYPES, Dtype, Signature, TensorSpec
+from edgeship.errors import SourceError, WeightsError
+from edgeship.program.inventory import take_inventory
+from edgeship.program.normalize import export_normalised
+from edgeship.program.program import ProgramRecord, TorchProgram
+
+if TYPE_CHECKING:
+    import torch
+
+# Folding batch norms and constants moves float32 results by rounding only.
+MIN_EXPORT_SNR_DB = 80.0
+
+
+def make_program(
+    module: torch.nn.Module,
+    inputs: Sequence[TensorSpec],
+    examples: Sequence[torch.Tensor],
+    *,
+    call: Callable[..., Any] | None = None,
+    output_names: Sequence[str] = (),
+    note: str = "",
+) -> TorchProgram:
+    """Export ``module`` in normal form and take stock of it.
+
+    Args:
+        inputs: names, dtypes and shapes, in the order of ``examples``.
+        call: how to call the module: ``call(module, *tensors)`` returning a tensor or a tuple of tensors; by default
+            ``module(*tensors)``.
+        output_names: names for the outputs, in order; ``output``, ``output_1`` ... when not given.
+
+    Raises:
+        WeightsError: a weight is not finite. SourceError: not exportable, or the export answers differently.
+    """
+    import torch
+
+    module = module.float().eval()
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        # HF keeps masks full of -inf as buffers on purpose; parameters never are.
+        bad = torch.isnan(tensor).any() if tensor.is_floating_point() else torch.tensor(False)
+        if isinstance(tensor, torch.nn.Parameter):
+            bad = bad | torch.isinf(tensor).any()
+        if bool(bad):
+            raise WeightsError(f"weight {name} holds NaN or infinity", fix="train or export the model again")
+    wrapper = _Wrapper(module, call)
+    with torch.no_grad():
+        try:
+            wanted = wrapper(*examples)
+        except Exception as error:
+            shapes = ", ".join(map(str, inputs))
+            raise SourceError(
+                f"the model does not run on {shapes}: {' '.join(str(error).split())[:300]}",
+                fix="give its inputs with --input name:dtype[sizes]",
+            ) from error
+    exported = export_normalised(wrapper, tuple(examples), tuple(spec.name for spec in inputs), prefix="model")
+    with torch.no_grad():
+        found = exported.module()(*examples)
+    names = list(output_names) or ["output" if i == 0 else f"output_{i}" for i in range(len(wanted))]
+    if len(names) != len(wanted):
+        raise SourceError(f"{len(names)} output names for {len(wanted)} outputs", fix="give one name an output")
+    for name, want, have in zip(names, wanted, found, strict=True):
+        _check_same(name, want, have)
+    outputs = tuple(
+        TensorSpec(name, dtype_of(value), tuple(value.shape)) for name, value in zip(names, wanted, strict=True)
+    )
+    record = ProgramRecord(
+        Signature(tuple(inputs), outputs), take_inventory(exported), aliases=_aliases(exported), history=(note,) if note else ()
+    )
+    weights = {name: value.detach() for name, value in exported.state_dict.items() if name not in record.aliases}
+    return TorchProgram(exported, weights, {}, record)
+
+
+def dtype_of(value: torch.Tensor) -> Dtype:
+    """The short dtype name of a tensor. Raises `SourceError` for dtypes no runtime takes."""
+    name = str(value.dtype).removeprefix("torch.")
+    for short, numpy_name in NUMPY_DTYPES.items():
+        if numpy_name == name:
+            return short  # type: ignore[return-value]
+    raise SourceError(f"a tensor of dtype {name} cannot be a model's input or output", fix="cast it to float32 or int32")
+
+
+class _Wrapper:
+    """Made a module class at first use, so that importing this file does not import torch."""
+
+    def __new__(cls, module: torch.nn.Module, call: Callable[..., Any] | None) -> Any:
+        import torch
+
+        class Flat(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = module
+
+            def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                result = self.model(*tensors) if call is None else call(self.model, *tensors)
+                leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+                return tuple(leaves)
+
+        return Flat().eval()
+
+
+def _aliases(exported: torch.export.ExportedProgram) -> dict[str, str]:
+    """Names that share storage with an earlier name."""
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    aliases: dict[str, str] = {}
+    for name, value in exported.state_dict.items():
+        if value.numel() == 0:
+            continue
+        key = (value.data_ptr(), tuple(value.shape))
+        if key in first:
+            aliases[name] = first[key]
+        first.setdefault(key, name)
+    return aliases
+
+
+def _check_same(name: str, want: torch.Tensor, have: torch.Tensor) -> None:
+    import torch
+
+    if not want.is_floating_point():
+        if not torch.equal(want, have):
+            raise SourceError(f"output {name} changed when the model was exported", fix="report this as a bug")
+        return
+    want, have = want.double(), have.double()
+    if not torch.isfinite(want).all():
+        raise SourceError(f"output {name} of the model is not finite on example inputs", fix="check weights and inputs")
+    noise = float((want - have).pow(2).mean())
+    signal = float(want.pow(2).mean())
+    if noise > signal * 10 ** (-MIN_EXPORT_SNR_DB / 10):
+        raise SourceError(f"output {name} changed when the model was exported", fix="report this as a bug")

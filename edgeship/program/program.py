@@ -1,0 +1,192 @@
+"""`TorchProgram`: a normalised exported graph, its weights on disk, and the encodings decided for them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from edgeship.core.inventory import Inventory
+from edgeship.core.model import Signature, TorchModel
+from edgeship.core.records import read_json, write_json
+from edgeship.core.weights import ActivationEncoding, Affine, EncodedTensor, Float, rebuild
+from edgeship.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+
+@dataclass(frozen=True)
+class ProgramRecord:
+    """The part of a program that is plain data: ``program.json``.
+
+    Args:
+        encodings: weight name -> encoding, for every weight that compression decided.
+        activations: name of a graph node -> its static integers.
+        aliases: weight name -> name of the weight it is tied to (stored once).
+        history: one sentence for each pass that made this program.
+    """
+
+    signature: Signature
+    inventory: Inventory
+    encodings: dict[str, Float | Affine] = field(default_factory=dict)
+    activations: dict[str, ActivationEncoding] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    history: tuple[str, ...] = ()
+
+
+def read_record(model: TorchModel) -> ProgramRecord:
+    """The plain-data part of a saved program, without importing torch."""
+    return read_json(ProgramRecord, model.path / "program.json")
+
+
+class WeightStore(Mapping[str, "torch.Tensor"]):
+    """Float weights by name, each read from its safetensors file when asked for; never the whole file at once."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        self.path = path
+        with safe_open(path, framework="pt") as file:
+            self._names = list(file.keys())
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        from safetensors import safe_open
+
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(self.path, framework="pt") as file:
+            return cast("torch.Tensor", file.get_tensor(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass
+class TorchProgram:
+    """A torch program as compression and the converters see it.
+
+    Args:
+        exported: the normalised ``ExportedProgram``; its ``state_dict`` may hold stride-0 placeholders, so take
+            weights from `weight`, or a filled copy from `filled`.
+        weights: float weights by name (tied names left out), read lazily.
+        encoded: the weights that compression decided, as they will be stored.
+        record: signature, inventory, activation encodings, aliases, history.
+    """
+
+    exported: ExportedProgram
+    weights: Mapping[str, torch.Tensor]
+    encoded: dict[str, EncodedTensor]
+    record: ProgramRecord
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs by name."""
+        return self.record.signature
+
+    @property
+    def activations(self) -> dict[str, ActivationEncoding]:
+        """Static activation encodings by graph node name; empty when activations stay float."""
+        return self.record.activations
+
+    def weight(self, name: str) -> torch.Tensor:
+        """One weight as the reference computes with it: dequantized when encoded; integer buffers as they are."""
+        import torch
+
+        name = self.record.aliases.get(name, name)
+        if name in self.encoded:
+            return torch.from_numpy(self.encoded[name].dequantize().copy())
+        return self.weights[name]
+
+    def filled(self) -> ExportedProgram:
+        """The exported program with every weight at its dequantized value, in float32. Shares no state with ours."""
+        import torch
+
+        program = copy.copy(self.exported)
+        state: dict[str, torch.Tensor] = {}
+        for name, old in self.exported.state_dict.items():
+            tied = self.record.aliases.get(name, name)
+            if tied != name and tied in state:
+                state[name] = state[tied]
+                continue
+            value = self.weight(name)
+            value = value.float() if value.is_floating_point() else value
+            state[name] = torch.nn.Parameter(value, requires_grad=False) if isinstance(old, torch.nn.Parameter) else value
+        program._state_dict = state
+        return program
+
+    def quantized(self) -> ExportedProgram:
+        """`filled`, with ``quantized_decomposed`` quantize/dequantize pairs after every node that `activations` names."""
+        from edgeship.program.activations import insert_pairs
+
+        return insert_pairs(self.filled(), self.activations)
+
+    def module(self, *, quantized: bool = True) -> torch.nn.Module:
+        """The reference as a callable: dequantized weights and, when decided, quantized activations."""
+        program = self.quantized() if quantized and self.activations else self.filled()
+        return cast("torch.nn.Module", program.module())
+
+    def example_inputs(self) -> tuple[Any, ...]:
+        """Positional example inputs that the graph was exported with."""
+        args, kwargs = self.exported.example_inputs or ((), {})
+        return (*args, *kwargs.values())
+
+    def save(self, folder: Path) -> None:
+        """Write program.pt2 (graph, placeholder weights), weights.safetensors, encoded.safetensors and program.json."""
+        import torch
+        from safetensors.numpy import save_file as save_numpy
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        hollow = copy.copy(self.exported)
+        hollow._state_dict = {name: _placeholder(value) for name, value in self.exported.state_dict.items()}
+        torch.export.save(hollow, folder / "program.pt2")
+        save_file({name: self.weights[name].contiguous() for name in self.weights}, folder / "weights.safetensors")
+        arrays = {
+            f"{name}::{role}": array for name, tensor in self.encoded.items() for role, array in tensor.arrays().items()
+        }
+        save_numpy({key: _contiguous(array) for key, array in arrays.items()}, folder / "encoded.safetensors")
+        write_json(folder / "program.json", self.record)
+
+    @classmethod
+    def open(cls, model: TorchModel) -> TorchProgram:
+        """Load a saved program. Weights stay on disk until asked for."""
+        import torch
+        from safetensors.numpy import load_file
+
+        folder = model.path
+        record = read_record(model)
+        try:
+            exported = torch.export.load(folder / "program.pt2")
+            arrays = load_file(folder / "encoded.safetensors")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ArtifactError(f"{folder} does not hold a torch program: {error}", fix="build again") from None
+        by_name: dict[str, dict[str, Any]] = {}
+        for key, array in arrays.items():
+            name, _, role = key.rpartition("::")
+            by_name.setdefault(name, {})[role] = array
+        encoded = {name: rebuild(record.encodings[name], roles) for name, roles in by_name.items()}
+        return cls(exported, WeightStore(folder / "weights.safetensors"), encoded, record)
+
+
+def _placeholder(value: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    if value.dim() == 0 or not value.is_floating_point():
+        return value
+    hollow = torch.zeros((), dtype=value.dtype).expand(value.shape)
+    return torch.nn.Parameter(hollow, requires_grad=False) if isinstance(value, torch.nn.Parameter) else hollow
+
+
+def _contiguous(array: Any) -> Any:
+    import numpy as np
+
+    return np.ascontiguousarray(array)
+
+

@@ -1,0 +1,1 @@
+"""Core ML on this machine: an evaluator of saved mlprograms that needs no macOS."""
