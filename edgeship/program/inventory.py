@@ -79,10 +79,12 @@ def _cost(node: Node, names: dict[str, str]) -> OpCost:
 
 def _macs(node: Node) -> int:
     import torch
+    from torch import fx
 
     aten = torch.ops.aten
     target, out = node.target, _numel(node)
-    shapes = [tuple(int(s) for s in _shape(arg)) for arg in node.all_input_nodes]
+    # Not all_input_nodes: that lists a node used twice (x @ x, attention on one tensor) only once.
+    shapes = [_shape(arg) for arg in (*node.args, *node.kwargs.values()) if isinstance(arg, fx.Node)]
     if target == aten.linear.default:
         return out * shapes[1][-1]
     if target in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):

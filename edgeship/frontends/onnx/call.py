@@ -34,7 +34,7 @@ class OpCall:
     model: Path
     run_subgraph: Callable[[GraphProto, Sequence[Value]], list[Value]]
     trace: Callable[[torch.Tensor], str]
-    expand: Callable[[], list[Value]]
+    expand: Callable[[], tuple[Value, ...]]
 
     # Declining
 

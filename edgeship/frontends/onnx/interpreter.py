@@ -38,6 +38,7 @@ class Scope:
     bindings: Mapping[str, AttributeProto] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     initializers: dict[str, TensorProto | SparseTensorProto] = field(default_factory=dict)
+    decoded: dict[str, torch.Tensor] = field(default_factory=dict)
     parent: Scope | None = None
 
 
@@ -120,14 +121,18 @@ class Interpreter:
             raise SourceError(f"{where}: the file names no opset for that domain", fix="export the model again")
         opset = scope.opsets[domain]
 
+        decoded: dict[str, dict[str, torch.Tensor]] = {}
+
         def run_subgraph(graph: GraphProto, arguments: Sequence[Value]) -> list[Value]:
             label = f'"{graph.name}" in {node.op_type} "{node.name}"'
             if len(arguments) != len(graph.input):
                 raise SourceError(f"{where}: its body takes {len(graph.input)} inputs, not {len(arguments)}")
             bound = {info.name: value for info, value in zip(graph.input, arguments, strict=True)}
-            return self._run_graph(graph, Scope(label, scope.opsets, scope.bindings, bound, {}, scope))
+            # All rounds of a loop share one copy of the body's initializers.
+            shared = decoded.setdefault(graph.name, {})
+            return self._run_graph(graph, Scope(label, scope.opsets, scope.bindings, bound, {}, shared, scope))
 
-        def expand() -> list[Value]:
+        def expand() -> tuple[Value, ...]:
             body = function_body(node, domain, opset, inputs, attributes, self._elem_types)
             if body is None:
                 raise refusal(domain, node.op_type, opset, where)
@@ -171,8 +176,6 @@ class Interpreter:
         for name, value in zip(node.output, outputs, strict=False):
             if not name:
                 continue
-            if name in scope.values and scope.parent is None and name not in scope.initializers:
-                pass
             scope.values[name] = value
             if not isinstance(value, torch.Tensor) or not is_constant(value):
                 continue
@@ -195,6 +198,8 @@ class Interpreter:
         while seen is not None:
             if name in seen.values:
                 return seen.values[name]
+            if name in seen.decoded:
+                return seen.decoded[name]
             if name in seen.initializers:
                 return self._read_initializer(name, seen)
             seen = seen.parent
@@ -211,9 +216,11 @@ class Interpreter:
         else:
             value = read_tensor(proto, self._path, where)
             self._tag(value, proto.data_type)
-            # Kept until the next read of the same name in a loop; the bytes are not needed twice.
         self._recorder.constants.name(value, name, initializer=True)
-        scope.values[name] = value
+        if scope.parent is None:
+            scope.values[name] = value
+        else:
+            scope.decoded[name] = value
         return value
 
     def _tag(self, value: torch.Tensor, elem_type: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgeship.frontends.onnx.values import Value
@@ -10,8 +10,8 @@ from edgeship.frontends.onnx.values import Value
 if TYPE_CHECKING:
     from edgeship.frontends.onnx.call import OpCall
 
-#: One tensor, or the list of outputs in ONNX order (None: an output that is not computed).
-Result = Value | Sequence[Value]
+#: One value, or the tuple of outputs in ONNX order (None: an output that is not computed).
+Result = Value | tuple[Value, ...]
 Operator = Callable[["OpCall"], Result]
 
 _OPERATORS: dict[tuple[str, str], dict[int, Operator]] = {}

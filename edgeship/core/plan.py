@@ -1,0 +1,88 @@
+"""A plan: the steps that a build will take, in order, printed before it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeship.core.model import Model
+from edgeship.core.passes import Pass
+from edgeship.core.records import to_plain
+
+
+@dataclass(frozen=True)
+class Step:
+    """One configured pass and where its inputs come from.
+
+    Args:
+        index: place in the plan. task: the configured pass.
+        inputs: parameter name -> index of the step that makes it, or -1 for the source.
+        routes: (target, runtime) pairs that need it; shared steps run once.
+    """
+
+    index: int
+    task: Pass
+    inputs: dict[str, int]
+    made: str
+    routes: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        """The pass's name."""
+        return self.task.name
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The pass's fields as plain data."""
+        plain: dict[str, object] = to_plain(self.task)
+        return {key: value for key, value in plain.items() if value is not None}
+
+    def describe(self) -> str:
+        """One line: number, pass, what it makes, options, inputs."""
+        shown = " ".join(f"{key}={_brief(value)}" for key, value in self.options.items() if _brief(value))
+        origin = ",".join("source" if index < 0 else str(index) for index in dict.fromkeys(self.inputs.values()))
+        targets = ",".join(dict.fromkeys(target for target, _ in self.routes))
+        return f"{self.index:<3}{self.name:<25}{self.made:<13}{shown}  <- {origin}  [{targets}]"
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, dict):
+        value = value.get("reference") or value.get("name") or ""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))[:60]
+    return "" if value in ("", None) else str(value)[:60]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in order, and what was skipped with its reason."""
+
+    steps: tuple[Step, ...]
+    skipped: dict[str, str]
+
+    def text(self) -> str:
+        """The plan as people read it."""
+        lines = [step.describe() for step in self.steps]
+        lines += [f"-  {name:<25}skipped: {reason}" for name, reason in self.skipped.items()]
+        return "\n".join(lines)
+
+    def plain(self) -> dict[str, object]:
+        """The plan as JSON-ready data."""
+        steps = [
+            {
+                "index": step.index,
+                "pass": step.name,
+                "makes": step.made,
+                "options": step.options,
+                "inputs": step.inputs,
+                "routes": [list(route) for route in step.routes],
+            }
+            for step in self.steps
+        ]
+        return {"steps": steps, "skipped": self.skipped}
+
+
+def made_name(made: object) -> str:
+    """The name of a pass's result type."""
+    if isinstance(made, type):
+        return made.kind if issubclass(made, Model) else made.__name__
+    return str(made)

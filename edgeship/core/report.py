@@ -1,0 +1,136 @@
+"""What a build measured and decided: measurements, verdicts, and the report that holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+How = Literal["measured", "emulated", "estimated", "reported"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number and how it was come by.
+
+    Args:
+        unit: ``ms``, ``bytes``, ``dB``, ``fraction`` ... as stored, never pre-formatted.
+        how: ``measured`` on this host, ``emulated``, ``estimated`` with a band, or ``reported`` by a device.
+        device: ``host`` or a target's name. low, high: the band of an estimate, or the spread of runs.
+        runs: how many runs are behind it. versions: tool versions.
+        note: what a reader must know (why something is not timed here, say).
+    """
+
+    kind: ClassVar[str] = "measurement"
+    name: str
+    value: float | None
+    unit: str
+    how: How
+    device: str = "host"
+    runtime: str = ""
+    low: float | None = None
+    high: float | None = None
+    runs: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The end of a check.
+
+    Args:
+        check: pass name. runtime, target: what was checked. passed: whether it holds.
+        summary: one sentence with the figures. measurements: the figures.
+        fix: the way out when it does not hold.
+    """
+
+    kind: ClassVar[str] = "verdict"
+    check: str
+    runtime: str
+    passed: bool
+    summary: str
+    measurements: tuple[Measurement, ...] = ()
+    fix: str = ""
+
+    def measurement(self, name: str) -> Measurement | None:
+        """One figure by name, or None."""
+        return next((item for item in self.measurements if item.name == name), None)
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What a benchmark pass ends in."""
+
+    kind: ClassVar[str] = "measurements"
+    items: tuple[Measurement, ...]
+
+
+@dataclass(frozen=True)
+class ArtifactRow:
+    """One line of the final table: an artifact with everything known about it.
+
+    Args:
+        files: bundle-relative. size_bytes: on disk. weights, activations: encodings in words.
+        total_snr_db: against the float model it came from. lowering_snr_db: against the reference with the same
+            encoded weights. memory_bytes: what the app will need on the device.
+    """
+
+    target: str
+    runtime: str
+    file: str
+    size_bytes: int
+    weights: str
+    activations: str
+    execution: How
+    verdicts: tuple[Verdict, ...]
+    measurements: tuple[Measurement, ...] = ()
+    memory_bytes: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check of this artifact holds."""
+        return all(verdict.passed for verdict in self.verdicts)
+
+    def figure(self, name: str) -> Measurement | None:
+        """One figure by name, from the verdicts or the benchmarks."""
+        for verdict in self.verdicts:
+            found = verdict.measurement(name)
+            if found is not None:
+                return found
+        return next((item for item in self.measurements if item.name == name), None)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """How long one step took, and whether it came from the cache."""
+
+    step: str
+    seconds: float
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything one build says, as printed, as JSON, and as ``report.json`` in the bundle.
+
+    Args:
+        bundle: folder, or empty when nothing was published.
+        skipped: pass name -> reason.
+    """
+
+    source: str
+    profile: str
+    targets: tuple[str, ...]
+    bundle: str
+    rows: tuple[ArtifactRow, ...]
+    steps: tuple[StepTime, ...]
+    skipped: dict[str, str]
+    machine: dict[str, str]
+    versions: dict[str, str]
+    created: str
+    log: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every artifact passed every check."""
+        return all(row.passed for row in self.rows)

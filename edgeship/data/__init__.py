@@ -1,0 +1,1 @@
+"""Calibration and evaluation data: read, check against the model's inputs, or generate."""

@@ -1,0 +1,203 @@
+"""Model inputs from a file, a folder of images, a Python function, or a seed.
+
+Forms of a reference:
+  - ``data.npz``: one array an input, the first axis counts samples; ``label`` (or ``labels``) is the answer;
+  - ``data.npy``: the only input of a model with one input;
+  - a folder of images: one sub-folder a class (names sorted are the labels) or images flat without labels;
+  - ``path/to/file.py:function`` or ``package.module:function``: returns what an npz would hold, as a dict.
+
+A sample has the model's input shape without its batch axis when that is 1, or the input shape itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeship.core.model import Signature, TensorSpec
+from edgeship.core.profile import DataRef
+from edgeship.core.records import suggest
+from edgeship.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+LABEL_NAMES = ("label", "labels", "target")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Model inputs, ready to run one by one, and their labels when the data has them."""
+
+    inputs: tuple[dict[str, Array], ...]
+    labels: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def describe_data(reference: str) -> DataRef:
+    """A reference with the digest of what it holds. Raises `DataError` when it is not there."""
+    path = Path(reference.rpartition(":")[0] if _is_function(reference) else reference)
+    digest = hashlib.sha256(reference.encode() if _is_function(reference) else b"")
+    if path.is_dir():
+        files = sorted(item for item in path.rglob("*") if item.suffix.lower() in IMAGE_SUFFIXES)
+        for item in files:
+            digest.update(item.relative_to(path).as_posix().encode() + item.read_bytes())
+        if not files:
+            raise DataError(f"{reference} holds no images", fix="give a folder of .jpg or .png files, or an .npz")
+    elif path.is_file():
+        digest.update(path.read_bytes())
+    elif not _is_function(reference):
+        raise DataError(f"{reference} does not exist", fix="give an .npz, a folder of images, or file.py:function")
+    return DataRef(reference, digest.hexdigest())
+
+
+def load_samples(reference: str, signature: Signature, limit: int | None = None) -> Samples:
+    """At most ``limit`` samples, spread evenly over the data so that sorted classes are all met.
+
+    Raises:
+        DataError: no samples, an input missing, a wrong shape or dtype, NaN or infinity.
+    """
+    import numpy as np
+
+    path = Path(reference)
+    if _is_function(reference):
+        arrays = _from_function(reference)
+    elif path.is_dir():
+        arrays = _from_images(path, signature, limit)
+    else:
+        arrays = _from_file(path, signature)
+    labels = next((np.asarray(arrays[name]) for name in LABEL_NAMES if name in arrays), None)
+    names = {spec.name for spec in signature.inputs}
+    stray = [name for name in arrays if name not in names and name not in LABEL_NAMES]
+    if stray:
+        raise DataError(f"{reference} holds {stray[0]!r}, which is no input of the model", fix=suggest(stray[0], names))
+    columns = {spec.name: _check(reference, spec, arrays) for spec in signature.inputs}
+    counts = {name: len(column) for name, column in columns.items()}
+    if labels is not None:
+        counts["label"] = len(labels)
+    if len(set(counts.values())) != 1:
+        raise DataError(f"{reference}: inputs have different numbers of samples: {counts}", fix="give each the same")
+    total = next(iter(counts.values()))
+    if total == 0:
+        raise DataError(f"{reference} holds no samples", fix="give at least one")
+    chosen = list(range(total)) if limit is None or total <= limit else [i * total // limit for i in range(limit)]
+    inputs = tuple(
+        {spec.name: columns[spec.name][i].reshape(spec.shape) for spec in signature.inputs} for i in chosen
+    )
+    return Samples(inputs, None if labels is None else labels[chosen])
+
+
+def load_batches(reference: str, signature: Signature, limit: int | None = None) -> list[dict[str, Array]]:
+    """The inputs of `load_samples`."""
+    return list(load_samples(reference, signature, limit).inputs)
+
+
+def generate_batches(signature: Signature, count: int, seed: int = 0) -> list[dict[str, Array]]:
+    """Inputs drawn from a seed: normal floats (or uniform in ``low..high``), uniform integers in ``low..high``.
+
+    Integer inputs without a range (masks, types) are ones: an all-zero mask would hide everything.
+    """
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    return [{spec.name: _draw(spec, generator) for spec in signature.inputs} for _ in range(count)]
+
+
+def _draw(spec: TensorSpec, generator: Any) -> Array:
+    import numpy as np
+
+    if spec.dtype in ("f32", "f16"):
+        if spec.low is not None and spec.high is not None:
+            return np.asarray(generator.uniform(spec.low, spec.high, spec.shape), spec.numpy_dtype)
+        return np.asarray(generator.standard_normal(spec.shape), spec.numpy_dtype)
+    if spec.dtype == "bool":
+        return np.ones(spec.shape, np.bool_)
+    if spec.high is None:
+        return np.ones(spec.shape, spec.numpy_dtype)
+    return np.asarray(generator.integers(int(spec.low or 0), int(spec.high) + 1, spec.shape), spec.numpy_dtype)
+
+
+def _is_function(reference: str) -> bool:
+    head, colon, tail = reference.rpartition(":")
+    return bool(colon) and tail.isidentifier() and len(head) > 1 and not Path(reference).exists()
+
+
+def _from_function(reference: str) -> Mapping[str, Any]:
+    from edgeship.data.functions import load_function
+
+    result = load_function(reference)()
+    if not isinstance(result, Mapping):
+        raise DataError(f"{reference} returned {type(result).__name__}", fix="return a dict of arrays by input name")
+    return result
+
+
+def _from_file(path: Path, signature: Signature) -> Mapping[str, Any]:
+    import numpy as np
+
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist", fix="give an .npz, a folder of images, or file.py:function") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} is not a NumPy file: {error}", fix="write it with numpy.savez") from None
+    if isinstance(loaded, np.ndarray):
+        if len(signature.inputs) != 1:
+            raise DataError(f"{path} holds one array, the model has {len(signature.inputs)} inputs", fix="use an .npz")
+        return {signature.inputs[0].name: loaded}
+    try:
+        return {name: loaded[name] for name in loaded.files}
+    except Exception as error:  # zip and pickle errors of a damaged member, of many types
+        raise DataError(f"{path} is damaged: {error}", fix="write it again with numpy.savez") from None
+
+
+def _from_images(folder: Path, signature: Signature, limit: int | None) -> Mapping[str, Any]:
+    import numpy as np
+
+    from edgeship.data.images import read_image
+
+    images = [spec for spec in signature.inputs if len(spec.shape) == 4]
+    if len(signature.inputs) != 1 or len(images) != 1:
+        raise DataError(f"{folder} is a folder of images, but the model does not take one image", fix="use an .npz")
+    classes = sorted(item.name for item in folder.iterdir() if item.is_dir())
+    found: list[tuple[Path, int]] = []
+    if classes:
+        for label, name in enumerate(classes):
+            found += [(item, label) for item in sorted((folder / name).rglob("*")) if item.suffix.lower() in IMAGE_SUFFIXES]
+    else:
+        found = [(item, -1) for item in sorted(folder.iterdir()) if item.suffix.lower() in IMAGE_SUFFIXES]
+    if not found:
+        raise DataError(f"{folder} holds no images", fix="give .jpg or .png files")
+    if limit is not None and len(found) > limit:
+        found = [found[i * len(found) // limit] for i in range(limit)]
+    arrays: dict[str, Any] = {images[0].name: np.stack([read_image(path, images[0]) for path, _ in found])}
+    if classes:
+        arrays["label"] = np.array([label for _, label in found])
+    return arrays
+
+
+def _check(reference: str, spec: TensorSpec, arrays: Mapping[str, Any]) -> Array:
+    import numpy as np
+
+    if spec.name not in arrays:
+        raise DataError(f"{reference} lacks the input {spec.name}", fix=f"it holds {', '.join(arrays) or 'nothing'}")
+    column = np.asarray(arrays[spec.name])
+    wanted = [spec.shape, spec.shape[1:]] if spec.shape[:1] == (1,) else [spec.shape]
+    if column.ndim == 0 or tuple(column.shape[1:]) not in wanted:
+        raise DataError(
+            f"{reference}: {spec.name} has shape {tuple(column.shape)}, the model takes {spec}",
+            fix=f"give samples of shape {spec.shape}",
+        )
+    is_float = spec.dtype in ("f32", "f16")
+    if is_float != np.issubdtype(column.dtype, np.floating) and not (is_float and column.dtype == np.uint8):
+        raise DataError(f"{reference}: {spec.name} is {column.dtype}, the model takes {spec.dtype}", fix="convert it first")
+    if is_float and not bool(np.isfinite(column).all()):
+        raise DataError(f"{reference}: {spec.name} holds NaN or infinity", fix="remove those samples")
+    return column.astype(spec.numpy_dtype)

@@ -1,0 +1,50 @@
+"""Load a Python function that the user named: ``path/to/file.py:function`` or ``package.module:function``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgeship.errors import UsageError
+
+
+def load_function(reference: str) -> Callable[..., Any]:
+    """The function behind a reference. The file's own folder is importable while it loads.
+
+    Raises:
+        UsageError: no such file, module or function, or the file fails while it is imported.
+    """
+    head, _, name = reference.rpartition(":")
+    try:
+        module = _load_file(Path(head)) if head.endswith(".py") else importlib.import_module(head)
+    except UsageError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UsageError(f"{head} cannot be imported: {reason}", fix="run it with python to see where") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"{head} has no function {name}", fix=f"it has {', '.join(known) or 'none'}")
+    return function  # type: ignore[no-any-return]
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist", fix="give path/to/file.py:function")
+    path = path.resolve()
+    spec = importlib.util.spec_from_file_location(f"edgeship_source_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is not a Python file", fix="give path/to/file.py:function")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
