@@ -1,0 +1,39 @@
+"""Write an ONNX model: one file, or a small file and one data file when weights would pass protobuf's 2 GB."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeship.errors import LoweringError, OutputError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+MAX_INLINE_BYTES = 3 * 2**29
+
+
+def save_model(model: ir.Model, path: Path) -> tuple[str, ...]:
+    """Check and write the model. Returns the names of the files, relative to the folder of ``path``.
+
+    Raises `LoweringError` when ONNX's own checker refuses the graph, `OutputError` when the disk does.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    graph = model.graph
+    total = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
+    data = f"{path.stem}.data" if total > MAX_INLINE_BYTES else None
+    try:
+        ir.save(model, path, external_data=data, size_threshold_bytes=1024, max_workers=1)
+        onnx.checker.check_model(os.fspath(path))
+    except onnx.checker.ValidationError as error:
+        raise LoweringError(
+            f"the ONNX checker refuses the graph: {str(error)[:300]}", fix="report this as a bug"
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path.name}: {error.strerror or error}", fix="check space and permissions"
+        ) from error
+    return (path.name,) if data is None else (path.name, data)

@@ -1,0 +1,205 @@
+"""Place weights in an ONNX graph exactly as decided: integers with DequantizeLinear, float16 with Cast.
+
+A linear weight is stored [K, N] (transposed) because ONNX Runtime's CPU kernels fuse ``DequantizeLinear -> MatMul`` and
+``-> Gemm`` only in that layout; `Placement.permutation` records it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from edgeship.core.model import Placement
+from edgeship.core.weights import AffineTensor, EncodedTensor, FloatTensor
+from edgeship.errors import EncodingError, LoweringError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import onnx_ir as ir
+
+    from edgeship.program.program import TorchProgram
+
+
+def place_weights(model: ir.Model, weights: dict[str, ir.Value], program: TorchProgram) -> tuple[Placement, ...]:
+    """Give every weight its content. Float weights that compression left alone stay float32.
+
+    ``weights`` are values without content, by torch name, as `export_graph` returns them.
+
+    Raises:
+        LoweringError: an encoded weight is no longer in the graph.
+        EncodingError: its scales have a shape that DequantizeLinear does not take.
+    """
+    placements = []
+    for name in program.encoded:
+        if name not in weights or not weights[name].uses():
+            raise LoweringError(f"the encoded weight {name} is not used in the ONNX graph", fix="keep it in float32")
+    for name, value in weights.items():
+        if not value.uses():
+            continue
+        transposed = _untranspose(model, value) if _is_linear(value) else False
+        tensor = program.encoded.get(name)
+        if tensor is None:
+            _store_float(model, value, name, program, transposed)
+            continue
+        stored = _store(model, value, name, tensor, transposed, explicit_zero=bool(program.activations))
+        placements.append(Placement(name, stored, (1, 0) if transposed else None))
+    return tuple(placements)
+
+
+def _is_linear(value: ir.Value) -> bool:
+    """Whether every use is a matrix product with the transposed weight, as torch's linear is exported."""
+    uses = value.uses()
+    return (
+        value.shape is not None
+        and len(value.shape) == 2
+        and bool(uses)
+        and all(_multiplies_transposed(use.node, use.idx) for use in uses)
+    )
+
+
+def _multiplies_transposed(node: ir.Node, index: int) -> bool:
+    if node.op_type == "Gemm":
+        return index == 1 and _integer(node, "transB") == 1
+    if node.op_type != "Transpose":
+        return False
+    perm = node.attributes.get("perm")
+    users = node.outputs[0].uses()
+    swaps = perm is None or list(perm.as_ints()) == [1, 0]
+    return swaps and all(use.node.op_type == "MatMul" and use.idx == 1 for use in users)
+
+
+def _integer(node: ir.Node, name: str) -> int:
+    attribute = node.attributes.get(name)
+    return 0 if attribute is None else int(attribute.as_int())
+
+
+def _untranspose(model: ir.Model, value: ir.Value) -> bool:
+    """Drop the transposition at every use, and swap the value's own axes instead."""
+    import onnx_ir as ir
+
+    for use in value.uses():
+        if use.node.op_type == "Gemm":
+            use.node.attributes["transB"] = ir.AttrInt64("transB", 0)
+        else:
+            use.node.outputs[0].replace_all_uses_with(value)
+            model.graph.remove(use.node, safe=True)
+    shape = value.shape
+    value.shape = ir.Shape([shape[1], shape[0]]) if shape is not None else None
+    return True
+
+
+def _store_float(model: ir.Model, value: ir.Value, name: str, program: TorchProgram, transposed: bool) -> None:
+    import onnx_ir as ir
+
+    def read() -> npt.NDArray[Any]:
+        tensor = program.weight(name)
+        array: npt.NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+        return array.T if transposed else array
+
+    dtype = value.dtype or ir.DataType.FLOAT
+    value.const_value = _lazy(name, read, dtype, tuple(int(size) for size in value.shape or ()))
+    model.graph.initializers[name] = value
+
+
+def _store(
+    model: ir.Model, value: ir.Value, name: str, tensor: EncodedTensor, transposed: bool, explicit_zero: bool
+) -> str:
+    """Store one encoded weight before its first use; returns the name of the initializer that holds its numbers."""
+    import onnx_ir as ir
+
+    def turned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return array.T if transposed else array
+
+    if isinstance(tensor, FloatTensor):
+        if tensor.encoding.bits == 32:
+            value.const_value = _eager(name, turned(tensor.values), ir.DataType.FLOAT)
+            model.graph.initializers[name] = value
+            return name
+        half = _initializer(model, f"{name}_f16", turned(tensor.values), ir.DataType.FLOAT16)
+        _replace(model, value, ir.node("Cast", [half], {"to": ir.DataType.FLOAT}, name=f"{name}_cast"), name)
+        return f"{name}_f16"
+    if not isinstance(tensor, AffineTensor):
+        raise EncodingError(f"ONNX cannot hold {tensor.encoding} for {name}", fix="use float16 or int8")
+    values, scale = turned(tensor.values), turned(tensor.scale)
+    attributes, squeezed = block_layout(values.shape, scale.shape, name)
+    dtype = _integer_type(tensor)
+    inputs = [
+        _initializer(model, f"{name}_q", values, dtype),
+        _initializer(model, f"{name}_scale", scale.reshape(squeezed), ir.DataType.FLOAT),
+    ]
+    if tensor.zero_point is not None:
+        inputs.append(_initializer(model, f"{name}_zero", turned(tensor.zero_point).reshape(squeezed), dtype))
+    elif explicit_zero:
+        # Without it ONNX Runtime leaves a quantized Gemm in float.
+        inputs.append(_initializer(model, f"{name}_zero", (0 * scale).reshape(squeezed).astype("int8"), dtype))
+    _replace(model, value, ir.node("DequantizeLinear", inputs, attributes, name=f"{name}_dequantize"), name)
+    return f"{name}_q"
+
+
+def block_layout(
+    shape: tuple[int, ...], scale: tuple[int, ...], name: str = "weight"
+) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Attributes of DequantizeLinear, and the shape it wants of the scale, for scales that tile a weight.
+
+    Raises `EncodingError` when blocks extend over more than one axis: DequantizeLinear has none such.
+    """
+    spread = [axis for axis, size in enumerate(scale) if size > 1]
+    blocked = [axis for axis, (n, s) in enumerate(zip(shape, scale, strict=True)) if s not in (1, n)]
+    short = [axis for axis, (n, s) in enumerate(zip(shape, scale, strict=True)) if s != n]
+    if not spread:
+        return {}, ()
+    if len(spread) == 1 and not blocked:
+        return {"axis": spread[0]}, (scale[spread[0]],)
+    if len(short) == 1:
+        axis = short[0]
+        return {"axis": axis, "block_size": shape[axis] // scale[axis]}, scale
+    raise EncodingError(
+        f"ONNX has no DequantizeLinear for scales {scale} over {name} {shape}", fix="use per-channel scales"
+    )
+
+
+def _integer_type(tensor: AffineTensor) -> ir.DataType:
+    """Container of the integers: 8 bits, or 4 bits for anything shorter."""
+    import onnx_ir as ir
+
+    if tensor.encoding.bits == 8:
+        return ir.DataType.INT8 if tensor.encoding.symmetric else ir.DataType.UINT8
+    return ir.DataType.INT4 if tensor.encoding.symmetric else ir.DataType.UINT4
+
+
+def _replace(model: ir.Model, value: ir.Value, node: ir.Node, name: str) -> None:
+    """Put ``node`` before the first use of ``value``, and let all uses read its output."""
+    uses = {use.node for use in value.uses()}
+    first = next(candidate for candidate in model.graph if candidate in uses)
+    model.graph.insert_before(first, node)
+    (output,) = node.outputs
+    output.name, output.type, output.shape = f"{name}_value", value.type, value.shape
+    value.replace_all_uses_with(output)
+
+
+def _initializer(model: ir.Model, name: str, array: npt.NDArray[Any], dtype: ir.DataType) -> ir.Value:
+    import onnx_ir as ir
+
+    value = ir.Value(
+        name=name, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=_eager(name, array, dtype)
+    )
+    model.graph.initializers[name] = value
+    return value
+
+
+def _eager(name: str, array: npt.NDArray[Any], dtype: ir.DataType) -> ir.LazyTensor:
+    import numpy as np
+
+    return _lazy(name, lambda: np.ascontiguousarray(array), dtype, tuple(array.shape))
+
+
+def _lazy(name: str, read: Callable[[], npt.NDArray[Any]], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.LazyTensor:
+    """A tensor made when the file is written, so that only one weight is in memory at a time."""
+    import numpy as np
+    import onnx_ir as ir
+
+    def make() -> ir.Tensor:
+        array = np.ascontiguousarray(read()).astype(dtype.numpy(), copy=False)
+        return ir.Tensor(array.reshape(shape), dtype=dtype, name=name)
+
+    return ir.LazyTensor(make, dtype=dtype, shape=ir.Shape(shape), name=name)

@@ -1,0 +1,44 @@
+"""`TorchToOnnx`: a torch program to an ONNX file for ONNX Runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from edgeship.core.model import OnnxModel, TorchModel
+from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.profile import Request
+
+
+@dataclass(frozen=True)
+class TorchToOnnx(Pass):
+    """Lower to ONNX (opset 21), each weight stored as decided and static activations as QuantizeLinear pairs."""
+
+    name: ClassVar[str] = "lower/torch_to_onnx"
+    tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "onnx-ir")
+
+    @classmethod
+    def plan(cls, request: Request) -> Self | Skip:
+        """Itself for runtimes that take ONNX."""
+        if request.runtime not in ("onnx", "qnn"):
+            return Skip(f"runtime is {request.runtime}")
+        return cls()
+
+    def run(self, model: TorchModel, ctx: Context) -> OnnxModel:
+        """Write ``model.onnx``. Raises `UnsupportedOpError`, `LoweringError` or `EncodingError`."""
+        from edgeship.lowering.onnx.activations import store_activations
+        from edgeship.lowering.onnx.export import export_graph
+        from edgeship.lowering.onnx.save import save_model
+        from edgeship.lowering.onnx.weights import place_weights
+        from edgeship.program.program import TorchProgram
+
+        program = TorchProgram.open(model)
+        graph, weights = export_graph(program)
+        placements = place_weights(graph, weights, program)
+        if program.activations:
+            store_activations(graph, program)
+        path = ctx.folder / "model.onnx"
+        files = save_model(graph, path)
+        return OnnxModel(
+            path, program.signature, files=files, placements=placements, compute="int" if program.activations else "f32"
+        )
