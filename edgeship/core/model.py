@@ -156,3 +156,8 @@ class QnnModel(Artifact):
     kind: ClassVar[str] = "QnnModel"
     runtime: ClassVar[str] = "qnn"
     suffix: ClassVar[str] = ""
+
+
+ARTIFACTS: dict[str, type[Artifact]] = {
+    cls.kind: cls for cls in (OnnxModel, CoreMLModel, CoreAIModel, TFLiteModel, QnnModel)
+}

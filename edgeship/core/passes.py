@@ -5,7 +5,8 @@ parameter whose type is a `Model` is an input edge, the return type is the node 
 
   - *bridge*: makes another kind (Source -> TorchModel, TorchModel -> OnnxModel);
   - *refinement*: keeps the kind (TorchModel -> TorchModel);
-  - *check*: ends in a Verdict; *report*: ends in measurements.
+  - *check*: ends in a Verdict; *measure*: ends in Measurements;
+  - *gather*: takes everything the build made, once, at its end (package).
 
 Parameter names mean something to the planner: ``model`` is the newest model of that kind on the route, ``reference`` the
 TorchModel that was lowered, ``original`` the TorchModel as loaded.
@@ -22,8 +23,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from edgeship.core.model import Model
 from edgeship.core.profile import Request
+from edgeship.core.report import Measurements
 
-Shape = Literal["bridge", "refinement", "check", "report"]
+Shape = Literal["bridge", "refinement", "check", "measure", "gather"]
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,15 @@ class Pass(ABC):
     Class attributes:
         name: ``folder/file``. tools: distributions whose versions decide the result, part of the cache key.
         settles: what a refinement decides ("weights", "activations"); the plan shows it.
+        after: refinements that come before this one when both are planned.
+        cached: False for passes that look at the machine or write outside their folder.
     """
 
     name: ClassVar[str]
     tools: ClassVar[tuple[str, ...]] = ()
     settles: ClassVar[str] = ""
+    after: ClassVar[tuple[str, ...]] = ()
+    cached: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod
@@ -88,9 +94,11 @@ class Pass(ABC):
     def shape(cls) -> Shape:
         """Its shape in the graph, from its edges."""
         inputs, made = cls.edges()
-        if not (isinstance(made, type) and issubclass(made, Model)):
-            return "report" if cls.name.startswith("ship/") else "check"
-        return "refinement" if inputs.get("model") is made else "bridge"
+        if isinstance(made, type) and issubclass(made, Model):
+            return "refinement" if inputs.get("model") is made else "bridge"
+        if not inputs:
+            return "gather"
+        return "measure" if made is Measurements else "check"
 
     @classmethod
     def summary(cls) -> str:

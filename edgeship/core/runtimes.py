@@ -31,7 +31,12 @@ class Session(ABC):
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Run once. Inputs and outputs by the signature's names, in the artifact's own shapes and dtypes."""
 
-    def close(self) -> None:
+    def run_on_cpu(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]] | None:
+        """The same artifact by a second engine, for emulators whose operators can be silently wrong; None where
+        there is no second engine."""
+        return None
+
+    def close(self) -> None:  # noqa: B027  most sessions hold nothing
         """Free what the session holds."""
 
     def __enter__(self) -> Self:

@@ -8,7 +8,9 @@ converter decomposes what its runtime lacks.
 
 from __future__ import annotations
 
+import keyword
 import operator
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 from edgeship.errors import SourceError
@@ -77,7 +79,7 @@ def _flatten_signature(module: GraphModule, names: tuple[str, ...], prefix: str)
     graph = Graph()
     holder = torch.nn.Module()
     mapping: dict[Node, Node] = {}
-    waiting = list(names)
+    waiting = _identifiers(names)
     for node in module.graph.nodes:
         if node.op == "placeholder":
             name = waiting.pop(0)
@@ -99,6 +101,18 @@ def _flatten_signature(module: GraphModule, names: tuple[str, ...], prefix: str)
             mapping[node] = graph.node_copy(node, lambda n: mapping[n])
     with _quiet_get_attr():
         return GraphModule(holder, graph)
+
+
+def _identifiers(names: tuple[str, ...]) -> list[str]:
+    """Names that Python accepts as arguments, in the same order, each once."""
+    made: list[str] = []
+    for name in names:
+        clean = re.sub(r"\W", "_", name)
+        clean = f"input_{clean}" if not clean.isidentifier() or keyword.iskeyword(clean) else clean
+        while clean in made:
+            clean += "_"
+        made.append(clean)
+    return made
 
 
 class _quiet_get_attr:

@@ -1,0 +1,137 @@
+"""The bundle: the folder that ships, its manifest, and the digests that prove it whole."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgeship.core.model import Artifact, Placement, Signature
+from edgeship.core.plan import Plan
+from edgeship.core.profile import Request
+from edgeship.core.report import Report
+
+MANIFEST = "manifest.json"
+REPORT = "report.json"
+SCHEMA_VERSION = 1
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One shipped file: path relative to the bundle, SHA-256 in hex, size in bytes."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class EncodingRecord:
+    """How one weight is stored: the encoding in words, its bits, and where the artifact keeps it."""
+
+    encoding: str
+    bits: int
+    shape: tuple[int, ...]
+    placement: Placement
+
+
+@dataclass(frozen=True)
+class ArtifactRecord:
+    """One artifact of the manifest.
+
+    Args:
+        kind: class of the model handle, which says what opens it. main: the file or folder to open.
+        compute: arithmetic. reproducible: empty when building twice gives the same bytes, else the reason why not.
+        encodings: by weight name; weights not named are stored in ``compute`` precision.
+        activations: static integers by graph node: [bits, scale, zero point].
+        facts: session options an app must set, versions, counts.
+    """
+
+    runtime: str
+    targets: tuple[str, ...]
+    model_kind: str
+    main: str
+    files: tuple[FileRecord, ...]
+    signature: Signature
+    compute: str
+    encodings: dict[str, EncodingRecord]
+    activations: dict[str, tuple[int, float, int]]
+    memory_bytes: int
+    verified: str
+    reproducible: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """What the bundle was made from."""
+
+    reference: str
+    form: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``: what is in a bundle. Its JSON Schema ships as ``edgeship/schemas/manifest.schema.json``."""
+
+    schema_version: int
+    edgeship: str
+    source: SourceRecord
+    profile: str
+    artifacts: tuple[ArtifactRecord, ...]
+    plan: dict[str, object]
+    versions: dict[str, str]
+    files: tuple[FileRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class BuiltArtifact:
+    """One artifact of a running build, with what the steps said about it."""
+
+    targets: tuple[str, ...]
+    artifact: Artifact
+    encodings: dict[str, EncodingRecord]
+    activations: dict[str, tuple[int, float, int]]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Everything a build made, for passes that end it (package; later an HTML report)."""
+
+    output: Path
+    request: Request
+    plan: Plan
+    built: tuple[BuiltArtifact, ...]
+    report: Report
+    source_digest: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A published bundle."""
+
+    path: Path
+    manifest: Manifest
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hex, read by blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Every file below a folder, sorted by relative path. A single file lists itself."""
+    if folder.is_file():
+        return [folder]
+    return sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.as_posix())
+
+
+def total_bytes(path: Path) -> int:
+    """Bytes of a file, or of everything below a folder."""
+    return sum(item.stat().st_size for item in list_files(path))

@@ -1,0 +1,147 @@
+"""From a plan to results: run each step or take it from the cache, check its promise, tell how long it took."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from edgeship.core.model import Model, Source
+from edgeship.core.passes import Context
+from edgeship.core.plan import Plan, Step
+from edgeship.core.report import StepTime
+from edgeship.engine.cache import KINDS, Cache, Result
+from edgeship.engine.chatter import Log, silenced
+from edgeship.errors import EdgeshipError, OutputError
+
+
+class Progress(Protocol):
+    """What a front end hears while steps run."""
+
+    def started(self, step: Step) -> None:
+        """A step begins."""
+
+    def moved(self, step: Step, done: int, total: int, what: str) -> None:
+        """A step is ``done`` of ``total`` through."""
+
+    def finished(self, step: Step, seconds: float, cached: bool) -> None:
+        """A step ended well."""
+
+    def failed(self, step: Step) -> None:
+        """A step raised; the error follows."""
+
+
+class Silence:
+    """A `Progress` that says nothing."""
+
+    def started(self, step: Step) -> None:
+        """Say nothing."""
+
+    def moved(self, step: Step, done: int, total: int, what: str) -> None:
+        """Say nothing."""
+
+    def finished(self, step: Step, seconds: float, cached: bool) -> None:
+        """Say nothing."""
+
+    def failed(self, step: Step) -> None:
+        """Say nothing."""
+
+
+@dataclass
+class Execution:
+    """A running plan: results by step index, and the time each took."""
+
+    results: dict[int, Result]
+    times: list[StepTime]
+
+
+def execute(
+    plan: Plan,
+    source: Source,
+    cache: Cache,
+    log: Log,
+    progress: Progress,
+    gather: Callable[[Step, Execution], Any] | None = None,
+) -> Execution:
+    """Run every step of a plan in order.
+
+    Args:
+        gather: called for the steps that take everything (package), inside the same progress and log.
+
+    Raises:
+        EdgeshipError: whatever a step raised on purpose. OutputError: the disk is full or not writable.
+    """
+    execution = Execution({}, [])
+    for step in plan.steps:
+        progress.started(step)
+        begin = time.perf_counter()
+        log.line(f"== {step.describe()}")
+        try:
+            if type(step.task).shape() == "gather":
+                cached = False
+                if gather is not None:
+                    with silenced(log):
+                        gather(step, execution)
+            else:
+                cached = _run_step(step, source, cache, log, progress, execution)
+        except EdgeshipError:
+            progress.failed(step)
+            log.line(traceback.format_exc())
+            raise
+        except OSError as error:
+            progress.failed(step)
+            log.line(traceback.format_exc())
+            raise _disk_error(error, cache) from error
+        except BaseException:
+            progress.failed(step)
+            log.line(traceback.format_exc())
+            raise
+        seconds = time.perf_counter() - begin
+        execution.times.append(StepTime(f"{step.index} {step.name}", seconds, cached))
+        progress.finished(step, seconds, cached)
+    return execution
+
+
+def _run_step(
+    step: Step, source: Source, cache: Cache, log: Log, progress: Progress, execution: Execution
+) -> bool:
+    inputs = {name: _input(index, source, execution.results) for name, index in step.inputs.items()}
+    key = cache.key(step.task, {name: model.digest for name, model in inputs.items()})
+    if step.task.cached:
+        found = cache.get(key)
+        if found is not None:
+            execution.results[step.index] = found
+            return True
+    folder = cache.scratch(key)
+    context = Context(folder, lambda done, total, what: progress.moved(step, done, total, what), log.line)
+    try:
+        with silenced(log):
+            result = step.task.run(**inputs, ctx=context)
+            step.task.ensures(result, **inputs)
+        if type(result).kind not in KINDS:
+            raise TypeError(f"{step.name} made a {type(result).__name__}, which is no result of a pass")
+        execution.results[step.index] = cache.put(key, folder, result)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return False
+
+
+def _input(index: int, source: Source, results: Mapping[int, Result]) -> Model:
+    if index < 0:
+        return source
+    result = results[index]
+    assert isinstance(result, Model), "only models flow between steps"
+    return result
+
+
+def _disk_error(error: OSError, cache: Cache) -> EdgeshipError:
+    place = error.filename or cache.root
+    if error.errno == errno.ENOSPC:
+        return OutputError(f"no space left on the disk of {place}", fix="free some, or set EDGESHIP_CACHE elsewhere")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return OutputError(f"{place} cannot be written: {error.strerror}", fix="choose another -o or EDGESHIP_CACHE")
+    return OutputError(f"{place}: {error.strerror or error}", fix="see the log file")

@@ -1,0 +1,203 @@
+"""From requests to a plan: bridges make the route, refinements ride on it, checks and measures end it."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgeship.core.model import Artifact, Model, Source, TorchModel
+from edgeship.core.passes import Pass, Skip
+from edgeship.core.plan import Plan, Step, made_name
+from edgeship.core.profile import Request
+from edgeship.core.records import from_plain, suggest, to_plain
+from edgeship.core.registry import find, passes, runtimes
+from edgeship.errors import UsageError
+
+
+def plan_load(request: Request) -> Plan:
+    """Only the way from the source to a TorchModel: what must run before the rest can be planned."""
+    builder = _Builder()
+    builder.route(request, TorchModel, ends=False)
+    return builder.plan()
+
+
+def plan_build(requests: Sequence[Request]) -> Plan:
+    """The whole plan for several (target, runtime) routes; steps that are equal are shared.
+
+    Raises:
+        UsageError: no route to a runtime's artifact, or an option for a pass that is not in the plan.
+    """
+    builder = _Builder()
+    for request in requests:
+        builder.route(request, runtimes()[request.runtime].artifact, ends=True)
+    builder.finish(requests[0])
+    plan = builder.plan()
+    _refuse_idle_options(plan, requests[0].options)
+    return plan
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.skipped: dict[str, str] = {}
+
+    def plan(self) -> Plan:
+        used = {step.name for step in self.steps}
+        return Plan(tuple(self.steps), {name: why for name, why in self.skipped.items() if name not in used})
+
+    def route(self, request: Request, goal: type[Model], *, ends: bool) -> None:
+        """Add the steps of one route, from the source to ``goal`` and through its checks."""
+        newest: dict[type[Model], int] = {Source: -1}
+        first_torch: int | None = None
+        for bridge in self._bridges(request, goal):
+            made = bridge.edges()[1]
+            newest[made] = self._add(bridge, request, newest, first_torch)
+            if made is TorchModel:
+                first_torch = newest[made]
+            for refinement in self._refinements(request, made) if ends else ():
+                newest[made] = self._add(refinement, request, newest, first_torch)
+        if ends:
+            for name, cls in passes().items():
+                if cls.shape() in ("check", "measure"):
+                    task = self._configure(cls, request)
+                    if isinstance(task, Skip):
+                        self.skipped.setdefault(name, task.reason)
+                    else:
+                        self._add(task, request, newest, first_torch)
+
+    def finish(self, request: Request) -> None:
+        """Add the gather passes, which take everything."""
+        for name, cls in passes().items():
+            if cls.shape() == "gather":
+                task = self._configure(cls, request)
+                if isinstance(task, Skip):
+                    self.skipped.setdefault(name, task.reason)
+                    continue
+                inputs = {
+                    f"{step.name}:{step.index}": step.index for step in self.steps if step.name.startswith("lower/")
+                }
+                routes = tuple(dict.fromkeys(route for step in self.steps for route in step.routes))
+                self.steps.append(Step(len(self.steps), task, inputs, made_name(cls.edges()[1]), routes))
+
+    def _bridges(self, request: Request, goal: type[Model]) -> list[Pass]:
+        """The shortest chain of willing bridges from the source to ``goal``."""
+        ready: list[Pass] = []
+        for name, cls in passes().items():
+            if cls.shape() == "bridge":
+                task = self._configure(cls, request)
+                if isinstance(task, Skip):
+                    self.skipped.setdefault(name, task.reason)
+                else:
+                    ready.append(task)
+        paths: list[tuple[type[Model], list[Pass]]] = [(Source, [])]
+        seen: set[type[Model]] = {Source}
+        while paths:
+            kind, path = paths.pop(0)
+            if kind is goal:
+                return path
+            for task in ready:
+                inputs, made = task.edges()
+                if inputs.get("model") is kind and made not in seen:
+                    seen.add(made)
+                    paths.append((made, [*path, task]))
+        reasons = [f"{name}: {why}" for name, why in self.skipped.items() if name.split("/")[0] in ("load", "lower")]
+        raise UsageError(
+            f"no way from {request.source.reference} to {goal.kind} for {request.runtime} on {request.target.name}",
+            fix="; ".join(reasons),
+        )
+
+    def _refinements(self, request: Request, kind: type[Model]) -> list[Pass]:
+        tasks: list[Pass] = []
+        for name, cls in passes().items():
+            if cls.shape() == "refinement" and cls.edges()[0].get("model") is kind:
+                task = self._configure(cls, request)
+                if isinstance(task, Skip):
+                    self.skipped.setdefault(name, task.reason)
+                else:
+                    tasks.append(task)
+        return _in_order(tasks)
+
+    def _configure(self, cls: type[Pass], request: Request) -> Pass | Skip:
+        task = cls.plan(request)
+        given = request.options.get(cls.name, {})
+        return task if isinstance(task, Skip) or not given else apply_options(task, given)
+
+    def _add(
+        self, task: Pass, request: Request, newest: Mapping[type[Model], int], first_torch: int | None
+    ) -> int:
+        inputs = {}
+        for name, kind in task.edges()[0].items():
+            if name == "original":
+                inputs[name] = first_torch if first_torch is not None else -1
+            elif kind is Artifact:
+                inputs[name] = newest[runtimes()[request.runtime].artifact]
+            else:
+                inputs[name] = newest[kind]
+        route = (request.target.name, request.runtime)
+        for index, step in enumerate(self.steps):
+            if step.task == task and step.inputs == inputs:
+                if route not in step.routes:
+                    self.steps[index] = dataclasses.replace(step, routes=(*step.routes, route))
+                return index
+        step = Step(len(self.steps), task, inputs, made_name(task.edges()[1]), (route,))
+        self.steps.append(step)
+        return step.index
+
+
+def _in_order(tasks: list[Pass]) -> list[Pass]:
+    """Refinements with those they come ``after`` first; otherwise by name."""
+    waiting = sorted(tasks, key=lambda task: task.name)
+    names = {task.name for task in tasks}
+    done: list[Pass] = []
+    while waiting:
+        placed = {task.name for task in done}
+        ready = [task for task in waiting if all(name in placed or name not in names for name in task.after)]
+        if not ready:
+            raise UsageError(f"passes wait for each other: {', '.join(task.name for task in waiting)}")
+        done.append(ready[0])
+        waiting.remove(ready[0])
+    return done
+
+
+def apply_options(task: Pass, given: Mapping[str, str]) -> Pass:
+    """A pass with fields replaced by ``--set`` values, parsed by the field's type. Unknown fields suggest the nearest."""
+    hints = typing.get_type_hints(type(task))
+    names = [field.name for field in dataclasses.fields(task)]  # type: ignore[arg-type]
+    plain = dict(to_plain(task))
+    for name, text in given.items():
+        if name not in names:
+            raise UsageError(f"{task.name} has no option {name}", fix=suggest(name, names))
+        plain[name] = _parse(hints[name], text, f"{task.name}.{name}")
+    return from_plain(type(task), plain, task.name)
+
+
+def _parse(hint: Any, text: str, where: str) -> Any:
+    """Text as the field's type; what does not parse stays text, and the record's own check names it."""
+    types = set(typing.get_args(hint)) or {hint}
+    if type(None) in types and text.lower() == "none":
+        return None
+    if bool in types and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for number in (int, float):
+        if number in types:
+            try:
+                return number(text)
+            except ValueError:
+                continue
+    literals = [item for item in typing.get_args(hint) if not isinstance(item, (str, type)) and str(item) == text]
+    if literals:
+        return literals[0]
+    if typing.get_origin(hint) is tuple:
+        return [_parse(typing.get_args(hint)[0], item, where) for item in text.split(",") if item]
+    return text
+
+
+def _refuse_idle_options(plan: Plan, options: Mapping[str, Mapping[str, str]]) -> None:
+    used = {step.name for step in plan.steps}
+    for name in options:
+        find("pass", passes(), name)
+        if name not in used:
+            why = plan.skipped.get(name, "it is not on this route")
+            raise UsageError(f"--set {name} has no effect: {why}", fix="leave it out, or choose another profile")

@@ -1,0 +1,166 @@
+"""Tell what the user named apart by what it is: a sample folder, a factory, a file of a known format, a model folder."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeship.core.artifact import file_digest, list_files
+from edgeship.core.model import Signature, Source
+from edgeship.core.records import read_toml, suggest
+from edgeship.errors import SourceError, UsageError
+
+SAMPLE_FILE = "sample.toml"
+PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class InputNotes:
+    """What a sample says about one input besides its shape."""
+
+    layout: str | None = None
+    low: float | None = None
+    high: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``sample.toml``: a model with its inputs and data, so that a folder can be built by its name alone."""
+
+    source: str
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    calibration: str | None = None
+    evaluation: str | None = None
+    metric: str | None = None
+    metadata: dict[str, InputNotes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A source and what came with it: loader options, and data that a sample brings."""
+
+    source: Source
+    load: dict[str, Any]
+    calibration: str | None = None
+    evaluation: str | None = None
+
+
+def find_source(
+    reference: str, *, inputs: tuple[str, ...] = (), outputs: tuple[str, ...] = (), factory: str | None = None
+) -> Found:
+    """What ``reference`` is. Nothing is loaded or run.
+
+    Raises:
+        SourceError: it does not exist, or is of no known form. UsageError: options that do not belong to its form.
+    """
+    load: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "factory": factory, "notes": {}}
+    path = Path(reference)
+    if path.is_dir() and (path / SAMPLE_FILE).is_file():
+        return _from_sample(path, load)
+    if _is_factory(reference):
+        head = reference.rpartition(":")[0]
+        if factory:
+            raise UsageError("--factory belongs to a weights file; this source is a factory", fix="leave it out")
+        if head.endswith(".py") and not Path(head).is_file():
+            raise SourceError(f"{head} does not exist", fix=_nearby(Path(head)))
+        digest = _digest([Path(head)]) if head.endswith(".py") else hashlib.sha256(reference.encode()).hexdigest()
+        return Found(_source(path, "torch", reference, digest), load)
+    if not path.exists():
+        raise SourceError(f"{reference} does not exist", fix=_nearby(path))
+    form = _form(path)
+    if form in ("safetensors", "pickle") and not factory:
+        kind = "safetensors" if form == "safetensors" else "a pickle of weights"
+        raise SourceError(f"{reference} is {kind}: weights without a model", fix="add --factory file.py:function")
+    if form not in ("safetensors", "pickle") and factory:
+        raise UsageError(f"--factory belongs to a weights file; {reference} is {form}", fix="leave it out")
+    return Found(_source(path, form, reference, _digest(_files(path))), load)
+
+
+def _form(path: Path) -> str:
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return "huggingface"
+        raise SourceError(f"{path} is a folder without config.json or {SAMPLE_FILE}", fix=_KNOWN)
+    with path.open("rb") as file:
+        head = file.read(16)
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        return "onnx"
+    if suffix == ".pt2":
+        return "export"
+    if suffix == ".safetensors":
+        return "safetensors"
+    if suffix in PICKLES:
+        if zipfile.is_zipfile(path) and any(name.endswith("archive_format") for name in _names(path)):
+            return "export"
+        return "pickle"
+    if suffix == ".py":
+        raise SourceError(f"{path} is a Python file", fix=f"name the function that returns the model: {path}:model")
+    if head[:4] in (b"TFL3",) or head[4:8] == b"TFL3":
+        raise SourceError(f"{path} is a TFLite file, which is an output of edgeship", fix="give the model it came from")
+    raise SourceError(f"{path} is of no known form", fix=_KNOWN)
+
+
+_KNOWN = (
+    "give file.py:function, package.module:function, a .pt2, a Hugging Face folder, an .onnx, "
+    "or .safetensors with --factory"
+)
+
+
+def _from_sample(folder: Path, load: dict[str, Any]) -> Found:
+    sample = read_toml(Sample, folder / SAMPLE_FILE)
+    inner = sample.source if sample.source == "." else str(folder / sample.source)
+    load["inputs"] = load["inputs"] or sample.inputs
+    load["outputs"] = load["outputs"] or sample.outputs
+    load["notes"] = {name: vars(notes) for name, notes in sample.metadata.items()}
+    if inner == ".":
+        source = _source(folder, "huggingface", str(folder), _digest(_files(folder)))
+    else:
+        source = find_source(inner, factory=load["factory"]).source
+
+    def beside(name: str | None) -> str | None:
+        return None if name is None else str(folder / name)
+
+    return Found(source, load, beside(sample.calibration), beside(sample.evaluation))
+
+
+def _source(path: Path, form: str, reference: str, digest: str) -> Source:
+    return Source(path, Signature((), ()), digest, form=form, reference=reference)
+
+
+def _is_factory(reference: str) -> bool:
+    head, colon, tail = reference.rpartition(":")
+    return bool(colon) and tail.isidentifier() and len(head) > 1 and not Path(reference).exists()
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return [item for item in list_files(path) if not item.name.startswith(".")]
+    # External data of ONNX lies beside the file under names only the file knows: take likely ones.
+    beside = [item for item in path.parent.glob(f"{path.stem}*") if item.is_file() and item.suffix in (".data", ".bin")]
+    return [path, *sorted(item for item in beside if item != path)]
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for item in files:
+        digest.update(item.name.encode() + b"\0" + file_digest(item).encode())
+    return digest.hexdigest()
+
+
+def _nearby(path: Path) -> str:
+    parent = path.parent if str(path.parent) else Path(".")
+    if not parent.is_dir():
+        return f"{parent} does not exist either"
+    return suggest(path.name, [item.name for item in parent.iterdir()][:50]) if any(parent.iterdir()) else "check the path"
+
+
+def _names(path: Path) -> list[str]:
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()

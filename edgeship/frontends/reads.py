@@ -1,0 +1,73 @@
+"""Record which files a user's function reads, so that a cached result is dropped when one of them changes."""
+
+from __future__ import annotations
+
+import site
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgeship.core.artifact import file_digest
+
+
+class Reads:
+    """Files read while recording: opened by Python, imported from outside the installation, or by safetensors."""
+
+    def __init__(self) -> None:
+        self.paths: set[Path] = set()
+        self.active = True
+
+    def saw(self, path: Any) -> None:
+        """Note one path when it is a file of the user's."""
+        if not self.active or not isinstance(path, (str, bytes, Path)):
+            return
+        found = Path(path.decode(errors="replace") if isinstance(path, bytes) else path)
+        if found.suffix in (".pyc", ".so") or found.parts[:2] in (("/", "proc"), ("/", "sys"), ("/", "dev")):
+            return
+        self.paths.add(found.absolute())
+
+    def digests(self) -> dict[str, str]:
+        """Path -> SHA-256 of every file seen that still exists and belongs to no installed package."""
+        installed = [Path(sysconfig.get_path("stdlib")), *map(Path, site.getsitepackages()), Path(sys.base_prefix)]
+        own = [path for path in self.paths if path.is_file() and not any(path.is_relative_to(i) for i in installed)]
+        return {str(path): file_digest(path) for path in sorted(own)}
+
+
+@contextmanager
+def recorded_reads() -> Iterator[Reads]:
+    """Record reads inside the block. Audit hooks cannot be removed, so this one goes quiet at the end."""
+    import safetensors
+    import safetensors.torch
+
+    reads = Reads()
+    before = set(sys.modules)
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event == "open" and reads.active:
+            writing = isinstance(args[1], str) and any(letter in args[1] for letter in "wax+")
+            if not writing:
+                reads.saw(args[0])
+
+    sys.addaudithook(hook)
+    # safetensors opens files in Rust, where no audit event is raised.
+    original = safetensors.safe_open
+
+    def safe_open(filename: Any, *args: Any, **kwargs: Any) -> Any:
+        reads.saw(filename)
+        return original(filename, *args, **kwargs)
+
+    safetensors.safe_open = safe_open
+    safetensors.torch.safe_open = safe_open
+    try:
+        yield reads
+    finally:
+        safetensors.safe_open = original
+        safetensors.torch.safe_open = original
+        for name in set(sys.modules) - before:
+            path = getattr(sys.modules[name], "__file__", None)
+            if path:
+                reads.saw(path)
+        reads.active = False

@@ -1,0 +1,157 @@
+"""check/verify: run the saved artifact and compare it with the torch program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from edgeship.core.model import Artifact, TorchModel
+from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.profile import DataRef, Request
+from edgeship.core.report import Measurement, Verdict
+from edgeship.core.runtimes import ActivationMode, Runtime
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from edgeship.program.program import TorchProgram
+
+# The lowest ratio to the reference with the same stored numbers, by what the arithmetic is. Float32 differs by order of
+# summation only; float16 rounds each operator (ViT and Whisper shapes reach 60-70 dB); integer activations differ by
+# a step of their grid here and there, decided while running for ``dynamic``.
+MIN_SNR_DB: dict[str, float] = {"f32": 70.0, "f16": 38.0, "int16": 30.0, "int8": 18.0, "dynamic": 18.0}
+NATIVE_SAMPLES = 16
+EMULATED_SAMPLES = 4
+PACKAGES = ("torch", "onnxruntime", "coremltools", "coreai-core", "ai-edge-litert", "onnxruntime-qnn")
+
+
+@dataclass(frozen=True)
+class VerifyArtifact(Pass):
+    """Load the artifact from disk, read its weights back, run it, and compare it with the torch reference.
+
+    Args:
+        samples: how many inputs; at least 16, or 4 where only an emulator runs.
+        data: where they come from; generated from ``seed`` when not given.
+        min_snr_db: the limit; by the arithmetic of the artifact when not given.
+    """
+
+    name: ClassVar[str] = "check/verify"
+    tools: ClassVar[tuple[str, ...]] = PACKAGES
+
+    runtime: str = ""
+    samples: int = NATIVE_SAMPLES
+    data: DataRef | None = None
+    seed: int = 0
+    min_snr_db: float | None = None
+    activations: ActivationMode = "float"
+
+    @classmethod
+    def plan(cls, request: Request) -> Self | Skip:
+        """Always planned; takes evaluation data first, then calibration data, else generates."""
+        from edgeship.core.registry import runtimes
+
+        emulated = runtimes()[request.runtime].execution == "emulated"
+        return cls(
+            request.runtime,
+            EMULATED_SAMPLES if emulated else NATIVE_SAMPLES,
+            request.evaluation or request.calibration,
+            activations=request.choice.activations,
+        )
+
+    def run(self, model: Artifact, reference: TorchModel, original: TorchModel, ctx: Context) -> Verdict:
+        """Compare; the verdict's figures are the lowering error, the total error, and the weights read back."""
+        from edgeship.core.registry import runtimes
+        from edgeship.data.batches import generate_batches, load_batches
+        from edgeship.program.compare import Comparison, Reference
+        from edgeship.program.program import TorchProgram
+
+        runtime = runtimes()[self.runtime]
+        program = TorchProgram.open(reference)
+        problem, counted = stored_problem(runtime, model, program)
+        signature = program.signature
+        batches = (
+            load_batches(self.data.reference, signature, self.samples)
+            if self.data
+            else generate_batches(signature, self.samples, self.seed)
+        )
+        lowering, total, engines = Comparison(), Comparison(), Comparison()
+        decided, loaded = Reference(program), Reference(TorchProgram.open(original))
+        with runtime.open(model) as session:
+            for done, batch in enumerate(batches):
+                ctx.progress(done, len(batches), "comparing")
+                found = session.run(_fitted(model, batch))
+                wanted = decided.run(batch)
+                lowering.add(wanted, found)
+                total.add(loaded.run(batch), found)
+                second = session.run_on_cpu(_fitted(model, batch)) if done < EMULATED_SAMPLES else None
+                if second is not None:
+                    engines.add(second, found)
+        return self._verdict(runtime, model, problem, counted, lowering, total, engines)
+
+    def limit(self, model: Artifact) -> tuple[str, float]:
+        """The arithmetic in a word, and the lowest ratio that passes for it."""
+        arithmetic = self.activations if self.activations != "float" else model.compute
+        return arithmetic, self.min_snr_db if self.min_snr_db is not None else MIN_SNR_DB.get(arithmetic, 18.0)
+
+    def _verdict(
+        self, runtime: Runtime, model: Artifact, problem: str, counted: int, lowering: Any, total: Any, engines: Any
+    ) -> Verdict:
+        arithmetic, limit = self.limit(model)
+        how = "emulated" if runtime.execution == "emulated" else "measured"
+
+        def figure(name: str, value: float, unit: str) -> Measurement:
+            return Measurement(name, value, unit, how, runtime=runtime.name, runs=lowering.samples)  # type: ignore[arg-type]
+
+        figures = [
+            figure("lowering_snr", lowering.snr_db, "dB"),
+            figure("lowering_max_error", lowering.max_error, "absolute"),
+            figure("total_snr", total.snr_db, "dB"),
+            figure("total_max_error", total.max_error, "absolute"),
+            figure("agreement", lowering.agreement, "fraction"),
+            figure("weights_read_back", counted, "tensors"),
+            figure("samples", lowering.samples, "inputs"),
+        ]
+        if engines.samples:
+            figures.append(figure("engines_snr", engines.snr_db, "dB"))
+        reasons = []
+        if problem:
+            reasons.append(problem)
+        if not lowering.has_signal:
+            reasons.append("the reference says nothing: its outputs do not depend on the input, or are all but zero")
+        if lowering.snr_db < limit:
+            reasons.append(f"{lowering.snr_db:.1f} dB against the reference, {limit:g} dB wanted for {arithmetic}")
+        if lowering.agreement < 0.99:
+            reasons.append(f"integer outputs agree in {lowering.agreement:.1%} of elements only")
+        if engines.samples and engines.snr_db < limit:
+            reasons.append(f"the emulator and the CPU differ on the same file: {engines.snr_db:.1f} dB")
+        summary = (
+            f"{counted} weights read back equal, {lowering.snr_db:.1f} dB to the reference, "
+            f"{total.snr_db:.1f} dB to the original, {lowering.samples} inputs"
+        )
+        return Verdict(
+            self.name, runtime.name, not reasons, "; ".join(reasons) or summary, tuple(figures),
+            fix="" if not reasons else "look at the log; try --profile exact to see whether the encoding is the cause",
+        )  # fmt: skip
+
+
+def stored_problem(runtime: Runtime, model: Artifact, program: TorchProgram) -> tuple[str, int]:
+    """Why the saved weights are not the decided ones (empty when they are), and how many were compared."""
+    from edgeship.core.weights import same_numbers
+
+    if not program.encoded:
+        return "", 0
+    stored = runtime.read_weights(model)
+    for name, tensor in program.encoded.items():
+        if name not in stored:
+            return f"weight {name} was decided but is not found in the artifact", 0
+        difference = same_numbers(tensor, stored[name])
+        if difference:
+            return f"weight {name} is not stored as decided: {difference}", 0
+    return "", len(program.encoded)
+
+
+def _fitted(model: Artifact, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """A batch in the dtypes that the artifact takes."""
+    from edgeship.core.runtimes import as_numpy
+
+    return {spec.name: as_numpy(batch[spec.name], spec.numpy_dtype) for spec in model.signature.inputs}

@@ -1,0 +1,66 @@
+"""load/export: a torch.export .pt2 archive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from edgeship.core.model import Source, TorchModel
+from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.profile import Request
+from edgeship.errors import SourceError
+
+
+@dataclass(frozen=True)
+class LoadExport(Pass):
+    """Read a torch.export .pt2 archive."""
+
+    name: ClassVar[str] = "load/export"
+    tools: ClassVar[tuple[str, ...]] = ("torch",)
+
+    outputs: tuple[str, ...] = ()
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def plan(cls, request: Request) -> Self | Skip:
+        """Takes ``.pt2``."""
+        if request.source.form != "export":
+            return Skip(f"{request.source.reference} is no torch.export archive")
+        return cls(tuple(request.load["outputs"]), dict(request.load["notes"]))
+
+    def run(self, model: Source, ctx: Context) -> TorchModel:
+        """Load the archive and bring it into normal form; shapes and examples are the archive's own."""
+        import torch
+
+        from edgeship.core.model import TensorSpec
+        from edgeship.data.specs import with_notes
+        from edgeship.program.export import dtype_of, make_program
+
+        try:
+            exported = torch.export.load(model.path)
+        except Exception as error:  # zip, JSON, pickle and schema errors of many types
+            reason = " ".join(str(error).split())[:200]
+            raise SourceError(f"{model.path} is not a readable .pt2: {reason}", fix="export it again") from error
+        for value in exported.range_constraints:
+            raise SourceError(
+                f"{model.path} was exported with the dynamic size {value}", fix="export it with fixed shapes"
+            )
+        if exported.example_inputs is None:
+            raise SourceError(f"{model.path} holds no example inputs", fix="save it with torch.export.save as exported")
+        args, kwargs = exported.example_inputs
+        tensors = torch.utils._pytree.tree_leaves((args, kwargs))
+        names = exported.graph_signature.user_inputs
+        specs = with_notes(
+            [TensorSpec(str(n), dtype_of(t), tuple(t.shape)) for n, t in zip(names, tensors, strict=True)], self.notes
+        )
+        structure = torch.utils._pytree.tree_structure((args, kwargs))
+
+        def call(module: torch.nn.Module, *leaves: torch.Tensor) -> Any:
+            positional, named = torch.utils._pytree.tree_unflatten(list(leaves), structure)
+            return module(*positional, **named)
+
+        inner = exported.module(check_guards=False)
+        inner.eval = lambda: inner  # type: ignore[method-assign]  exported modules refuse eval(), and are already
+        program = make_program(inner, specs, tensors, call=call, output_names=self.outputs, note=f"{self.name}")
+        program.save(ctx.folder / "program")
+        return TorchModel(ctx.folder / "program", program.signature)

@@ -1,0 +1,51 @@
+"""load/huggingface: a local Hugging Face folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from edgeship.core.model import Source, TorchModel
+from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.profile import Request
+
+
+@dataclass(frozen=True)
+class LoadHuggingFace(Pass):
+    """Load a local Hugging Face folder through transformers and export it."""
+
+    name: ClassVar[str] = "load/huggingface"
+    tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", "optimum")
+
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def plan(cls, request: Request) -> Self | Skip:
+        """Takes a folder with ``config.json``."""
+        if request.source.form != "huggingface":
+            return Skip(f"{request.source.reference} is no Hugging Face folder")
+        load = request.load
+        return cls(tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]))
+
+    def run(self, model: Source, ctx: Context) -> TorchModel:
+        """Load, trace with generated inputs, bring into normal form. Outputs keep the model's own names."""
+        import torch
+
+        from edgeship.data.specs import example_tensors, parse_input, with_notes
+        from edgeship.frontends.huggingface import call_by_name, load_folder, outputs_of
+        from edgeship.program.export import make_program
+
+        loaded = load_folder(model.path, [parse_input(text) for text in self.inputs])
+        specs = with_notes(loaded.inputs, self.notes)
+        examples = example_tensors(specs)
+        names = [spec.name for spec in specs]
+        with torch.no_grad():
+            found = list(outputs_of(loaded.model, dict(zip(names, examples, strict=True))))
+        note = f"{self.name}: {type(loaded.model).__name__} {loaded.task}".strip()
+        program = make_program(
+            loaded.model, specs, examples, call=call_by_name(names), output_names=self.outputs or found, note=note
+        )
+        program.save(ctx.folder / "program")
+        return TorchModel(ctx.folder / "program", program.signature)

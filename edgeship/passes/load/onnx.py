@@ -1,0 +1,56 @@
+"""load/onnx: an ONNX file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from edgeship.core.model import Source, TorchModel
+from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.profile import Request
+from edgeship.errors import UsageError
+
+
+@dataclass(frozen=True)
+class LoadOnnx(Pass):
+    """Bring an ONNX file into torch, so that it can go to every runtime."""
+
+    name: ClassVar[str] = "load/onnx"
+    tools: ClassVar[tuple[str, ...]] = ("torch", "onnx")
+
+    inputs: tuple[str, ...] = ()
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def plan(cls, request: Request) -> Self | Skip:
+        """Takes ``.onnx``; ``--input`` gives sizes to dynamic dimensions."""
+        if request.source.form != "onnx":
+            return Skip(f"{request.source.reference} is no ONNX file")
+        return cls(tuple(request.load["inputs"]), dict(request.load["notes"]))
+
+    def run(self, model: Source, ctx: Context) -> TorchModel:
+        """Import the file and bring it into normal form."""
+        from edgeship.core.model import NUMPY_DTYPES, TensorSpec
+        from edgeship.data.specs import example_tensors, parse_input, with_notes
+        from edgeship.frontends.onnx.importer import import_onnx
+        from edgeship.program.export import make_program
+
+        given = {spec.name: spec for spec in map(parse_input, self.inputs)}
+        imported = import_onnx(model.path, sizes={name: spec.shape for name, spec in given.items()})
+        short = {name: code for code, name in NUMPY_DTYPES.items()}
+        for name, spec in given.items():
+            found = next((item for item in imported.inputs if item.name == name), None)
+            if found is None:
+                known = ", ".join(item.name for item in imported.inputs)
+                raise UsageError(f"{model.path.name} has no input {name}", fix=f"it has {known}")
+            if short.get(found.dtype) != spec.dtype:
+                raise UsageError(f"input {name} is {found.dtype}, not {spec.dtype}", fix=f"write {short[found.dtype]}")
+        specs = with_notes(
+            [TensorSpec(item.name, short[item.dtype], tuple(item.shape)) for item in imported.inputs],  # type: ignore[arg-type]
+            self.notes,
+        )
+        names = [item.name for item in imported.outputs]
+        note = f"{self.name}: {model.path.name}, opset {imported.opset}"
+        program = make_program(imported.module, specs, example_tensors(specs), output_names=names, note=note)
+        program.save(ctx.folder / "program")
+        return TorchModel(ctx.folder / "program", program.signature)

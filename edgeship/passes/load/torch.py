@@ -1,0 +1,65 @@
+"""load/torch: a Python factory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from edgeship.core.model import Source, TorchModel
+from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.profile import Request
+from edgeship.errors import SourceError, UsageError
+
+
+@dataclass(frozen=True)
+class LoadFactory(Pass):
+    """Call a Python function that returns an nn.Module and export it."""
+
+    name: ClassVar[str] = "load/torch"
+    tools: ClassVar[tuple[str, ...]] = ("torch",)
+
+    reference: str = ""
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def plan(cls, request: Request) -> Self | Skip:
+        """Takes ``file.py:function`` and ``package.module:function``."""
+        source = request.source
+        if source.form != "torch":
+            return Skip(f"{source.reference} is no Python factory")
+        load = request.load
+        return cls(source.reference, tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]))
+
+    def run(self, model: Source, ctx: Context) -> TorchModel:
+        """Call the factory with a fixed seed, export what it returns, and note every file it read."""
+        import torch
+
+        from edgeship.data.functions import load_function
+        from edgeship.data.specs import example_tensors, parse_input, with_notes
+        from edgeship.frontends.reads import recorded_reads
+        from edgeship.program.export import make_program
+
+        torch.manual_seed(0)
+        with recorded_reads() as reads:
+            function = load_function(self.reference)
+            try:
+                module = function()
+            except Exception as error:
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                raise SourceError(f"{self.reference} failed: {reason}", fix="run it with python to see where") from error
+        if not isinstance(module, torch.nn.Module):
+            raise SourceError(f"{self.reference} returned {type(module).__name__}", fix="return an nn.Module")
+        if not self.inputs:
+            raise UsageError(
+                f"{self.reference} does not say what its inputs are", fix="add --input name:f32[1,3,224,224]"
+            )
+        specs = with_notes([parse_input(text) for text in self.inputs], self.notes)
+        program = make_program(
+            module, specs, example_tensors(specs), output_names=self.outputs, note=f"{self.name}: {self.reference}"
+        )
+        program.save(ctx.folder / "program")
+        (ctx.folder / "dependencies.json").write_text(json.dumps(reads.digests()), encoding="utf-8")
+        return TorchModel(ctx.folder / "program", program.signature)

@@ -1,0 +1,121 @@
+"""load/weights: a safetensors file, or a pickle of tensors only, into a factory's module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from edgeship.core.model import Source, TorchModel
+from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.profile import DataRef, Request
+from edgeship.errors import SourceError, UnsafeSourceError, UsageError, WeightsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+
+@dataclass(frozen=True)
+class LoadWeights(Pass):
+    """Load weights from safetensors (or a pickle of tensors, without running code) into a factory's module."""
+
+    name: ClassVar[str] = "load/weights"
+    tools: ClassVar[tuple[str, ...]] = ("torch", "safetensors")
+
+    factory: DataRef = field(default_factory=lambda: DataRef("", ""))
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def plan(cls, request: Request) -> Self | Skip:
+        """Takes ``.safetensors``, ``.pt``, ``.pth``, ``.th`` and ``.bin`` with ``--factory``."""
+        from pathlib import Path
+
+        from edgeship.core.artifact import file_digest
+
+        if request.source.form not in ("safetensors", "pickle"):
+            return Skip(f"{request.source.reference} is no file of weights")
+        load = request.load
+        head = Path(str(load["factory"]).rpartition(":")[0])
+        digest = file_digest(head) if head.is_file() else ""
+        factory = DataRef(str(load["factory"]), digest)
+        return cls(factory, tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]))
+
+    def run(self, model: Source, ctx: Context) -> TorchModel:
+        """Read the weights, put them into the module strictly, export it."""
+        import torch
+
+        from edgeship.data.functions import load_function
+        from edgeship.data.specs import example_tensors, parse_input, with_notes
+        from edgeship.program.export import make_program
+
+        if not self.inputs:
+            raise UsageError("weights do not say what the inputs are", fix="add --input name:f32[1,3,224,224]")
+        state = read_weights(model.path)
+        torch.manual_seed(0)
+        module = load_function(self.factory.reference)()
+        if not isinstance(module, torch.nn.Module):
+            raise SourceError(f"{self.factory.reference} returned {type(module).__name__}", fix="return an nn.Module")
+        fill(module, state, model.path)
+        specs = with_notes([parse_input(text) for text in self.inputs], self.notes)
+        note = f"{self.name}: {model.path.name} into {self.factory.reference}"
+        program = make_program(module, specs, example_tensors(specs), output_names=self.outputs, note=note)
+        program.save(ctx.folder / "program")
+        return TorchModel(ctx.folder / "program", program.signature)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name from a safetensors file or a pickle of tensors. No code is run.
+
+    A ``state_dict`` (or ``model``) entry is unwrapped, and a ``module.`` prefix that every name has is dropped.
+
+    Raises:
+        SourceError: damaged. UnsafeSourceError: the pickle holds more than tensors.
+    """
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix.lower() == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise SourceError(f"{path} is not a readable safetensors file: {error}", fix="download it again") from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnsafeSourceError(
+            f"{path} is a pickle that holds more than tensors: {str(error).splitlines()[0][:160]}",
+            fix="loading it would run code; save its state_dict as safetensors where you trust it",
+        ) from None
+    except Exception as error:  # truncated archives raise many types
+        raise SourceError(f"{path} is not a readable checkpoint: {str(error)[:160]}", fix="download it again") from None
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise SourceError(f"{path} is not a state dict", fix="save model.state_dict()")
+    if loaded and all(name.startswith("module.") for name in loaded):
+        loaded = {name.removeprefix("module."): value for name, value in loaded.items()}
+    return loaded
+
+
+def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Load a state dict strictly. Raises `WeightsError` that names the first weight that does not fit."""
+    wanted = module.state_dict()
+    for name, value in wanted.items():
+        if name not in state:
+            raise WeightsError(f"{path} lacks the weight {name}", fix="give the checkpoint of this model")
+        if state[name].shape != value.shape:
+            raise WeightsError(
+                f"{path}: {name} has shape {tuple(state[name].shape)}, the model wants {tuple(value.shape)}",
+                fix="give the checkpoint of this model",
+            )
+    stray = [name for name in state if name not in wanted]
+    if stray:
+        raise WeightsError(f"{path} holds {stray[0]}, which the model has not", fix="give the checkpoint of this model")
+    module.load_state_dict(state, strict=True)

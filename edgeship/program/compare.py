@@ -1,0 +1,120 @@
+"""Compare an artifact's answers with a reference's: signal-to-noise ratio, largest error, agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+# A ratio beyond this is equality up to float64 rounding; it keeps infinity out of reports.
+MAX_SNR_DB = 200.0
+
+
+@dataclass
+class OutputError:
+    """Running sums for one output over many samples. Integer outputs count as wrong or right, element by element."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    max_error: float = 0.0
+    elements: int = 0
+    different: int = 0
+    is_float: bool = True
+    first: Array | None = field(default=None, repr=False)
+    varies: bool = False
+    not_finite: bool = False
+
+    def add(self, wanted: Array, found: Array) -> None:
+        """Add one sample."""
+        import numpy as np
+
+        if self.first is None:
+            self.first = np.array(wanted)
+            self.is_float = bool(np.issubdtype(wanted.dtype, np.floating))
+        elif not self.varies:
+            scale = max(float(np.abs(self.first).max(initial=0)), 1e-30)
+            self.varies = float(np.abs(wanted.astype(np.float64) - self.first).max(initial=0)) > 1e-6 * scale
+        difference = found.astype(np.float64) - wanted.astype(np.float64)
+        self.not_finite = self.not_finite or not bool(np.isfinite(found).all())
+        self.signal += float((wanted.astype(np.float64) ** 2).sum())
+        self.noise += float((difference**2).sum())
+        self.max_error = max(self.max_error, float(np.abs(difference).max(initial=0)))
+        self.elements += int(wanted.size)
+        self.different += int(np.count_nonzero(difference))
+
+    @property
+    def snr_db(self) -> float:
+        """Signal over noise power in dB; 200 when equal, 0 or less when noise drowns the signal or is not finite."""
+        import math
+
+        if self.not_finite or not math.isfinite(self.noise):
+            return -MAX_SNR_DB
+        if self.noise <= self.signal * 10 ** (-MAX_SNR_DB / 10):
+            return MAX_SNR_DB
+        return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -MAX_SNR_DB
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether the reference says anything: outputs well above rounding, and different for different inputs."""
+        return self.varies and self.signal / max(self.elements, 1) > 1e-20
+
+
+@dataclass
+class Comparison:
+    """All outputs of a model over many samples."""
+
+    outputs: dict[str, OutputError] = field(default_factory=dict)
+    samples: int = 0
+
+    def add(self, wanted: Mapping[str, Array], found: Mapping[str, Array]) -> None:
+        """Add one sample; both by output name, ``found`` in any dtype."""
+        self.samples += 1
+        for name, value in wanted.items():
+            self.outputs.setdefault(name, OutputError()).add(value, found[name])
+
+    @property
+    def snr_db(self) -> float:
+        """The worst output's ratio, over outputs that carry a signal; integer outputs count by agreement below."""
+        ratios = [output.snr_db for output in self.outputs.values() if output.is_float and output.signal > 0]
+        return min(ratios, default=MAX_SNR_DB)
+
+    @property
+    def max_error(self) -> float:
+        """The largest absolute difference of any float output."""
+        return max((output.max_error for output in self.outputs.values() if output.is_float), default=0.0)
+
+    @property
+    def agreement(self) -> float:
+        """Share of equal elements over integer outputs; 1 when there are none."""
+        whole = [output for output in self.outputs.values() if not output.is_float]
+        total = sum(output.elements for output in whole)
+        return 1 - sum(output.different for output in whole) / total if total else 1.0
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether any output of the reference says something."""
+        return any(output.has_signal for output in self.outputs.values())
+
+
+class Reference:
+    """A torch program as a callable on NumPy arrays by name."""
+
+    def __init__(self, program: Any, *, quantized: bool = True) -> None:
+        self._module = program.module(quantized=quantized)
+        self._signature = program.signature
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; inputs and outputs by the signature's names."""
+        import numpy as np
+        import torch
+
+        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in self._signature.inputs]
+        with torch.no_grad():
+            results = self._module(*tensors)
+        outputs = self._signature.outputs
+        return {spec.name: result.numpy() for spec, result in zip(outputs, results, strict=True)}
