@@ -1,0 +1,58 @@
+"""Every profile file: it reads, its choices can be carried out, and each exception says why."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from edgeship.core.model import Artifact
+from edgeship.core.profile import Profile
+from edgeship.core.records import read_toml
+from edgeship.core.runtimes import ActivationMode
+
+FILES = sorted((Path(__file__).parents[2] / "profiles").glob("*.toml"))
+RUNTIMES = {cls.runtime for cls in Artifact.__subclasses__()}
+
+each_profile = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def test_the_promised_profiles_are_there():
+    assert {path.stem for path in FILES} >= {"exact", "balanced", "small", "fast"}
+
+
+@each_profile
+def test_reads_under_its_own_name(path):
+    profile = read_toml(Profile, path)
+    assert profile.name == path.stem
+    assert profile.summary.endswith(".")
+
+
+@each_profile
+def test_choices_are_known(path):
+    profile = read_toml(Profile, path)
+    for runtime in RUNTIMES:
+        choice = profile.choice(runtime)
+        assert choice.weights in {"float32", "float16", "int8"}
+        assert choice.activations in get_args(ActivationMode)
+
+
+@each_profile
+def test_each_exception_differs_and_says_why(path):
+    profile = read_toml(Profile, path)
+    assert set(profile.runtimes) <= RUNTIMES
+    assert set(profile.why) == set(profile.runtimes)
+    for runtime, choice in profile.runtimes.items():
+        assert choice != profile.default
+        assert len(profile.why[runtime]) > 20
+
+
+@each_profile
+def test_qnn_gets_integer_weights_only_with_static_activations(path):
+    choice = read_toml(Profile, path).choice("qnn")
+    assert (choice.weights, choice.activations) == ("float16", "float") or choice.activations in {"int8", "int16"}
+
+
+@each_profile
+def test_the_allowed_drop_is_a_small_fraction(path):
+    profile = read_toml(Profile, path)
+    assert profile.max_drop is None or 0 < profile.max_drop <= 0.05
