@@ -1,0 +1,72 @@
+"""Lower a torch program to Core AI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
+
+from edgeship.core.model import CoreAIModel, Placement, Signature, TensorSpec, TorchModel
+from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.profile import Request
+from edgeship.errors import LoweringError
+
+
+@dataclass(frozen=True)
+class TorchToCoreAI(Pass):
+    """Lower to a Core AI asset, storing each weight exactly as it was decided.
+
+    Args:
+        compute: arithmetic of the program. The Neural Engine computes in float16.
+    """
+
+    name: ClassVar[str] = "lower/torch_to_coreai"
+    tools: ClassVar[tuple[str, ...]] = ("torch", "coreai-torch", "coreai-core")
+    compute: Literal["float16", "float32"] = "float16"
+
+    @classmethod
+    def plan(cls, request: Request) -> Self | Skip:
+        """This pass, for the Core AI runtime."""
+        return cls() if request.runtime == "coreai" else Skip(f"runtime is {request.runtime}")
+
+    def run(self, model: TorchModel, ctx: Context) -> CoreAIModel:
+        """Write ``model.aimodel`` into the step's folder.
+
+        Raises:
+            UnsupportedOpError: an operator has no lowering. LoweringError: the converter failed, or left a weight out.
+            EncodingError: Core AI has no form for an encoding.
+        """
+        from edgeship.lowering.coreai.convert import convert, save
+        from edgeship.lowering.coreai.graph import decomposed
+        from edgeship.program.program import TorchProgram
+
+        program = TorchProgram.open(model)
+        ctx.progress(0, 3, "decompose")
+        exported = decomposed(program, self.compute)
+        ctx.progress(1, 3, "convert")
+        converted, stored = convert(exported, program.encoded, program.record.aliases, program.signature)
+        ctx.progress(2, 3, "save")
+        path = ctx.folder / "model.aimodel"
+        save(converted, path)
+        missing = sorted(program.encoded.keys() - stored.keys())
+        if missing:
+            raise LoweringError(
+                f"Core AI's converter left out the weight {missing[0]}", fix="keep that weight in float, or report it"
+            )
+        return CoreAIModel(
+            path,
+            _narrowed(program.signature),
+            files=tuple(sorted(str(file.relative_to(ctx.folder)) for file in path.rglob("*") if file.is_file())),
+            placements=tuple(Placement(name, stored[name]) for name in program.encoded),
+            compute="f16" if self.compute == "float16" else "f32",
+        )
+
+
+def _narrowed(signature: Signature) -> Signature:
+    """Core AI has no 64-bit tensors at the border: int64 ids go in and come out as int32."""
+
+    def narrow(spec: TensorSpec) -> TensorSpec:
+        return spec.with_dtype("i32") if spec.dtype == "i64" else spec
+
+    return replace(
+        signature, inputs=tuple(map(narrow, signature.inputs)), outputs=tuple(map(narrow, signature.outputs))
+    )

@@ -1,0 +1,1 @@
+"""Core AI assets: running them, and reading the weights that they store."""

@@ -1,0 +1,172 @@
+"""Weights of a saved Core AI asset, as the file holds them.
+
+The program is loaded with Core AI's own reader and walked; the numbers come from the bytes of the file
+(`bytecode.named_blobs`), because that reader does not hand out constants of fewer than eight bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeship.core.weights import Affine, AffineTensor, FloatTensor
+from edgeship.errors import ArtifactError
+from edgeship.runtimes.coreai.bytecode import named_blobs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from edgeship.core.weights import Array, EncodedTensor
+
+PROGRAM = "main.mlirb"
+FLOATS = {"f16": np.float16, "f32": np.float32}
+
+
+def check_digest(asset: Path) -> None:
+    """Compare the program with the SHA-256 that Core AI keeps beside it; `ArtifactError` when they differ."""
+    try:
+        wanted = (asset / "main.hash").read_bytes()
+        with (asset / PROGRAM).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise ArtifactError(f"{asset} is not a whole asset: {error}", fix="build it again") from None
+    if wanted != found:
+        raise ArtifactError(f"{asset} is damaged: {PROGRAM} does not match main.hash", fix="build it again")
+
+
+def stored_weights(asset: Path) -> Mapping[str, EncodedTensor]:
+    """Every named constant that is a weight, by its name in the asset, in its stored shape."""
+    from coreai.authoring import AIModelAsset
+
+    blobs = named_blobs(asset / PROGRAM)
+    try:
+        program = AIModelAsset.load(asset).program
+        module = program._module._mlir_module
+    except Exception as error:
+        raise ArtifactError(
+            f"{asset} cannot be read: {' '.join(str(error).split())[:200]}", fix="build it again"
+        ) from None
+    found: dict[str, EncodedTensor] = {}
+    for operation in _walk(module.operation):
+        if operation.name == "coreai.blockwise_shift_scale":
+            values = _constant(operation.operands[0], blobs)
+            if values is not None:
+                found[values.name] = _affine(operation, values, blobs)
+        elif operation.name == "coreai.constant":
+            constant = _constant(operation.results[0], blobs)
+            if constant is not None and constant.element in FLOATS:
+                found[constant.name] = FloatTensor(constant.array())
+    return found
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """A constant with its data in the file; ``element`` is a type such as ``si4``."""
+
+    name: str
+    element: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+    def array(self) -> Array:
+        """One number an element, unpacked."""
+        count = int(np.prod(self.shape, dtype=np.int64))
+        if self.element in FLOATS:
+            return self._exactly(np.frombuffer(self.data, FLOATS[self.element]), count)
+        if not self.element.startswith(("si", "ui")):
+            raise ArtifactError(
+                f"constant {self.name} holds {self.element}, which is not a weight", fix="build it again"
+            )
+        bits = int(self.element[2:])
+        raw = np.frombuffer(self.data, np.uint8)
+        mask = (1 << bits) - 1
+        unpacked = np.stack([raw >> shift & mask for shift in range(0, 8, bits)], axis=1).reshape(-1)
+        if not count <= unpacked.size < count + 8 // bits:
+            raise ArtifactError(
+                f"constant {self.name} holds {unpacked.size} integers, not {count}", fix="build it again"
+            )
+        values = self._exactly(unpacked[:count], count)
+        if self.element.startswith("ui"):
+            return values
+        sign = 1 << (bits - 1)
+        return ((values.astype(np.int16) ^ sign) - sign).astype(np.int8)
+
+    def _exactly(self, values: Array, count: int) -> Array:
+        if values.size != count:
+            raise ArtifactError(f"constant {self.name} holds {values.size} numbers, not {count}", fix="build it again")
+        return values.reshape(self.shape)
+
+
+def _walk(operation: Any) -> Iterator[Any]:
+    for region in operation.regions:
+        for block in region:
+            for inner in block:
+                yield inner.operation
+                yield from _walk(inner.operation)
+
+
+def _constant(value: Any, blobs: Mapping[str, memoryview]) -> _Constant | None:
+    """The named constant that makes ``value``; None when it is computed, or written into the program itself."""
+    owner: Any = getattr(value, "owner", None)
+    if getattr(owner, "name", "") != "coreai.constant":
+        return None
+    attribute = owner.attributes["value"]
+    name = _resource_name(attribute)
+    if name is None:
+        return None
+    if name not in blobs:
+        raise ArtifactError(f"the data of constant {name} is not in {PROGRAM}", fix="build it again")
+    kind = attribute.type
+    return _Constant(name, str(kind.element_type), tuple(int(size) for size in kind.shape), blobs[name])
+
+
+def _resource_name(attribute: Any) -> str | None:
+    from coreai._compiler.ir import DenseResourceElementsAttr
+
+    if not DenseResourceElementsAttr.isinstance(attribute):
+        return None
+    text = str(attribute)
+    return text[len("dense_resource<") : text.rindex("> : ")].strip('"')
+
+
+def _affine(operation: Any, values: _Constant, blobs: Mapping[str, memoryview]) -> AffineTensor:
+    scale = _constant(operation.operands[1], blobs)
+    if scale is None:
+        raise ArtifactError(f"the scale of {values.name} is not a constant of its own", fix="build it again")
+    zero = _constant(operation.operands[2], blobs)
+    symmetric = values.element.startswith("si")
+    if symmetric and not _is_zero(operation.operands[2]):
+        raise ArtifactError(f"{values.name} has signed integers and a zero point", fix="build it again")
+    if not _is_zero(operation.operands[3]):
+        raise ArtifactError(f"{values.name} has a float offset, which edgeship never writes", fix="build it again")
+    integers, scales = values.array(), scale.array().astype(np.float32)
+    zeros = None if symmetric else np.zeros(scale.shape, np.uint8) if zero is None else zero.array()
+    return AffineTensor(
+        integers, scales, zeros, _encoding(int(values.element[2:]), symmetric, values.shape, scale.shape)
+    )
+
+
+def _is_zero(value: Any) -> bool:
+    from coreai._compiler.ir import DenseElementsAttr
+
+    owner: Any = getattr(value, "owner", None)
+    if getattr(owner, "name", "") != "coreai.constant":
+        return False
+    attribute = owner.attributes["value"]
+    if not DenseElementsAttr.isinstance(attribute):
+        return False
+    dense = DenseElementsAttr(attribute)
+    return bool(dense.is_splat) and str(attribute).startswith(("dense<0>", "dense<0.000000e+00>"))
+
+
+def _encoding(bits: int, symmetric: bool, shape: tuple[int, ...], blocks: tuple[int, ...]) -> Affine:
+    wide = [axis for axis, size in enumerate(blocks) if size > 1]
+    if not wide and shape[0] != 1:
+        return Affine(bits, symmetric, "tensor")
+    if all(blocks[axis] == shape[axis] for axis in wide) and len(wide) <= 1:
+        return Affine(bits, symmetric, "channel")
+    return Affine(bits, symmetric, "group", shape[1] // blocks[1])
