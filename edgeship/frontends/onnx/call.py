@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class OpCall:
     inputs: Sequence[Value]
     attributes: Mapping[str, AttributeProto]
     constants: ConstantStore
-    elem_types: Mapping[torch.Tensor, int]
+    elem_types: MutableMapping[torch.Tensor, int]
     model: Path
     run_subgraph: Callable[[GraphProto, Sequence[Value]], list[Value]]
     trace: Callable[[torch.Tensor], str]

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import keyword
 import re
+from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from edgeship.errors import WeightsError
+
+
+def is_real(tensor: torch.Tensor) -> bool:
+    """Whether the tensor has values, and not only a shape and a dtype."""
+    return not isinstance(tensor, FakeTensor)
 
 
 class ConstantStore:
@@ -24,7 +31,8 @@ class ConstantStore:
         self._names = WeakIdKeyDictionary()
         self._weights = WeakIdKeyDictionary()
         self._initializers = WeakIdKeyDictionary()
-        self._placed: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._placed = WeakIdKeyDictionary()
+        self._derived = WeakIdKeyDictionary()
         self._taken: set[str] = set()
         self._folders: set[str] = set()
 
@@ -40,6 +48,20 @@ class ConstantStore:
             self._names[tensor] = self._names[source]
             if source in self._initializers:
                 self._initializers[tensor] = True
+
+    def derive(self, source: torch.Tensor, how: str, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """``make(source)`` as a weight that goes by the name of ``source``; made once for each ``how``."""
+        if not is_real(source):
+            return make(source)
+        made: dict[str, torch.Tensor] = self._derived.setdefault(source, {})
+        if how not in made:
+            result = make(source)
+            if result is source:
+                result = source.view_as(source)
+            self.inherit(result, source)
+            self.mark_weight(result)
+            made[how] = result
+        return made[how]
 
     def name_of(self, tensor: torch.Tensor) -> str:
         """What ONNX calls ``tensor``; ``"constant"`` where it has no name."""

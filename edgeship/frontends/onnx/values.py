@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils.weak import WeakIdKeyDictionary
 
-from edgeship.frontends.onnx.constants import ConstantStore
+from edgeship.frontends.onnx.constants import ConstantStore, is_real
 
 #: What an ONNX name can stand for: a tensor, a sequence of tensors, or an input that was left out.
 Value = torch.Tensor | list[torch.Tensor] | None
@@ -28,7 +28,7 @@ def is_constant(value: Value) -> bool:
     """Whether ``value`` is known at import time (a missing optional input is)."""
     if isinstance(value, list):
         return all(is_constant(item) for item in value)
-    return not isinstance(value, FakeTensor)
+    return value is None or is_real(value)
 
 
 class Recorder(TorchFunctionMode):

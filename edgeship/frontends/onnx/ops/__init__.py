@@ -1,0 +1,43 @@
+"""One file a family of operators; importing this package fills the registry."""
+
+from edgeship.frontends.onnx.ops import (
+    activation,
+    attention,
+    contrib,
+    control_flow,
+    convolution,
+    creation,
+    elementwise,
+    image,
+    indexing,
+    linear,
+    normalization,
+    pooling,
+    quantization,
+    recurrent,
+    reduction,
+    resize,
+    shaping,
+    signal,
+)
+
+__all__ = [
+    "activation",
+    "attention",
+    "contrib",
+    "control_flow",
+    "convolution",
+    "creation",
+    "elementwise",
+    "image",
+    "indexing",
+    "linear",
+    "normalization",
+    "pooling",
+    "quantization",
+    "recurrent",
+    "reduction",
+    "resize",
+    "shaping",
+    "signal",
+]

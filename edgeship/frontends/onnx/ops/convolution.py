@@ -1,0 +1,112 @@
+"""Convolutions and transposed convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from edgeship.frontends.onnx.call import OpCall
+from edgeship.frontends.onnx.ops.windows import pads_list, windows
+from edgeship.frontends.onnx.registry import op
+
+Tensor = torch.Tensor
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@op("Conv")
+def conv(call: OpCall) -> Tensor:
+    return convolve(call, call.x(0), call.weight(1), call.optional_weight(2))
+
+
+def convolve(call: OpCall, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution with the attributes of ``call``; uneven padding becomes a pad in front."""
+    rank = _spatial_rank(call, x, weight)
+    place = windows(call, tuple(x.shape[2:]), _kernel(call, weight))
+    padding = place.begins
+    if place.begins != place.declared_ends:
+        x, padding = F.pad(x, pads_list(place.begins, place.declared_ends)), (0,) * rank
+    return _CONV[rank](x, weight, bias, place.strides, padding, place.dilations, call.attr_int("group", 1))
+
+
+@op("ConvTranspose")
+def conv_transpose(call: OpCall) -> Tensor:
+    x, weight, bias = call.x(0), call.weight(1), call.optional_weight(2)
+    rank = _spatial_rank(call, x, weight)
+    kernel = _kernel(call, weight)
+    strides = tuple(call.attr_ints("strides", (1,) * rank))
+    dilations = tuple(call.attr_ints("dilations", (1,) * rank))
+    extra = call.attr_ints("output_padding", (0,) * rank)
+    if min((*strides, *dilations, *kernel)) < 1 or not len(strides) == len(dilations) == len(extra) == rank:
+        raise call.broken("strides, dilations or output_padding do not fit its input")
+    full = [
+        strides[axis] * (x.shape[2 + axis] - 1) + dilations[axis] * (kernel[axis] - 1) + 1 for axis in range(rank)
+    ]
+    begins, ends = _transposed_pads(call, x, full, strides, extra)
+    outputs = [full[axis] + extra[axis] - begins[axis] - ends[axis] for axis in range(rank)]
+    call.check_size((*x.shape[:1], *outputs))
+    function, group = _CONV_TRANSPOSE[rank], call.attr_int("group", 1)
+    short = all(extra[axis] < max(strides[axis], dilations[axis]) for axis in range(rank))
+    if begins == ends and short and min(begins) >= 0:
+        return function(x, weight, bias, strides, tuple(begins), tuple(extra), group, dilations)
+    result = function(x, weight, None, strides, 0, 0, group, dilations)
+    cropped = F.pad(result, pads_list(tuple(-b for b in begins), tuple(n - e for n, e in zip(extra, ends, strict=True))))
+    return cropped if bias is None else torch.add(cropped, torch.reshape(bias, (-1, *(1,) * rank)))
+
+
+def _transposed_pads(
+    call: OpCall, x: Tensor, full: Sequence[int], strides: Sequence[int], extra: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """What is cropped from the full result, from ``output_shape``, ``auto_pad`` or ``pads``."""
+    rank = len(full)
+    auto = call.attr_text("auto_pad", "NOTSET")
+    wanted: list[int] | None = None
+    if call.has("output_shape"):
+        wanted = call.attr_ints("output_shape")[-rank:]
+    elif auto in ("SAME_UPPER", "SAME_LOWER"):
+        wanted = [x.shape[2 + axis] * strides[axis] for axis in range(rank)]
+    if wanted is None:
+        pads = call.attr_ints("pads", (0,) * (2 * rank)) if auto != "VALID" else [0] * (2 * rank)
+        if len(pads) != 2 * rank:
+            raise call.broken(f"{len(pads)} pads for {rank} spatial axes")
+        return pads[:rank], pads[rank:]
+    totals = [full[axis] + extra[axis] - wanted[axis] for axis in range(rank)]
+    # An output larger than the full result is padded at the end, as ONNX Runtime does.
+    halves = [max(total, 0) // 2 for total in totals]
+    rests = [total - half for total, half in zip(totals, halves, strict=True)]
+    return (halves, rests) if auto == "SAME_UPPER" else (rests, halves)
+
+
+@op("ConvInteger")
+def conv_integer(call: OpCall) -> Tensor:
+    x, weight = call.x(0).to(torch.int32), call.x(1).to(torch.int32)
+    if call.given(2):
+        x = torch.sub(x, call.x(2).to(torch.int32))
+    if call.given(3):
+        zero = call.x(3).to(torch.int32)
+        weight = torch.sub(weight, zero.reshape((-1,) + (1,) * (weight.dim() - 1)) if zero.dim() else zero)
+    return integer_convolve(call, x, weight).to(torch.int32)
+
+
+def integer_convolve(call: OpCall, x: Tensor, weight: Tensor) -> Tensor:
+    """Exact for int8 products: float64 holds every sum of fewer than 2^37 of them."""
+    return convolve(call, x.to(torch.float64), weight.to(torch.float64), None)
+
+
+def _kernel(call: OpCall, weight: Tensor) -> tuple[int, ...]:
+    kernel = tuple(call.attr_ints("kernel_shape", tuple(weight.shape[2:])))
+    if kernel != tuple(weight.shape[2:]):
+        raise call.broken(f"kernel_shape {list(kernel)} is not that of its weight {list(weight.shape)}")
+    return kernel
+
+
+def _spatial_rank(call: OpCall, x: Tensor, weight: Tensor) -> int:
+    rank = x.dim() - 2
+    if rank not in _CONV:
+        raise call.refuse(f"{rank} spatial axes; 1, 2 and 3 are imported")
+    if weight.dim() != x.dim() or x.dtype != weight.dtype:
+        raise call.broken(f"a weight {list(weight.shape)} for an input {list(x.shape)}, or of another type")
+    return rank

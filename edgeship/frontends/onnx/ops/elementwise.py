@@ -1,0 +1,205 @@
+"""Arithmetic, comparison, logic and bit operators, element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+
+import torch
+
+from edgeship.frontends.onnx.call import OpCall
+from edgeship.frontends.onnx.dtypes import SPARSELY_SUPPORTED
+from edgeship.frontends.onnx.registry import op
+from edgeship.frontends.onnx.values import is_constant
+
+Tensor = torch.Tensor
+Binary = Callable[[Tensor, Tensor], Tensor]
+
+
+def widened(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Run ``function`` in int64 where torch lacks kernels for the dtype of ``tensors``, and come back."""
+    dtype = tensors[0].dtype
+    if dtype not in SPARSELY_SUPPORTED:
+        return function(*tensors)
+    result = function(*(tensor.to(torch.int64) for tensor in tensors))
+    return result if result.dtype == torch.bool else result.to(dtype)
+
+
+def operands(call: OpCall) -> tuple[Tensor, Tensor]:
+    """Both inputs, with a constant single number turned into a literal and opset-6 broadcasting applied."""
+    left, right = call.x(0), call.x(1)
+    if call.opset < 7 and call.attr_int("broadcast", 0):
+        axis = call.axis(call.attr_int("axis", left.dim() - right.dim()), left.dim())
+        right = right.reshape(tuple(right.shape) + (1,) * (left.dim() - axis - right.dim()))
+    return _literal(left, right), _literal(right, left)
+
+
+def _literal(value: Tensor, other: Tensor) -> Tensor:
+    """A 0-d constant beside a graph value: recorded as a plain number it becomes no buffer."""
+    single = is_constant(value) and not is_constant(other) and value.numel() == 1 and value.dim() <= other.dim()
+    plain = value.dtype in (torch.float32, torch.int64, torch.int32) and other.dtype == value.dtype
+    return value.item() if single and plain else value  # type: ignore[return-value]
+
+
+def _binary(name: str, function: Binary, since: int = 1) -> None:
+    @op(name, since=since)
+    def run(call: OpCall) -> Tensor:
+        left, right = operands(call)
+        if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+            return function(left, right)
+        return widened(function, left, right)
+
+
+def _unary(name: str, function: Callable[[Tensor], Tensor]) -> None:
+    @op(name)
+    def run(call: OpCall) -> Tensor:
+        return widened(function, call.x(0))
+
+
+def _divide(left: Tensor, right: Tensor) -> Tensor:
+    whole = not (left if isinstance(left, Tensor) else right).is_floating_point()
+    return torch.div(left, right, rounding_mode="trunc") if whole else torch.div(left, right)
+
+
+_binary("Add", lambda a, b: torch.add(a, b))
+_binary("Sub", lambda a, b: torch.sub(a, b) if isinstance(a, Tensor) else torch.rsub(b, a))
+_binary("Mul", lambda a, b: torch.mul(a, b))
+_binary("Div", _divide)
+_binary("And", torch.logical_and)
+_binary("Or", torch.logical_or)
+_binary("Xor", torch.logical_xor)
+_binary("BitwiseAnd", torch.bitwise_and)
+_binary("BitwiseOr", torch.bitwise_or)
+_binary("BitwiseXor", torch.bitwise_xor)
+_binary("Equal", lambda a, b: torch.eq(a, b) if isinstance(a, Tensor) else torch.eq(b, a))
+_binary("Greater", lambda a, b: torch.gt(a, b) if isinstance(a, Tensor) else torch.lt(b, a))
+_binary("GreaterOrEqual", lambda a, b: torch.ge(a, b) if isinstance(a, Tensor) else torch.le(b, a))
+_binary("Less", lambda a, b: torch.lt(a, b) if isinstance(a, Tensor) else torch.gt(b, a))
+_binary("LessOrEqual", lambda a, b: torch.le(a, b) if isinstance(a, Tensor) else torch.ge(b, a))
+
+_unary("Abs", torch.abs)
+_unary("Neg", torch.neg)
+_unary("Sign", torch.sign)
+_unary("Sqrt", torch.sqrt)
+_unary("Exp", torch.exp)
+_unary("Log", torch.log)
+_unary("Erf", torch.erf)
+_unary("Floor", torch.floor)
+_unary("Ceil", torch.ceil)
+_unary("Round", torch.round)
+_unary("Reciprocal", torch.reciprocal)
+_unary("Not", torch.logical_not)
+_unary("BitwiseNot", torch.bitwise_not)
+_unary("IsNaN", torch.isnan)
+_unary("Sin", torch.sin)
+_unary("Cos", torch.cos)
+_unary("Tan", torch.tan)
+_unary("Asin", torch.asin)
+_unary("Acos", torch.acos)
+_unary("Atan", torch.atan)
+_unary("Sinh", torch.sinh)
+_unary("Cosh", torch.cosh)
+_unary("Asinh", torch.asinh)
+_unary("Acosh", torch.acosh)
+_unary("Atanh", torch.atanh)
+_unary("Det", torch.linalg.det)
+
+
+@op("Pow")
+def power(call: OpCall) -> Tensor:
+    base, exponent = call.x(0), call.x(1)
+    if call.opset < 7:
+        base, exponent = operands(call)
+        return torch.pow(base, exponent)
+    dtype = base.dtype
+    if is_constant(exponent) and not is_constant(base) and exponent.numel() == 1 and exponent.dim() <= base.dim():
+        number = exponent.item()
+        # 2.0 and 2 are the same exponent, and an int keeps int powers exact.
+        literal = int(number) if float(number).is_integer() and abs(number) < 1 << 31 else number
+        return widened(lambda x: torch.pow(x, literal), base).to(dtype)
+    if base.dtype in SPARSELY_SUPPORTED:
+        base = base.to(torch.int64)
+    if exponent.dtype in SPARSELY_SUPPORTED:
+        exponent = exponent.to(torch.int64)
+    return torch.pow(base, exponent).to(dtype)
+
+
+@op("Mod")
+def modulo(call: OpCall) -> Tensor:
+    """The sign follows the divisor, or with ``fmod`` the dividend."""
+    function = torch.fmod if call.attr_int("fmod", 0) else torch.remainder
+    return widened(function, call.x(0), call.x(1))
+
+
+@op("BitShift")
+def bit_shift(call: OpCall) -> Tensor:
+    left = call.attr_text("direction") == "LEFT"
+    function = torch.bitwise_left_shift if left else torch.bitwise_right_shift
+    x, amount = call.x(0), call.x(1)
+    bits = 8 * x.dtype.itemsize
+    if x.dtype == torch.uint64 and not left:
+        # int64 shifts drag the sign along; mask it off.
+        shifted = torch.bitwise_right_shift(x.to(torch.int64), amount.to(torch.int64))
+        mask = torch.bitwise_left_shift(torch.full_like(shifted, -2), 63 - amount.to(torch.int64))
+        masked = torch.bitwise_and(shifted, torch.bitwise_not(mask))
+        return torch.where(amount.to(torch.int64) == 0, x.to(torch.int64), masked).to(x.dtype)
+    shifted = widened(function, x, amount)
+    return torch.where(amount.to(torch.int64) >= bits, torch.zeros_like(shifted), shifted)
+
+
+@op("Max")
+def maximum(call: OpCall) -> Tensor:
+    return reduce(lambda a, b: widened(torch.maximum, a, b), call.tensors())
+
+
+@op("Min")
+def minimum(call: OpCall) -> Tensor:
+    return reduce(lambda a, b: widened(torch.minimum, a, b), call.tensors())
+
+
+@op("Sum")
+def total(call: OpCall) -> Tensor:
+    return reduce(torch.add, call.tensors())
+
+
+@op("Mean")
+def average(call: OpCall) -> Tensor:
+    return torch.div(reduce(torch.add, call.tensors()), len(call.inputs))
+
+
+@op("IsInf")
+def is_infinite(call: OpCall) -> Tensor:
+    x = call.x(0)
+    positive, negative = call.attr_int("detect_positive", 1), call.attr_int("detect_negative", 1)
+    if x.dtype.itemsize == 1:
+        x = x.to(torch.float32)
+    if positive and negative:
+        return torch.isinf(x)
+    if positive:
+        return torch.isposinf(x)
+    return torch.isneginf(x) if negative else torch.zeros_like(x, dtype=torch.bool)
+
+
+@op("Where")
+def where(call: OpCall) -> Tensor:
+    return torch.where(call.x(0), call.x(1), call.x(2))
+
+
+@op("Clip")
+def clip_attributes(call: OpCall) -> Tensor:
+    low = call.attr_float("min", torch.finfo(torch.float32).min)
+    high = call.attr_float("max", torch.finfo(torch.float32).max)
+    return torch.clamp(call.x(0), low if call.has("min") else None, high if call.has("max") else None)
+
+
+@op("Clip", since=11)
+def clip(call: OpCall) -> Tensor:
+    x, low, high = call.x(0), call.optional(1), call.optional(2)
+    if low is None and high is None:
+        return x
+    if all(is_constant(bound) for bound in (low, high)) and x.dtype not in SPARSELY_SUPPORTED:
+        numbers = [None if bound is None else bound.item() for bound in (low, high)]
+        return torch.clamp(x, numbers[0], numbers[1])
+    if low is not None:
+        x = widened(torch.maximum, x, low)
+    return x if high is None else widened(torch.minimum, x, high)

@@ -1,0 +1,76 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from edgeship.frontends.onnx.call import OpCall
+from edgeship.frontends.onnx.registry import op
+from edgeship.frontends.onnx.values import is_constant
+
+Tensor = torch.Tensor
+
+
+@op("Gemm")
+def gemm(call: OpCall) -> Tensor:
+    """``alpha * A' @ B' + beta * C``; with a constant B it is a linear layer whose weight has shape [N, K]."""
+    a, b, c = call.x(0), call.weight(1), call.optional_weight(2)
+    alpha, beta = call.attr_float("alpha", 1.0), call.attr_float("beta", 1.0)
+    if call.attr_int("transA", 0):
+        a = torch.transpose(a, 0, 1)
+    transposed = bool(call.attr_int("transB", 0))
+    if beta == 0.0:
+        c = None
+    if not is_constant(b) or not a.is_floating_point():
+        product = torch.matmul(a, torch.transpose(b, 0, 1) if transposed else b)
+        return _plus(_times(product, alpha), c, beta)
+    weight = b if transposed else linear_weight(call, b)
+    if alpha != 1.0:
+        weight = call.constants.derive(weight, f"times {alpha}", lambda t: torch.mul(t, alpha))
+    if c is None or (is_constant(c) and (c.shape[-1:].numel() == c.numel() == weight.shape[0])):
+        bias = None if c is None else call.constants.derive(c, f"flat times {beta}", lambda t: _times(t, beta).reshape(-1))
+        return F.linear(a, weight, bias)
+    return _plus(F.linear(a, weight), c, beta)
+
+
+@op("MatMul")
+def matmul(call: OpCall) -> Tensor:
+    """With a constant matrix on the right it is a linear layer whose weight has shape [N, K]."""
+    a, b = call.x(0), call.x(1)
+    if is_constant(b) and not is_constant(a) and b.dim() == 2 and a.is_floating_point():
+        if a.shape[-1] != b.shape[0]:
+            raise call.broken(f"its inputs have the shapes {list(a.shape)} and {list(b.shape)}")
+        return F.linear(a, linear_weight(call, b))
+    return torch.matmul(a, b)
+
+
+def linear_weight(call: OpCall, matrix: Tensor) -> Tensor:
+    """The transpose [N, K] of a constant [K, N], one and the same for every node that uses it."""
+    return call.constants.derive(matrix, "transposed", lambda t: t.t().contiguous())
+
+
+@op("Einsum")
+def einsum(call: OpCall) -> Tensor:
+    return torch.einsum(call.attr_text("equation").replace(" ", ""), *call.tensors())
+
+
+@op("MatMulInteger")
+def matmul_integer(call: OpCall) -> Tensor:
+    a, b = call.x(0).to(torch.int32), call.x(1).to(torch.int32)
+    if call.given(2):
+        a_zero = call.x(2).to(torch.int32)
+        a = torch.sub(a, a_zero.reshape(-1, 1) if a_zero.dim() == 1 and a_zero.numel() > 1 else a_zero)
+    if call.given(3):
+        b = torch.sub(b, call.x(3).to(torch.int32))
+    return torch.matmul(a, b)
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    if factor == 1.0:
+        return x
+    return torch.mul(x, factor if x.is_floating_point() else int(factor))
+
+
+def _plus(x: Tensor, c: Tensor | None, beta: float) -> Tensor:
+    return x if c is None else torch.add(x, _times(c, beta))

@@ -1,0 +1,118 @@
+"""Quantization, imported as float arithmetic: constants fold to float weights, activations are rounded."""
+
+from __future__ import annotations
+
+import torch
+from onnx import TensorProto
+
+from edgeship.frontends.onnx.call import OpCall
+from edgeship.frontends.onnx.dtypes import FLOAT8, SUB_BYTE_BITS, TORCH_DTYPE, integer_range
+from edgeship.frontends.onnx.ops.convolution import integer_convolve
+from edgeship.frontends.onnx.ops.creation import saturated_float8, tagged
+from edgeship.frontends.onnx.registry import Result, op
+
+Tensor = torch.Tensor
+
+
+@op("QuantizeLinear")
+def quantize_linear(call: OpCall) -> Tensor:
+    x, scale = call.x(0), call.x(1)
+    elem_type = TensorProto.UINT8
+    if call.given(2):
+        elem_type = call.elem_type(2)
+    elif call.attr_int("output_dtype", 0):
+        elem_type = call.attr_int("output_dtype")
+    dtype = TORCH_DTYPE[elem_type]
+    wide = x.to(torch.float32) if not x.is_floating_point() or x.dtype in (torch.float16, torch.bfloat16) else x
+    scale = _spread(call, scale, x).to(wide.dtype)
+    scaled = torch.div(wide, scale)
+    if dtype in FLOAT8:
+        if not call.attr_int("saturate", 1):
+            return scaled.to(dtype)
+        return saturated_float8(scaled, dtype)
+    rounded = torch.round(scaled)
+    if call.given(2):
+        rounded = torch.add(rounded, _spread(call, call.x(2), x).to(wide.dtype))
+    low, high = integer_range(elem_type)
+    result = torch.clamp(rounded, low, high)
+    if dtype in (torch.uint16, torch.uint32):
+        result = result.to(torch.int64)
+    return tagged(call, result.to(dtype), elem_type)
+
+
+@op("DequantizeLinear")
+def dequantize_linear(call: OpCall) -> Tensor:
+    x, scale = call.x(0), call.x(1)
+    result_type = TORCH_DTYPE[call.attr_int("output_dtype")] if call.attr_int("output_dtype", 0) else scale.dtype
+    wide = torch.float32 if scale.dtype.itemsize < 4 else scale.dtype
+    value = x.to(wide)
+    if call.given(2):
+        value = torch.sub(value, _spread(call, call.x(2), x).to(wide))
+    return torch.mul(value, _spread(call, scale, x).to(wide)).to(result_type)
+
+
+def _spread(call: OpCall, parameter: Tensor, x: Tensor) -> Tensor:
+    """A scale or zero point in a shape that broadcasts over ``x``: one for all, per axis, or per block."""
+    if parameter.numel() == 1 and parameter.dim() <= 1:
+        return torch.reshape(parameter, ())
+    axis = call.axis(call.attr_int("axis", 1), x.dim())
+    block = call.attr_int("block_size", 0)
+    if parameter.dim() == 1 and not block:
+        view = [1] * x.dim()
+        view[axis] = -1
+        return torch.reshape(parameter, tuple(view))
+    if parameter.dim() != x.dim() or not block:
+        raise call.broken(f"a scale of shape {list(parameter.shape)} for {list(x.shape)}")
+    repeated = torch.repeat_interleave(parameter, block, axis)
+    return torch.narrow(repeated, axis, 0, x.shape[axis])
+
+
+@op("DynamicQuantizeLinear")
+def dynamic_quantize_linear(call: OpCall) -> Result:
+    x = call.x(0)
+    low = torch.clamp(torch.amin(x), max=0.0)
+    high = torch.clamp(torch.amax(x), min=0.0)
+    scale = torch.div(torch.sub(high, low), 255.0)
+    zero = torch.round(torch.clamp(torch.div(torch.neg(low), scale), 0.0, 255.0))
+    values = torch.clamp(torch.add(torch.round(torch.div(x, scale)), zero), 0.0, 255.0)
+    return values.to(torch.uint8), scale, zero.to(torch.uint8)
+
+
+@op("QLinearMatMul")
+def quantized_matmul(call: OpCall) -> Tensor:
+    a = _centred(call.x(0), call.x(2), row=True)
+    b = _centred(call.x(3), call.x(5), row=False)
+    scale = torch.mul(_as_row(call.x(1)).to(torch.float64), call.x(4).to(torch.float64))
+    product = torch.mul(torch.matmul(a, b), torch.div(scale, call.x(6).to(torch.float64)))
+    return _requantized(call, product, 7)
+
+
+@op("QLinearConv")
+def quantized_conv(call: OpCall) -> Tensor:
+    x = torch.sub(call.x(0).to(torch.int32), call.x(2).to(torch.int32))
+    weight, zero, scale = call.x(3).to(torch.int32), call.x(5).to(torch.int32), call.x(4).to(torch.float64)
+    weight = torch.sub(weight, torch.reshape(zero, (-1,) + (1,) * (weight.dim() - 1)) if zero.dim() else zero)
+    sums = integer_convolve(call, x, weight)
+    channel = (-1,) + (1,) * (x.dim() - 2)
+    if call.given(8):
+        sums = torch.add(sums, torch.reshape(call.x(8).to(torch.float64), channel))
+    factor = torch.div(torch.mul(scale, call.x(1).to(torch.float64)), call.x(6).to(torch.float64))
+    return _requantized(call, torch.mul(sums, torch.reshape(factor, channel) if factor.dim() else factor), 7)
+
+
+def _centred(x: Tensor, zero: Tensor, *, row: bool) -> Tensor:
+    return torch.sub(x.to(torch.float64), (_as_row(zero) if row else zero).to(torch.float64))
+
+
+def _as_row(x: Tensor) -> Tensor:
+    """A parameter for each row of the left matrix."""
+    return torch.reshape(x, (-1, 1)) if x.dim() == 1 and x.numel() > 1 else x
+
+
+def _requantized(call: OpCall, value: Tensor, zero_index: int) -> Tensor:
+    zero = call.x(zero_index)
+    elem_type = call.elem_type(zero_index)
+    if elem_type in SUB_BYTE_BITS or zero.dtype in FLOAT8:
+        raise call.refuse("its output is neither int8 nor uint8")
+    low, high = integer_range(elem_type)
+    return torch.clamp(torch.add(torch.round(value), zero.to(value.dtype)), low, high).to(zero.dtype)

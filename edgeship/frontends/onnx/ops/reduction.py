@@ -1,0 +1,145 @@
+"""Reductions along axes, cumulative sums, and what ranks values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from edgeship.frontends.onnx.call import OpCall
+from edgeship.frontends.onnx.ops.elementwise import widened
+from edgeship.frontends.onnx.registry import Result, op
+from edgeship.frontends.onnx.values import is_constant
+
+Tensor = torch.Tensor
+Reduction = Callable[[Tensor, list[int], bool], Tensor]
+
+
+def _reduction(name: str, function: Reduction, elementwise: Callable[[Tensor], Tensor] | None = None) -> None:
+    """Register a reduction; ``elementwise`` is what is left of it over no axes at all."""
+
+    @op(name)
+    def run(call: OpCall) -> Tensor:
+        x = call.x(0)
+        axes = call.ints_from("axes", 1)
+        if not axes and call.attr_int("noop_with_empty_axes", 0):
+            return x if elementwise is None else widened(elementwise, x)
+        # Before opset 13 an empty list meant all axes as well.
+        chosen = [call.axis(axis, x.dim()) for axis in axes] if axes else list(range(x.dim()))
+        if len(set(chosen)) != len(chosen):
+            raise call.broken(f"axes {axes} name one axis twice")
+        if not chosen:
+            return x if elementwise is None else elementwise(x)
+        keep = bool(call.attr_int("keepdims", 1))
+        return widened(lambda t: function(t, sorted(chosen), keep), x)
+
+
+def _square_sum(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    return torch.sum(torch.mul(x, x), axes, keepdim=keep, dtype=x.dtype)
+
+
+def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    for axis in reversed(axes):
+        x = torch.prod(x, axis, keepdim=keep, dtype=x.dtype)
+    return x
+
+
+def _extreme(x: Tensor, axes: list[int], keep: bool, *, largest: bool) -> Tensor:
+    """Over no elements the answer is the far end of the type's range."""
+    if x.numel() == 0:
+        shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
+        if not keep:
+            shape = [size for axis, size in enumerate(x.shape) if axis not in axes]
+        if x.dtype == torch.bool:
+            return torch.full(shape, not largest)
+        if x.dtype.is_floating_point:
+            return torch.full(shape, float("-inf") if largest else float("inf"), dtype=x.dtype)
+        info = torch.iinfo(x.dtype)
+        return torch.full(shape, info.min if largest else info.max, dtype=x.dtype)
+    if x.dtype == torch.bool:
+        for axis in reversed(axes):
+            x = torch.any(x, axis, keepdim=keep) if largest else torch.all(x, axis, keepdim=keep)
+        return x
+    return torch.amax(x, axes, keepdim=keep) if largest else torch.amin(x, axes, keepdim=keep)
+
+
+def _mean(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    if x.is_floating_point():
+        return torch.mean(x, axes, keepdim=keep)
+    return torch.mean(x, axes, keepdim=keep, dtype=torch.float64).to(x.dtype)
+
+
+def _log_sum_exp(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    return torch.logsumexp(x if x.is_floating_point() else x.to(torch.float64), axes, keepdim=keep).to(x.dtype)
+
+
+_reduction("ReduceSum", lambda x, axes, keep: torch.sum(x, axes, keepdim=keep, dtype=x.dtype))
+_reduction("ReduceMean", _mean)
+_reduction("ReduceProd", _product)
+_reduction("ReduceMax", lambda x, axes, keep: _extreme(x, axes, keep, largest=True))
+_reduction("ReduceMin", lambda x, axes, keep: _extreme(x, axes, keep, largest=False))
+_reduction("ReduceL1", lambda x, axes, keep: torch.sum(torch.abs(x), axes, keepdim=keep, dtype=x.dtype), torch.abs)
+_reduction(
+    "ReduceL2",
+    lambda x, axes, keep: torch.sqrt(_square_sum(x, axes, keep)).to(x.dtype),
+    lambda x: torch.abs(x),
+)
+_reduction("ReduceSumSquare", _square_sum, lambda x: torch.mul(x, x))
+_reduction(
+    "ReduceLogSum",
+    lambda x, axes, keep: torch.log(torch.sum(x, axes, keepdim=keep, dtype=x.dtype)).to(x.dtype),
+    lambda x: torch.log(x).to(x.dtype),
+)
+_reduction("ReduceLogSumExp", _log_sum_exp)
+
+
+@op("ArgMax", "ArgMin")
+def argmax(call: OpCall) -> Tensor:
+    x = call.x(0)
+    axis = call.axis(call.attr_int("axis", 0), x.dim())
+    keep = bool(call.attr_int("keepdims", 1))
+    function = torch.argmax if call.node.op_type == "ArgMax" else torch.argmin
+    if not call.attr_int("select_last_index", 0):
+        return function(x, axis, keepdim=keep)
+    return torch.sub(x.shape[axis] - 1, function(torch.flip(x, [axis]), axis, keepdim=keep))
+
+
+@op("CumSum", "CumProd")
+def cumulative(call: OpCall) -> Tensor:
+    x = call.x(0)
+    axis = call.axis(call.const_int(1, "axis"), x.dim())
+    reverse, exclusive = call.attr_int("reverse", 0), call.attr_int("exclusive", 0)
+    function, neutral = (torch.cumsum, 0) if call.node.op_type == "CumSum" else (torch.cumprod, 1)
+    if reverse:
+        x = torch.flip(x, [axis])
+    result = function(x, axis, dtype=x.dtype)
+    if exclusive and x.shape[axis]:
+        first = torch.full([1 if i == axis else size for i, size in enumerate(x.shape)], neutral, dtype=x.dtype)
+        result = torch.cat([first, torch.narrow(result, axis, 0, x.shape[axis] - 1)], axis)
+    return torch.flip(result, [axis]) if reverse else result
+
+
+@op("TopK")
+def top_k_attribute(call: OpCall) -> Result:
+    return _top_k(call, call.attr_int("k"))
+
+
+@op("TopK", since=10)
+def top_k(call: OpCall) -> Result:
+    return _top_k(call, call.const_int(1, "K"))
+
+
+def _top_k(call: OpCall, k: int) -> Result:
+    """Of equal values the one with the lower index comes first, which only a stable sort promises."""
+    x = call.x(0)
+    axis = call.axis(call.attr_int("axis", -1), x.dim())
+    largest = bool(call.attr_int("largest", 1))
+    if not 0 <= k <= x.shape[axis]:
+        raise call.broken(f"k is {k}, the axis has {x.shape[axis]} elements")
+    if not is_constant(x) and x.is_floating_point() and x.dtype.itemsize > 1:
+        # Ties between floats are rare, and every converter knows topk where few know a stable sort.
+        values, indices = torch.topk(x, k, axis, largest, True)
+        return values, indices
+    wide = x.to(torch.int64) if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else x
+    values, indices = torch.sort(wide, stable=True, dim=axis, descending=largest)
+    return torch.narrow(values, axis, 0, k).to(x.dtype), torch.narrow(indices, axis, 0, k)
