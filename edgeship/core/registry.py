@@ -72,7 +72,7 @@ def passes() -> dict[str, type[Pass]]:
 def runtimes() -> dict[str, Runtime]:
     """Every runtime by name."""
     found: dict[str, Runtime] = {}
-    modules = ("onnxruntime", "coreml.runtime", "coreai.runtime", "litert", "qnn")
+    modules = ("onnxruntime", "coreml.runtime", "coreai.runtime", "litert.runtime", "qnn")
     for name in modules:
         runtime = importlib.import_module(f"edgeship.runtimes.{name}").RUNTIME
         found[runtime.name] = runtime

@@ -1,0 +1,111 @@
+"""Read and write ``.tflite`` flatbuffers: aligned constants, offset buffers, the same bytes every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ai_edge_litert import schema_py_generated as schema
+
+# A flatbuffer addresses 2 GB; above this, constants lie behind it and are found by offset and size.
+MAX_INLINE_BYTES = 1_500_000_000
+INLINE_ALIGNMENT = 16
+OFFSET_ALIGNMENT = 64
+IDENTIFIER = b"TFL3"
+
+
+def parse(content: bytes) -> schema.ModelT:
+    """The object form of a ``.tflite`` file with inline constants."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            operator.inputs = [int(index) for index in operator.inputs]
+            operator.outputs = [int(index) for index in operator.outputs]
+    return model
+
+
+def builtin_code(model: schema.ModelT, operator: Any) -> int:
+    """The builtin operator number of one operator."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    return int(max(code.builtinCode, code.deprecatedBuiltinCode))
+
+
+def constant(model: schema.ModelT, tensor: Any, dtype: str) -> Any:
+    """The values of a constant tensor as a flat array, or None when it has none."""
+    import numpy as np
+
+    data = model.buffers[tensor.buffer].data
+    return None if data is None or len(data) == 0 else np.frombuffer(bytes(data), dtype=dtype)
+
+
+def write(model: schema.ModelT, path: Path, *, max_inline_bytes: int = MAX_INLINE_BYTES) -> None:
+    """Write a model. Constants over ``max_inline_bytes`` in all go behind the flatbuffer, 64-byte aligned."""
+    total = sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None)
+    if total <= max_inline_bytes:
+        path.write_bytes(_pack(model, model.buffers, total))
+        return
+    stored = [buffer.data for buffer in model.buffers]
+    # Zero fields are left out of a flatbuffer, so the trial run must have non-zero ones to have the final length.
+    places = [None if data is None or len(data) == 0 else (1 << 40, len(data)) for data in stored]
+    length = len(_pack(model, _offset_buffers(places), 0))
+    position = length
+    for index, place in enumerate(places):
+        if place is not None:
+            position = -(-position // OFFSET_ALIGNMENT) * OFFSET_ALIGNMENT
+            places[index] = (position, place[1])
+            position += place[1]
+    content = _pack(model, _offset_buffers(places), 0)
+    with path.open("wb") as file:
+        file.write(content)
+        for data, place in zip(stored, places, strict=True):
+            if place is not None:
+                file.write(b"\0" * (place[0] - file.tell()))
+                file.write(memoryview(data).cast("B"))
+
+
+def _offset_buffers(places: list[tuple[int, int] | None]) -> list[Any]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return [schema.BufferT() if place is None else schema.BufferT(offset=place[0], size=place[1]) for place in places]
+
+
+def _pack(model: schema.ModelT, buffers: list[Any], payload_bytes: int) -> bytes:
+    import flatbuffers
+
+    kept = model.buffers
+    model.buffers = [_AlignedBuffer(buffer) for buffer in buffers]
+    try:
+        builder = flatbuffers.Builder(payload_bytes + (1 << 20))
+        builder.Finish(model.Pack(builder), IDENTIFIER)
+        return bytes(builder.Output())
+    finally:
+        model.buffers = kept
+
+
+class _AlignedBuffer:
+    """Packs one buffer with its data on 16 bytes, as the schema demands and the generated Python code does not do."""
+
+    def __init__(self, buffer: Any) -> None:
+        self.buffer = buffer
+
+    def Pack(self, builder: Any) -> int:
+        # Named as the generated code calls it.
+        from ai_edge_litert import schema_py_generated as schema
+
+        data = self.buffer.data
+        vector = None
+        if data is not None and len(data):
+            raw = bytes(memoryview(data).cast("B"))
+            builder.StartVector(1, len(raw), INLINE_ALIGNMENT)
+            builder.head -= len(raw)
+            builder.Bytes[builder.head : builder.head + len(raw)] = raw
+            vector = builder.EndVector()
+        schema.BufferStart(builder)
+        if vector is not None:
+            schema.BufferAddData(builder, vector)
+        schema.BufferAddOffset(builder, self.buffer.offset)
+        schema.BufferAddSize(builder, self.buffer.size)
+        return int(schema.BufferEnd(builder))

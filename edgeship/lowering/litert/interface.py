@@ -1,0 +1,59 @@
+"""Name a converted model's inputs, outputs and signature as the torch program does, and strip what is not the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeship.core.model import Dtype, Signature, TensorSpec
+from edgeship.errors import LoweringError
+from edgeship.lowering.litert.convert import SIGNATURE_KEY
+
+if TYPE_CHECKING:
+    from ai_edge_litert import schema_py_generated as schema
+
+# What LiteRT takes and gives for each dtype of the torch program.
+_ON_DEVICE: dict[Dtype, Dtype] = {"i64": "i32"}
+
+
+def on_device(signature: Signature) -> Signature:
+    """The signature of the artifact: the same names and shapes, token ids in int32."""
+
+    def move(spec: TensorSpec) -> TensorSpec:
+        return spec.with_dtype(_ON_DEVICE.get(spec.dtype, spec.dtype))
+
+    return Signature(tuple(map(move, signature.inputs)), tuple(map(move, signature.outputs)))
+
+
+def name_interface(model: schema.ModelT, signature: Signature, weights: int) -> list[int]:
+    """Name inputs and outputs; take the ``weights`` inputs that follow them out of the signature.
+
+    Returns:
+        The tensor numbers of those weight inputs, in order.
+
+    Raises:
+        LoweringError: the converter dropped or added an input or output.
+    """
+    subgraph, found = model.subgraphs[0], model.signatureDefs[0]
+    inputs = {entry.name.decode(): entry for entry in found.inputs}
+    outputs = {entry.name.decode(): entry for entry in found.outputs}
+    wanted_inputs = [f"args_{number}" for number in range(len(signature.inputs) + weights)]
+    wanted_outputs = [f"output_{number}" for number in range(len(signature.outputs))]
+    if len(model.subgraphs) != 1 or inputs.keys() != set(wanted_inputs) or outputs.keys() != set(wanted_outputs):
+        raise LoweringError("the LiteRT converter changed the model's inputs or outputs", fix="report this as a bug")
+    for specs, wanted, entries in (
+        (signature.inputs, wanted_inputs, inputs), (signature.outputs, wanted_outputs, outputs)
+    ):  # fmt: skip
+        for spec, key in zip(specs, wanted, strict=False):
+            entries[key].name = spec.name.encode()
+            subgraph.tensors[entries[key].tensorIndex].name = spec.name.encode()
+    kept = wanted_inputs[: len(signature.inputs)]
+    found.inputs = [inputs[key] for key in kept]
+    found.outputs = [outputs[key] for key in wanted_outputs]
+    found.signatureKey = SIGNATURE_KEY.encode()
+    subgraph.name = SIGNATURE_KEY.encode()
+    weight_inputs = [int(inputs[key].tensorIndex) for key in wanted_inputs[len(signature.inputs) :]]
+    subgraph.inputs = [entry.tensorIndex for entry in found.inputs] + weight_inputs
+    subgraph.outputs = [entry.tensorIndex for entry in found.outputs]
+    # The converter's notes describe the float graph with open weights; they would be wrong from here on.
+    model.metadata, model.description = [], b"edgeship"
+    return weight_inputs

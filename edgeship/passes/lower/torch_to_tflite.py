@@ -1,0 +1,98 @@
+"""TorchModel to a ``.tflite`` for LiteRT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from edgeship.core.model import TFLiteModel, TorchModel
+from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.profile import Request
+from edgeship.errors import LoweringError
+
+if TYPE_CHECKING:
+    from edgeship.core.weights import EncodedTensor
+    from edgeship.program.program import TorchProgram
+
+
+@dataclass(frozen=True)
+class TorchToTFLite(Pass):
+    """Write a .tflite for LiteRT, with every weight stored exactly as decided.
+
+    Args:
+        activations: ``float`` computes in float32, with integer weights dequantized first; ``dynamic`` lets kernels
+            quantize activations to int8 while running, where they can.
+    """
+
+    name: ClassVar[str] = "lower/torch_to_tflite"
+    tools: ClassVar[tuple[str, ...]] = ("torch", "litert-torch", "litert-converter", "ai-edge-litert")
+    activations: Literal["float", "dynamic"] = "float"
+
+    @classmethod
+    def plan(cls, request: Request) -> Self | Skip:
+        """Itself for the LiteRT runtime, with the activations that the profile chose."""
+        if request.runtime != TFLiteModel.runtime:
+            return Skip(f"runtime is {request.runtime}")
+        mode = request.choice.activations
+        if mode not in ("float", "dynamic"):
+            return Skip(f"static {mode} activations are not stored in .tflite files yet")
+        return cls(activations=mode)
+
+    def run(self, model: TorchModel, ctx: Context) -> TFLiteModel:
+        """Convert the graph with its weights as inputs, then store the weights.
+
+        Raises:
+            UnsupportedOpError, LoweringError, EncodingError: see `edgeship.lowering.litert`.
+        """
+        from edgeship.lowering.litert.convert import convert
+        from edgeship.lowering.litert.flatbuffer import parse, write
+        from edgeship.lowering.litert.interface import name_interface, on_device
+        from edgeship.lowering.litert.opened import open_weights
+        from edgeship.lowering.litert.store import WeightStorer
+        from edgeship.lowering.litert.survey import survey
+        from edgeship.program.program import TorchProgram
+
+        program = TorchProgram.open(model)
+        if program.activations:
+            raise LoweringError("this .tflite lowering keeps activations float", fix="leave out static activations")
+        ctx.progress(0, 3, "convert")
+        opened = open_weights(program, stored_weights(program))
+        converted = parse(convert(opened))
+        ctx.progress(1, 3, "store weights")
+        tensors = name_interface(converted, program.signature, len(opened.weights))
+        storer = WeightStorer(converted, converted.subgraphs[0], self.activations)
+        placements = storer.store(tensors, [(name, _as_stored(program, name)) for name in opened.weights])
+        ctx.progress(2, 3, "write")
+        path = ctx.folder / "model.tflite"
+        write(converted, path)
+        return TFLiteModel(
+            path,
+            on_device(program.signature),
+            files=(path.name,),
+            placements=tuple(placements),
+            compute="f32" if self.activations == "float" else "int",
+            facts={"activations": self.activations, **survey(converted)},
+        )
+
+    def ensures(self, output: Any, **inputs: Any) -> None:
+        """Every weight that compression decided has a place in the file."""
+        from edgeship.program.program import read_record
+
+        placed = {placement.weight for placement in output.placements}
+        missing = [name for name in read_record(inputs["model"]).encodings if name not in placed]
+        if missing:
+            raise LoweringError(f"weight {missing[0]} is not in {output.path.name}", fix="report this as a bug")
+
+
+def stored_weights(program: TorchProgram) -> list[str]:
+    """Weights that are stored after conversion: all that compression decided, and all that layers multiply with."""
+    aliases = program.record.aliases
+    large = [weight.name for weight in program.record.inventory.weights if weight.op != "other"]
+    return list(dict.fromkeys([*program.encoded, *(aliases.get(name, name) for name in large)]))
+
+
+def _as_stored(program: TorchProgram, name: str) -> EncodedTensor:
+    from edgeship.core.weights import FloatTensor
+
+    encoded = program.encoded.get(name)
+    return encoded if encoded is not None else FloatTensor(program.weight(name).detach().float().numpy())

@@ -1,0 +1,1 @@
+"""LiteRT on this machine: the interpreter, and a reader of .tflite files."""

@@ -1,0 +1,43 @@
+"""What LiteRT's kernels hold exactly: one row an operator and encoding, as measured.
+
+The refusals are not pedantry: most of these cells load, run, and answer wrongly without a word.
+"""
+
+from __future__ import annotations
+
+from edgeship.core.inventory import WeightOp
+from edgeship.core.runtimes import ActivationMode
+from edgeship.core.weights import Affine, Encoding, Float
+
+# Operators whose integer weights reach the file. A transposed convolution is always dequantized first.
+_STORED: tuple[WeightOp, ...] = ("linear", "conv", "depthwise_conv", "conv_transpose", "embedding")
+GROUP_SIZES = (32, 64, 128)
+
+
+def refusal(op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
+    """Empty when LiteRT holds this weight exactly and computes with it safely; else why not."""
+    if activations in ("int8", "int16"):
+        return "static activations are not stored in .tflite files yet; use float or dynamic"
+    if isinstance(encoding, Float):
+        return ""
+    if not isinstance(encoding, Affine):
+        return "the format has integers with scales and floats, nothing else"
+    if not encoding.symmetric:
+        return "its kernels ignore zero points of weights"
+    if op not in _STORED:
+        return "only weights of linear layers, convolutions and embeddings are kept in integers"
+    if encoding.granularity == "group":
+        return _group_refusal(op, encoding, activations)
+    return ""
+
+
+def _group_refusal(op: WeightOp, encoding: Affine, activations: ActivationMode) -> str:
+    if op not in ("linear", "embedding"):
+        return "groups of input channels exist for linear layers and embeddings only"
+    if encoding.bits not in (3, 4):
+        return f"groups hold 4-bit integers only; {encoding.bits}-bit groups answer wrongly"
+    if encoding.group_size not in GROUP_SIZES:
+        return f"group sizes are {', '.join(map(str, GROUP_SIZES))}"
+    if op == "linear" and activations == "float":
+        return "dequantizing groups answers wrongly; use dynamic activations, or scales per channel"
+    return ""
