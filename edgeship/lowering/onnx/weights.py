@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgeship.core.model import Placement
 from edgeship.core.weights import AffineTensor, EncodedTensor, FloatTensor
 from edgeship.errors import EncodingError, LoweringError
+from edgeship.lowering.onnx.embedding import gather_integers
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -132,7 +133,10 @@ def _store(
     elif explicit_zero:
         # Without it ONNX Runtime leaves a quantized Gemm in float.
         inputs.append(_initializer(model, f"{name}_zero", (0 * scale).reshape(squeezed).astype("int8"), dtype))
-    _replace(model, value, ir.node("DequantizeLinear", inputs, attributes, name=f"{name}_dequantize"), name)
+    if not explicit_zero:
+        gather_integers(model, value, inputs)
+    if value.uses():
+        _replace(model, value, ir.node("DequantizeLinear", inputs, attributes, name=f"{name}_dequantize"), name)
     return f"{name}_q"
 
 

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from edgeship.core.model import OnnxModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
+from edgeship.core.runtimes import ActivationMode
 
 
 @dataclass(frozen=True)
 class TorchToOnnx(Pass):
-    """Lower to ONNX (opset 21), each weight stored as decided and static activations as QuantizeLinear pairs."""
+    """Lower to ONNX (opset 21), each weight stored as decided and static activations as QuantizeLinear pairs.
+
+    Args:
+        activations: what the profile chose; it decides the session options that the app must set (see
+            `edgeship.lowering.onnx.options`), which ship as the artifact's facts and as the file's own metadata.
+    """
 
     name: ClassVar[str] = "lower/torch_to_onnx"
     tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "onnx-ir")
+    activations: ActivationMode = "float"
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Itself for runtimes that take ONNX."""
         if request.runtime not in ("onnx", "qnn"):
             return Skip(f"runtime is {request.runtime}")
-        return cls()
+        return cls(activations=request.choice.activations)
 
     def run(self, model: TorchModel, ctx: Context) -> OnnxModel:
         """Write ``model.onnx``. Raises `UnsupportedOpError`, `LoweringError` or `EncodingError`."""
         from edgeship.lowering.onnx.activations import store_activations
         from edgeship.lowering.onnx.export import export_graph
+        from edgeship.lowering.onnx.options import session_options
         from edgeship.lowering.onnx.save import save_model
         from edgeship.lowering.onnx.weights import place_weights
         from edgeship.program.program import TorchProgram
@@ -37,8 +45,9 @@ class TorchToOnnx(Pass):
         placements = place_weights(graph, weights, program)
         if program.activations:
             store_activations(graph, program)
+        options = session_options(program.record.encodings.values(), bool(program.activations), self.activations)
+        graph.metadata_props.update(options)
         path = ctx.folder / "model.onnx"
         files = save_model(graph, path)
-        return OnnxModel(
-            path, program.signature, files=files, placements=placements, compute="int" if program.activations else "f32"
-        )
+        compute: Literal["f32", "int"] = "int" if program.activations else "f32"
+        return OnnxModel(path, program.signature, "", files, placements, compute, facts=dict(options))

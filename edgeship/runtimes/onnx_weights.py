@@ -1,0 +1,129 @@
+"""Read the weights of a saved ONNX file: initializers, and the DequantizeLinear, Cast or Gather that consumes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgeship.core.model import Artifact, Placement
+from edgeship.core.weights import Affine, AffineTensor, EncodedTensor, FloatTensor
+from edgeship.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import onnx
+
+INTEGER_BITS = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4, "int2": 2, "uint2": 2}
+
+
+def read_placed_weights(artifact: Artifact) -> dict[str, EncodedTensor]:
+    """Every placed weight by torch name, in the torch weight's own layout.
+
+    Raises `ArtifactError` when a weight is not in the file, or nothing dequantizes it.
+    """
+    import onnx
+
+    model = onnx.load(artifact.path, load_external_data=False)
+    graph = _Graph(model, artifact)
+    return {placement.weight: graph.weight(placement) for placement in artifact.placements}
+
+
+class _Graph:
+    """Initializers and consumers of one file, by name."""
+
+    def __init__(self, model: onnx.ModelProto, artifact: Artifact) -> None:
+        self._folder = artifact.path.parent
+        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._consumers: dict[str, list[onnx.NodeProto]] = {}
+        self._producers: dict[str, onnx.NodeProto] = {}
+        for node in model.graph.node:
+            for name in node.output:
+                self._producers[name] = node
+            for name in node.input:
+                self._consumers.setdefault(name, []).append(node)
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """The content of one initializer."""
+        import onnx
+
+        if name not in self._initializers:
+            raise ArtifactError(f"the file holds no tensor {name}", fix="build again")
+        tensor = self._initializers[name]
+        if onnx.external_data_helper.uses_external_data(tensor):
+            loaded = onnx.TensorProto()
+            loaded.CopyFrom(tensor)
+            onnx.external_data_helper.load_external_data_for_tensor(loaded, self._folder.as_posix())
+            tensor = loaded
+        array: npt.NDArray[Any] = onnx.numpy_helper.to_array(tensor)
+        return array
+
+    def weight(self, placement: Placement) -> EncodedTensor:
+        """One weight, turned back to the torch layout."""
+        import numpy as np
+
+        stored = self.array(placement.stored)
+        if np.issubdtype(stored.dtype, np.floating):
+            return FloatTensor(_restore(stored, placement))
+        bits = INTEGER_BITS.get(stored.dtype.name)
+        if bits is None:
+            raise ArtifactError(f"{placement.stored} holds {stored.dtype.name}, no weight encoding", fix="build again")
+        signed = not stored.dtype.name.startswith("u")
+        scale, zero, axis = self._numbers(placement.stored)
+        values = _restore(stored.astype(np.int8 if signed else np.uint8), placement)
+        scale = _restore(_blocks(scale, stored.shape, axis), placement)
+        if signed and (zero is None or not zero.astype(np.int8).any()):
+            return AffineTensor(values, scale, None, _encoding(bits, True, values.shape, scale.shape))
+        zeros = np.zeros(scale.shape, values.dtype)
+        if zero is not None:
+            zeros = _restore(_blocks(zero.astype(values.dtype), stored.shape, axis), placement)
+        return AffineTensor(values, scale, zeros, _encoding(bits, False, values.shape, scale.shape))
+
+    def _numbers(self, stored: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None, int]:
+        """Scale, zero point and axis with which the file turns these integers into floats."""
+        for node in self._consumers.get(stored, []):
+            if node.op_type == "DequantizeLinear" and node.input[0] == stored:
+                axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+                zero = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+                return self.array(node.input[1]), zero, axis
+        for node in self._consumers.get(stored, []):
+            if node.op_type == "Gather":
+                return self.array(self._row_scale(node)), None, 0
+        raise ArtifactError(f"nothing in the file dequantizes {stored}", fix="build again")
+
+    def _row_scale(self, gather: onnx.NodeProto) -> str:
+        """The scale of gathered rows: Gather -> Cast -> Mul by the scale, or by the scale gathered in the same way."""
+        for cast in self._consumers.get(gather.output[0], []):
+            for product in self._consumers.get(cast.output[0], []):
+                factors = [name for name in product.input if name != cast.output[0]]
+                if product.op_type == "Mul" and len(factors) == 1:
+                    name = str(factors[0])
+                    while name not in self._initializers and name in self._producers:
+                        name = str(self._producers[name].input[0])
+                    return name
+        raise ArtifactError(f"nothing in the file dequantizes the rows of {gather.input[0]}", fix="build again")
+
+
+def _blocks(numbers: npt.NDArray[Any], shape: tuple[int, ...], axis: int) -> npt.NDArray[Any]:
+    """Scales with the rank of the weight: a scalar, one a channel, or one a block."""
+    if numbers.ndim == len(shape) and numbers.ndim > 1:
+        return numbers
+    wanted = [1] * len(shape)
+    if numbers.size > 1:
+        wanted[axis % len(shape)] = numbers.size
+    return numbers.reshape(wanted)
+
+
+def _restore(stored: npt.NDArray[Any], placement: Placement) -> npt.NDArray[Any]:
+    """Undo the placement's permutation."""
+    import numpy as np
+
+    if placement.permutation is None:
+        return stored
+    return np.ascontiguousarray(stored.transpose(np.argsort(placement.permutation)))
+
+
+def _encoding(bits: int, symmetric: bool, shape: tuple[int, ...], scale: tuple[int, ...]) -> Affine:
+    """The encoding that these shapes amount to."""
+    blocked = [n // s for n, s in zip(shape, scale, strict=True) if s not in (1, n)]
+    if blocked:
+        return Affine(bits, symmetric, "group", blocked[0])
+    return Affine(bits, symmetric, "tensor" if max(scale, default=1) == 1 else "channel")
