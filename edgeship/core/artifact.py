@@ -13,6 +13,8 @@ from edgeship.core.report import Report
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
+# The manifest holds every other file's digest; this file holds the manifest's, in the form that sha256sum -c reads.
+SEAL = "manifest.sha256"
 SCHEMA_VERSION = 1
 _BLOCK = 1 << 20
 

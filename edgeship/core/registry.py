@@ -8,6 +8,7 @@ load is kept as `Broken` for ``doctor`` and never stops a build.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import pkgutil
 from collections.abc import Iterator
@@ -72,10 +73,13 @@ def passes() -> dict[str, type[Pass]]:
 def runtimes() -> dict[str, Runtime]:
     """Every runtime by name."""
     found: dict[str, Runtime] = {}
-    modules = ("onnxruntime", "coreml.runtime", "coreai.runtime", "litert.runtime", "qnn")
-    for name in modules:
-        runtime = importlib.import_module(f"edgeship.runtimes.{name}").RUNTIME
-        found[runtime.name] = runtime
+    package = importlib.import_module("edgeship.runtimes")
+    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda item: item.name):
+        place = f"{package.__name__}.{info.name}" + (".runtime" if info.ispkg else "")
+        if importlib.util.find_spec(place) is not None:
+            runtime = getattr(importlib.import_module(place), "RUNTIME", None)
+            if isinstance(runtime, Runtime):
+                found[runtime.name] = runtime
     for name, value in _plugins("edgeship.runtimes"):
         if not isinstance(value, Runtime):
             _broken["edgeship.runtimes", name] = Broken("edgeship.runtimes", name, "is not a Runtime")

@@ -54,6 +54,7 @@ class Runtime(ABC):
         packages: distributions it needs, in the order to look. extra: the pip extra that brings them.
         execution: ``native`` when a run here is the real engine, ``emulated`` when it is an emulator or evaluator.
         timed: whether a latency taken here means anything; else `untimed_reason` says why not.
+        overhead_bytes: what the engine itself takes in an app, for the size check; not fitted to devices yet.
     """
 
     name: ClassVar[str]
@@ -64,10 +65,18 @@ class Runtime(ABC):
     execution: ClassVar[Execution] = "native"
     timed: ClassVar[bool] = False
     untimed_reason: ClassVar[str] = ""
+    overhead_bytes: ClassVar[int] = 30_000_000
 
     @abstractmethod
     def open(self, artifact: Artifact) -> Session:
         """Load an artifact from disk. Raises `ArtifactError` when it is damaged."""
+
+    def open_fast(self, artifact: Artifact) -> Session:
+        """As an app would open it: every fast kernel allowed. Timing uses this; `open` is for comparing numbers."""
+        return self.open(artifact)
+
+    def warm_imports(self) -> None:  # noqa: B027  most engines import nothing worth separating
+        """Import the engine, so that memory taken before and after opening a model can be told apart."""
 
     @abstractmethod
     def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
@@ -80,6 +89,10 @@ class Runtime(ABC):
     @abstractmethod
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """Empty when a weight of ``op`` can be stored so, exactly and safely; else the reason why not."""
+
+    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
+        """Bits a weight takes in memory while the model runs: more than stored where the engine decompresses at load."""
+        return encoding.bits
 
     def versions(self) -> dict[str, str]:
         """Installed versions of the packages it needs. Raises `MissingToolError` naming the first that is absent."""

@@ -6,12 +6,12 @@ import errno
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgeship.core.model import Model, Source
-from edgeship.core.passes import Context
+from edgeship.core.passes import Context, Pass
 from edgeship.core.plan import Plan, Step
 from edgeship.core.report import StepTime
 from edgeship.engine.cache import KINDS, Cache, Result
@@ -66,10 +66,12 @@ def execute(
     log: Log,
     progress: Progress,
     gather: Callable[[Step, Execution], Any] | None = None,
+    done: Sequence[tuple[Pass, Result]] = (),
 ) -> Execution:
     """Run every step of a plan in order.
 
     Args:
+        done: passes that take only the source and have run already in this command, with their results.
         gather: called for the steps that take everything (package), inside the same progress and log.
 
     Raises:
@@ -77,6 +79,10 @@ def execute(
     """
     execution = Execution({}, [])
     for step in plan.steps:
+        ready = next((result for task, result in done if task == step.task), None)
+        if ready is not None:
+            execution.results[step.index] = ready
+            continue
         progress.started(step)
         begin = time.perf_counter()
         log.line(f"== {step.describe()}")

@@ -200,6 +200,8 @@ def _fold_constants(module: GraphModule) -> None:
             value = _fetch(module, str(node.target))
             if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
                 known[node] = value
+            elif _is_fixed_lookup(node):
+                known[node] = value
         elif node.op == "call_function" and all(arg in known for arg in node.all_input_nodes) and not _is_random(node):
             args, kwargs = map_arg((node.args, node.kwargs), lambda n: known[n])  # type: ignore[misc]
             with torch.no_grad():
@@ -219,6 +221,30 @@ def _fold_constants(module: GraphModule) -> None:
         constant.meta = dict(node.meta)
         node.replace_all_uses_with(constant)
     module.graph.eliminate_dead_code()
+
+
+def _is_fixed_lookup(table: Node) -> bool:
+    """Whether a table is only read at constant rows: position embeddings, of which a fixed length needs some rows."""
+    import torch
+
+    user = next(iter(table.users), None)
+    if len(table.users) != 1 or user is None or user.target != torch.ops.aten.embedding.default:
+        return False
+    rows = user.args[1]
+    return user.args[0] is table and isinstance(rows, torch.fx.Node) and _is_constant(rows)
+
+
+def _is_constant(node: Node) -> bool:
+    """Whether a value depends on no input; parameters are looked at as inputs."""
+    if node.op == "get_attr":
+        return not isinstance(_fetch(node.graph.owning_module, str(node.target)), _parameter_type())
+    return node.op == "call_function" and all(map(_is_constant, node.all_input_nodes)) and not _is_random(node)
+
+
+def _parameter_type() -> type:
+    import torch
+
+    return torch.nn.Parameter
 
 
 def _is_random(node: Node) -> bool:

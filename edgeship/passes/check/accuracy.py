@@ -77,8 +77,7 @@ class CheckAccuracy(Pass):
             for name, value in (("accuracy", after), ("accuracy_original", before), ("accuracy_drop", before - after))
         )
         summary = f"accuracy {after:.2%} against {before:.2%} of the original, on {len(samples)} samples"
-        # Half a sample of slack, so that 0.5 % of 360 samples is not decided by floating point.
-        if self.max_drop is not None and before - after > self.max_drop + 0.5 / len(samples):
+        if self.max_drop is not None and before - after > self.max_drop + 1e-9:
             summary = f"{summary}: more than the {self.max_drop:.2%} allowed"
             return Verdict(self.name, self.runtime, False, summary, figures, fix="try --profile exact, or raise --max-drop")
         return Verdict(self.name, self.runtime, True, summary, figures)

@@ -1,0 +1,376 @@
+"""What the command line calls and notebooks call: ``build``, ``plan``, ``bench``, ``verify``, ``inspect``."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeship import __version__
+from edgeship.core.artifact import BuiltArtifact, EncodingRecord, Gathered
+from edgeship.core.model import Artifact, TorchModel
+from edgeship.core.passes import Context
+from edgeship.core.plan import Plan, Step
+from edgeship.core.profile import DataRef, Request
+from edgeship.core.registry import find, profiles, runtimes, targets
+from edgeship.core.report import ArtifactRow, Measurement, Measurements, Report, Verdict
+from edgeship.core.runtimes import Availability
+from edgeship.engine.cache import Cache, default_cache_root
+from edgeship.engine.chatter import Log
+from edgeship.engine.executor import Execution, Progress, Silence, execute
+from edgeship.engine.planner import plan_build, plan_load
+from edgeship.engine.sources import find_source
+from edgeship.errors import GateError, MissingToolError, UsageError
+
+
+@dataclass(frozen=True)
+class BuildOrder:
+    """Everything a user can say to ``build`` and ``plan``.
+
+    Args:
+        source: factory, file or folder. targets: names. runtimes: names; empty means each target's own list.
+        output: bundle folder; ``<name>.edgeship`` here when None. options: ``{"compress/quantize": {"bits": "8"}}``.
+        max_drop: fraction. max_size_bytes: limit for each artifact's files.
+    """
+
+    source: str
+    targets: tuple[str, ...]
+    runtimes: tuple[str, ...] = ()
+    profile: str = "balanced"
+    output: Path | None = None
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    factory: str | None = None
+    calibration: str | None = None
+    evaluation: str | None = None
+    max_size_bytes: int | None = None
+    max_drop: float | None = None
+    options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    use_cache: bool = True
+
+    @property
+    def bundle(self) -> Path:
+        """Where the bundle goes."""
+        if self.output is not None:
+            return self.output
+        head, _, function = self.source.rpartition(":")
+        name = Path(head or self.source).resolve().stem if head and function.isidentifier() else ""
+        return Path(f"{name or Path(self.source).resolve().stem}.edgeship")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A planned build: the plan, and what running it needs."""
+
+    plan: Plan
+    requests: tuple[Request, ...]
+    loaded: TorchModel
+    load_step: Step
+    load_execution: Execution
+
+
+def build(order: BuildOrder, progress: Progress | None = None, log: Log | None = None) -> Report:
+    """Build, check, and publish a bundle.
+
+    Returns:
+        The report; `Report.passed` is False, and nothing is published, when a check fell short.
+
+    Raises:
+        EdgeshipError: bad input, an unsupported operator, a missing tool, an unwritable output.
+    """
+    from edgeship.shipping.bundle import check_output, remove_leftovers
+
+    check_output(order.bundle)
+    log = log or Log(log_path(order.bundle))
+    progress = progress or Silence()
+    cache = Cache(default_cache_root(), order.use_cache)
+    cache.sweep()
+    remove_leftovers(order.bundle.absolute())
+    prepared = prepare(order, cache, log, progress)
+    result: list[Report] = []
+
+    def gather(step: Step, execution: Execution) -> None:
+        gathered = _gathered(order, prepared, execution, log)
+        result[:] = [gathered.report]
+        if gathered.report.passed:
+            step.task.run(gathered, ctx=Context(order.bundle))
+            result[:] = [dataclasses.replace(gathered.report, bundle=str(order.bundle))]
+
+    done = [(prepared.load_step.task, prepared.loaded)]
+    execute(prepared.plan, prepared.requests[0].source, cache, log, progress, gather, done)
+    return result[0]
+
+
+def plan(order: BuildOrder, log: Log | None = None, progress: Progress | None = None) -> Plan:
+    """The plan that `build` would run. The source is loaded (or taken from the cache), nothing is converted."""
+    cache = Cache(default_cache_root(), order.use_cache)
+    return prepare(order, cache, log or Log(log_path(order.bundle)), progress or Silence()).plan
+
+
+def log_path(bundle: Path) -> Path:
+    """The log file beside a bundle."""
+    return bundle.with_name(bundle.name + ".log")
+
+
+def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Prepared:
+    """Check the order, load the source, and plan every route."""
+    from edgeship.data.batches import describe_data
+
+    if not order.targets:
+        raise UsageError("no target", fix=f"add --target, one of {', '.join(targets())}")
+    profile = find("profile", profiles(), order.profile)
+    chosen = [find("target", targets(), name) for name in dict.fromkeys(order.targets)]
+    for name in order.runtimes:
+        find("runtime", runtimes(), name)
+    found = find_source(order.source, inputs=order.inputs, outputs=order.outputs, factory=order.factory)
+    calibration = order.calibration or found.calibration
+    evaluation = order.evaluation or found.evaluation
+    calibration_ref: DataRef | None = describe_data(calibration) if calibration else None
+    evaluation_ref: DataRef | None = describe_data(evaluation) if evaluation else None
+    requests: list[Request] = []
+    for target in chosen:
+        for name in order.runtimes or target.runtime_names:
+            if name not in target.runtime_names:
+                continue
+            requests.append(
+                Request(
+                    found.source, target, name, profile, None, calibration_ref, evaluation_ref,
+                    order.max_size_bytes, order.max_drop, (), order.options, found.load,
+                )
+            )  # fmt: skip
+    for name in order.runtimes:
+        if not any(request.runtime == name for request in requests):
+            able = [target.name for target in targets().values() if name in target.runtime_names]
+            raise UsageError(
+                f"{', '.join(order.targets)} does not run {name}", fix=f"add --target {able[0]}" if able else ""
+            )
+    for request in requests:
+        runtimes()[request.runtime].versions()
+    load_plan = plan_load(requests[0])
+    execution = execute(load_plan, found.source, cache, log, progress)
+    loaded = execution.results[load_plan.steps[-1].index]
+    assert isinstance(loaded, TorchModel)
+    from edgeship.program.program import read_record
+
+    inventory = read_record(loaded).inventory
+    ready = tuple(dataclasses.replace(request, inventory=inventory) for request in requests)
+    return Prepared(plan_build(ready), ready, loaded, load_plan.steps[-1], execution)
+
+
+def _gathered(order: BuildOrder, prepared: Prepared, execution: Execution, log: Log) -> Gathered:
+    built: list[BuiltArtifact] = []
+    rows: list[ArtifactRow] = []
+    for step in prepared.plan.steps:
+        result = execution.results.get(step.index)
+        final = isinstance(result, Artifact) and not any(
+            step.index in later.inputs.values() and later.name.startswith("lower/") and later.routes == step.routes
+            for later in prepared.plan.steps
+        )
+        if not final or not isinstance(result, Artifact):
+            continue
+        mine = [route for route in step.routes if runtimes()[route[1]].artifact is type(result)]
+        if not mine:
+            continue
+        names = tuple(dict.fromkeys(target for target, _ in mine))
+        encodings, activations = _decided(prepared.plan, step, execution, result)
+        built.append(BuiltArtifact(names, result, encodings, activations))
+        rows.append(_row(prepared, step, execution, result, names, encodings, activations))
+    report = Report(
+        source=order.source,
+        profile=order.profile,
+        targets=order.targets,
+        bundle="",
+        rows=tuple(rows),
+        steps=(*prepared.load_execution.times, *execution.times),
+        skipped=prepared.plan.skipped,
+        machine=machine(),
+        versions=_versions(prepared.requests),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        log=str(log.path),
+    )
+    source = prepared.requests[0].source
+    return Gathered(order.bundle, prepared.requests[0], prepared.plan, tuple(built), report, prepared.loaded.digest or source.digest)
+
+
+def _decided(
+    plan: Plan, step: Step, execution: Execution, artifact: Artifact
+) -> tuple[dict[str, EncodingRecord], dict[str, tuple[int, float, int]]]:
+    """What compression decided for the program behind an artifact, with where the artifact keeps it."""
+    from edgeship.program.program import read_record
+
+    index = next(iter(step.inputs.values()))
+    while not isinstance(execution.results[index], TorchModel):
+        index = next(iter(plan.steps[index].inputs.values()))
+    program = execution.results[index]
+    assert isinstance(program, TorchModel)
+    record = read_record(program)
+    placements = {placement.weight: placement for placement in artifact.placements}
+    shapes = {use.name: use.shape for use in record.inventory.weights}
+    encodings = {
+        name: EncodingRecord(str(encoding), encoding.bits, shapes[name], placements[name])
+        for name, encoding in record.encodings.items()
+    }
+    activations = {name: (item.bits, item.scale, item.zero_point) for name, item in record.activations.items()}
+    return encodings, activations
+
+
+def _row(
+    prepared: Prepared,
+    step: Step,
+    execution: Execution,
+    artifact: Artifact,
+    names: tuple[str, ...],
+    encodings: Mapping[str, EncodingRecord],
+    activations: Mapping[str, Any],
+) -> ArtifactRow:
+    from edgeship.core.artifact import total_bytes
+
+    runtime = runtimes()[artifact.runtime]
+    verdicts: list[Verdict] = []
+    measurements: list[Measurement] = []
+    for later in prepared.plan.steps:
+        result = execution.results.get(later.index)
+        if later.inputs.get("model") != step.index:
+            continue
+        if isinstance(result, Verdict):
+            verdicts.append(result)
+        elif isinstance(result, Measurements):
+            measurements.extend(result.items)
+    kinds = dict.fromkeys(record.encoding for record in encodings.values())
+    request = next(item for item in prepared.requests if item.runtime == runtime.name)
+    row = ArtifactRow(
+        target=",".join(names),
+        runtime=runtime.name,
+        file=artifact.path.name,
+        size_bytes=total_bytes(artifact.path),
+        weights=", ".join(kinds) or ("float16" if artifact.compute == "f16" else "float32"),
+        activations=request.choice.activations if activations or request.choice.activations == "dynamic" else "float",
+        execution="emulated" if runtime.execution == "emulated" else "measured",
+        verdicts=tuple(verdicts),
+        measurements=tuple(measurements),
+    )
+    memory = row.figure("memory_bytes")
+    return dataclasses.replace(row, memory_bytes=int(memory.value or 0) if memory else 0)
+
+
+def machine() -> dict[str, str]:
+    """What the numbers were taken on: processor, cores, memory, system."""
+    import os
+
+    import psutil
+
+    return {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "memory_gib": f"{psutil.virtual_memory().total / 2**30:.0f}",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def _versions(requests: Sequence[Request]) -> dict[str, str]:
+    from importlib import metadata
+
+    found = {"edgeship": __version__, "torch": metadata.version("torch")}
+    for request in requests:
+        found.update(runtimes()[request.runtime].versions())
+    return dict(sorted(found.items()))
+
+
+def verify(bundle_path: Path, *, run: bool = True, log: Log | None = None) -> list[str]:
+    """Check a bundle: the manifest against its schema, every byte against its digest, and that every artifact opens
+    and runs here.
+
+    Returns:
+        One sentence a problem; empty when the bundle holds.
+    """
+    from edgeship.shipping.bundle import changed_files, opened, read_bundle, schema_problem
+
+    bundle = read_bundle(bundle_path)
+    problems = changed_files(bundle)
+    schema = schema_problem(bundle_path)
+    if schema:
+        problems.append(f"manifest.json does not meet its schema: {schema}")
+    if problems or not run:
+        return problems
+    for record in bundle.manifest.artifacts:
+        problem = _runs(opened(bundle, record), log)
+        if problem:
+            problems.append(f"{record.main}: {problem}")
+    return problems
+
+
+def _runs(artifact: Artifact, log: Log | None) -> str:
+    import contextlib
+
+    import numpy as np
+
+    from edgeship.core.model import Signature
+    from edgeship.data.batches import generate_batches
+    from edgeship.engine.chatter import silenced
+
+    runtime = runtimes()[artifact.runtime]
+    runtime.versions()
+    batch = generate_batches(Signature(artifact.signature.inputs, ()), 1)[0]
+    with silenced(log) if log else contextlib.nullcontext(), runtime.open(artifact) as session:
+        outputs = session.run(batch)
+    for spec in artifact.signature.outputs:
+        if tuple(outputs[spec.name].shape) != spec.shape:
+            return f"output {spec.name} has shape {outputs[spec.name].shape}, {spec.shape} recorded"
+        if not bool(np.isfinite(outputs[spec.name]).all()):
+            return f"output {spec.name} is not finite"
+    return ""
+
+
+def bench(bundle_path: Path, *, seconds: float = 2.0, device: str = "host") -> list[tuple[str, Measurement]]:
+    """Time every artifact of a bundle on this host, or estimate it for a device (``estimate:TARGET``).
+
+    Returns:
+        (artifact, measurement) pairs; artifacts that cannot be timed here say why in the note.
+    """
+    from edgeship.devices.host import time_artifact
+    from edgeship.shipping.bundle import changed_files, opened, read_bundle
+
+    bundle = read_bundle(bundle_path)
+    problems = changed_files(bundle)
+    if problems:
+        raise GateError(f"{bundle_path}: {problems[0]}", fix="build it again")
+    rows: list[tuple[str, Measurement]] = []
+    kind, _, name = device.partition(":")
+    if kind not in ("host", "estimate") or (kind == "estimate") != bool(name):
+        raise UsageError(f"no device {device!r}", fix="use host or estimate:TARGET")
+    for record in bundle.manifest.artifacts:
+        if kind == "estimate":
+            rows += [(record.main, item) for item in _estimate(bundle_path, record.runtime, name)]
+            continue
+        rows += [(record.main, item) for item in time_artifact(opened(bundle, record), seconds)]
+    return rows
+
+
+def _estimate(bundle_path: Path, runtime: str, target_name: str) -> list[Measurement]:
+    raise NotImplementedError
+
+
+def availability() -> list[Availability]:
+    """Every runtime with its versions, or what to install."""
+    rows = []
+    for runtime in runtimes().values():
+        try:
+            found = ", ".join(f"{name} {version}" for name, version in runtime.versions().items())
+            rows.append(Availability(runtime.name, runtime.title, True, found))
+        except MissingToolError as error:
+            rows.append(Availability(runtime.name, runtime.title, False, error.what, error.fix))
+    return rows

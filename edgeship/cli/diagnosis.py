@@ -1,0 +1,72 @@
+"""What ``doctor`` looks at, and where a crash is written down."""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeship import __version__
+from edgeship.core.registry import Broken, broken
+from edgeship.core.runtimes import Availability
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The state of this machine."""
+
+    version: str
+    machine: dict[str, str]
+    runtimes: tuple[Availability, ...]
+    broken_plugins: tuple[Broken, ...]
+    cache: str
+    cache_bytes: int
+    free_bytes: int
+
+
+def diagnose() -> Diagnosis:
+    """Look at everything once; nothing is changed."""
+    import shutil
+
+    from edgeship.api import availability, machine
+    from edgeship.core.artifact import total_bytes
+    from edgeship.engine.cache import default_cache_root
+
+    root = default_cache_root()
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    return Diagnosis(
+        __version__,
+        machine(),
+        tuple(availability()),
+        broken(),
+        str(root),
+        total_bytes(root) if root.exists() else 0,
+        shutil.disk_usage(existing).free,
+    )
+
+
+def print_diagnosis(found: Diagnosis) -> None:
+    """For people."""
+    import click
+
+    from edgeship.cli.printing import print_runtimes
+    from edgeship.core.units import human_bytes
+
+    machine = found.machine
+    click.echo(f"edgeship {found.version}, Python {machine['python']}, {machine['system']}, {machine['cores']} cores, "
+               f"{machine['memory_gib']} GiB, {machine['processor']}")  # fmt: skip
+    click.echo(f"cache {found.cache}: {human_bytes(found.cache_bytes)}, {human_bytes(found.free_bytes)} free on its disk")
+    print_runtimes(found.runtimes)
+    for item in found.broken_plugins:
+        click.echo(f"broken plug-in {item.name} ({item.group}): {item.reason}; update or uninstall it")
+    if not found.broken_plugins:
+        click.echo("no broken plug-ins")
+
+
+def write_crash(error: BaseException) -> Path:
+    """The traceback of a bug, in a file of its own."""
+    text = "".join(traceback.format_exception(error))
+    with tempfile.NamedTemporaryFile("w", suffix=".log", prefix="edgeship-crash-", delete=False, encoding="utf-8") as file:
+        file.write(text)
+    return Path(file.name)

@@ -1,0 +1,285 @@
+"""The ``edgeship`` command. Libraries are imported inside the commands, so that help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from edgeship import __version__
+from edgeship.errors import EdgeshipError, GateError, UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+INTERNAL_ERROR = 70
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="edgeship")
+def cli() -> None:
+    """Take a trained model to verified artifacts for a phone or a board."""
+
+
+def order_options(command: F) -> F:
+    """The options that ``build`` and ``plan`` share."""
+    options = [
+        click.argument("source"),
+        click.option("--target", "targets", multiple=True, metavar="NAME", help="Device to build for; repeat for more."),
+        click.option("--runtime", "runtimes", metavar="A,B", help="Only these runtimes; all of the target's by default."),
+        click.option("--profile", default="balanced", show_default=True, metavar="NAME", help="What to aim for."),
+        click.option("-o", "--output", metavar="DIR", help="Bundle folder; NAME.edgeship here by default."),
+        click.option("--input", "inputs", multiple=True, metavar="SPEC", help="An input: name:f32[1,3,224,224]."),
+        click.option("--output-name", "outputs", multiple=True, metavar="NAME", help="A name for each output, in order."),
+        click.option("--factory", metavar="FILE:FUNCTION", help="The module that a file of weights belongs to."),
+        click.option("--calibration", metavar="DATA", help="Inputs to calibrate on: npz, npy, images, file.py:function."),
+        click.option("--eval", "evaluation", metavar="DATA", help="Inputs to compare on, with labels for accuracy."),
+        click.option("--max-size", metavar="SIZE", help="Limit for each artifact's files, such as 3GB."),
+        click.option("--max-drop", metavar="SHARE", help="Largest loss of accuracy allowed, such as 1%."),
+        click.option("--set", "settings", multiple=True, metavar="PASS.FIELD=VALUE", help="Set an option of a pass."),
+        click.option("--no-cache", is_flag=True, help="Run every step again."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout."),
+        click.option("-v", "--verbose", is_flag=True, help="Print the log when the command ends."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@order_options
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.pass_context
+def build(context: click.Context, dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> None:
+    """Build a bundle: convert, run, compare, package."""
+    from edgeship import api
+    from edgeship.cli.printing import Shown, print_report, show_log
+
+    order = _order(**given)
+    if dry_run:
+        _print_plan(order, as_json)
+        return
+    shown = Shown()
+    log = api.Log(api.log_path(order.bundle))
+    try:
+        report = api.build(order, shown, log)
+    finally:
+        shown.close()
+        if verbose:
+            show_log(log.path)
+    if as_json:
+        from edgeship.core.records import to_plain
+
+        click.echo(json.dumps({**to_plain(report), "passed": report.passed}, indent=2))
+    else:
+        print_report(report)
+    if not report.passed:
+        failed = [verdict for row in report.rows for verdict in row.verdicts if not verdict.passed]
+        first = failed[0]
+        raise GateError(f"{first.check} fell short on {first.runtime}: {first.summary}; nothing was published", fix=first.fix)
+
+
+@cli.command()
+@order_options
+def plan(as_json: bool, verbose: bool, **given: Any) -> None:
+    """Print what build would do, and why a pass is skipped."""
+    _print_plan(_order(**given), as_json)
+
+
+def _print_plan(order: Any, as_json: bool) -> None:
+    from edgeship import api
+    from edgeship.cli.printing import Shown
+
+    shown = Shown()
+    try:
+        made = api.plan(order, progress=shown)
+    finally:
+        shown.close()
+    click.echo(json.dumps(made.plain(), indent=2) if as_json else made.text())
+
+
+def _order(
+    source: str,
+    targets: tuple[str, ...],
+    runtimes: str | None,
+    output: str | None,
+    max_size: str | None,
+    max_drop: str | None,
+    settings: tuple[str, ...],
+    no_cache: bool,
+    **rest: Any,
+) -> Any:
+    from edgeship.api import BuildOrder
+    from edgeship.core.units import parse_bytes, parse_fraction
+
+    options: dict[str, dict[str, str]] = {}
+    for setting in settings:
+        left, equals, value = setting.partition("=")
+        task, dot, field = left.rpartition(".")
+        if not equals or not dot:
+            raise UsageError(f"--set {setting!r} is not pass.field=value", fix="write compress/quantize.bits=8")
+        options.setdefault(task, {})[field] = value
+    return BuildOrder(
+        source,
+        tuple(name for item in targets for name in item.split(",")),
+        tuple(name for name in (runtimes or "").split(",") if name),
+        output=Path(output) if output else None,
+        max_size_bytes=parse_bytes(max_size) if max_size else None,
+        max_drop=parse_fraction(max_drop) if max_drop else None,
+        options=options,
+        use_cache=not no_cache,
+        **rest,
+    )
+
+
+@cli.command()
+@click.argument("artifact", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+def inspect(artifact: str, as_json: bool) -> None:
+    """Show what a bundle holds: inputs, outputs, bytes by encoding, bits per weight."""
+    from edgeship.cli.printing import print_inspection
+    from edgeship.shipping.inspection import inspect_path
+
+    found = inspect_path(Path(artifact))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        print_inspection(found)
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path())
+@click.option("--no-run", is_flag=True, help="Check bytes and manifest only.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+def verify(bundle: str, no_run: bool, as_json: bool) -> None:
+    """Check a bundle: every byte against the manifest, and that every artifact runs here."""
+    from edgeship import api
+
+    problems = api.verify(Path(bundle), run=not no_run, log=api.Log(api.log_path(Path(bundle).absolute())))
+    if as_json:
+        click.echo(json.dumps({"bundle": bundle, "whole": not problems, "problems": problems}, indent=2))
+    else:
+        for problem in problems:
+            click.echo(problem)
+        if not problems:
+            click.echo(f"{bundle} is whole" + ("" if no_run else ", and every artifact runs"))
+    if problems:
+        raise GateError(f"{bundle} does not hold: {problems[0]}", fix="build it again")
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path())
+@click.option("--device", default="host", show_default=True, metavar="DEVICE", help="host, or estimate:TARGET.")
+@click.option("--seconds", default=2.0, show_default=True, help="How long to time each artifact.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+def bench(bundle: str, device: str, seconds: float, as_json: bool) -> None:
+    """Time the artifacts of a bundle here, or estimate them for a device."""
+    from edgeship import api
+    from edgeship.cli.printing import print_bench
+    from edgeship.core.records import to_plain
+
+    rows = api.bench(Path(bundle), seconds=seconds, device=device)
+    if as_json:
+        plain = [{"artifact": name, **to_plain(item)} for name, item in rows]
+        click.echo(json.dumps(plain, indent=2))
+    else:
+        print_bench(rows)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+def targets(name: str | None, as_json: bool) -> None:
+    """List the targets, or one target's facts with their sources."""
+    from edgeship.cli.printing import print_target, print_targets
+    from edgeship.core.records import to_plain
+    from edgeship.core.registry import find
+    from edgeship.core.registry import targets as known
+
+    if name is not None:
+        target = find("target", known(), name)
+        click.echo(json.dumps(to_plain(target), indent=2)) if as_json else print_target(target)
+    elif as_json:
+        click.echo(json.dumps({key: to_plain(value) for key, value in known().items()}, indent=2))
+    else:
+        print_targets(known())
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+def profiles(as_json: bool) -> None:
+    """List the profiles."""
+    from edgeship.cli.printing import print_profiles
+    from edgeship.core.records import to_plain
+    from edgeship.core.registry import profiles as known
+
+    if as_json:
+        click.echo(json.dumps({key: to_plain(value) for key, value in known().items()}, indent=2))
+    else:
+        print_profiles(known())
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+def passes(as_json: bool) -> None:
+    """List the passes: what each takes, makes, and can be told with --set."""
+    from edgeship.cli.printing import pass_rows, print_passes
+
+    rows = pass_rows()
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        print_passes(rows)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+def runtimes(as_json: bool) -> None:
+    """List the runtimes and whether they work here."""
+    from edgeship.api import availability
+    from edgeship.cli.printing import print_runtimes
+    from edgeship.core.records import to_plain
+
+    rows = availability()
+    click.echo(json.dumps(to_plain(rows), indent=2)) if as_json else print_runtimes(rows)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+def doctor(as_json: bool) -> None:
+    """Look at this machine: runtimes, plug-ins, cache, disk."""
+    from edgeship.cli.diagnosis import diagnose, print_diagnosis
+    from edgeship.core.records import to_plain
+
+    found = diagnose()
+    click.echo(json.dumps(to_plain(found), indent=2)) if as_json else print_diagnosis(found)
+
+
+def main() -> None:
+    """Entry point: one line for an error, its documented exit code, no traceback."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except EdgeshipError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        click.echo(f"error: {error.format_message()}; see edgeship --help", err=True)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; run the same command again to go on where it stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    except Exception as error:
+        from edgeship.cli.diagnosis import write_crash
+
+        place = write_crash(error)
+        click.echo(f"error: a bug in edgeship: {type(error).__name__}: {' '.join(str(error).split())[:200]}; see {place}", err=True)
+        sys.exit(INTERNAL_ERROR)
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""Tables and progress for people. Numbers become human here, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from edgeship.core.plan import Step
+from edgeship.core.profile import Profile
+from edgeship.core.report import ArtifactRow, Measurement, Report
+from edgeship.core.runtimes import Availability
+from edgeship.core.target import Target
+from edgeship.core.units import human_bytes
+
+MIN_WIDTH = 100
+
+
+class Shown:
+    """Progress on stderr: one line a finished step with its time, and a spinner for the running one on a terminal.
+
+    It writes to its own copy of stderr, because the executor sends the real one to the log while a step runs.
+    """
+
+    def __init__(self) -> None:
+        self._stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
+        self._console = Console(file=self._stream, highlight=False)
+        self._live: Progress | None = None
+        self._task: Any = None
+
+    def started(self, step: Step) -> None:
+        """Start the spinner."""
+        if self._console.is_terminal:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            self._live = Progress(*columns, console=self._console, transient=True)
+            self._task = self._live.add_task(_title(step), total=None)
+            self._live.start()
+
+    def moved(self, step: Step, done: int, total: int, what: str) -> None:
+        """Say how far a step is."""
+        if self._live is not None:
+            self._live.update(self._task, description=f"{_title(step)}  {done}/{total} {what}")
+
+    def finished(self, step: Step, seconds: float, cached: bool) -> None:
+        """Print the step with its time."""
+        self._stop()
+        mark, when = ("=", "from cache") if cached else ("+", f"{seconds:.1f} s")
+        self._console.print(f"{mark} {_title(step):<62} {when}", markup=False)
+
+    def failed(self, step: Step) -> None:
+        """Print that the step failed."""
+        self._stop()
+        self._console.print(f"! {_title(step)}", markup=False)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        self._stop()
+        self._stream.close()
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def _title(step: Step) -> str:
+    runtimes = ",".join(dict.fromkeys(runtime for _, runtime in step.routes))
+    shared = step.made == "TorchModel" or step.made == "Bundle"
+    return f"{step.name:<24}" + ("" if shared else f" {runtimes}")
+
+
+def console() -> Console:
+    """Stdout, wide enough for the tables when it is not a terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def print_report(report: Report) -> None:
+    """The table that ends a build, then where the bundle is."""
+    labelled = any(row.figure("accuracy") for row in report.rows)
+    table = Table(title=f"{report.source} for {', '.join(report.targets)}, profile {report.profile}", title_justify="left")
+    table.add_column("artifact", no_wrap=True)
+    table.add_column("weights / activations")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("error against the original", justify="right")
+    if labelled:
+        table.add_column("accuracy", justify="right", no_wrap=True)
+    table.add_column("latency here", justify="right")
+    table.add_column("verdict", no_wrap=True)
+    for row in report.rows:
+        cells = [f"{row.runtime}/{row.file}", f"{row.weights} / {row.activations}", human_bytes(row.size_bytes), _error(row)]
+        if labelled:
+            cells.append(_accuracy(row))
+        table.add_row(*cells, _latency(row), _verdict(row))
+    out = console()
+    out.print(table)
+    for row in report.rows:
+        latency = row.figure("latency_p50")
+        if latency is not None and latency.value is None:
+            out.print(f"{row.runtime} is not timed here: {latency.note}", markup=False)
+    if report.bundle:
+        out.print(f"bundle: {report.bundle}   log: {report.log}", markup=False)
+    else:
+        out.print(f"not published   log: {report.log}", markup=False)
+
+
+def _error(row: ArtifactRow) -> str:
+    snr, largest = row.figure("total_snr"), row.figure("total_max_error")
+    if snr is None or largest is None or snr.value is None or largest.value is None:
+        return "-"
+    return f"{snr.value:.1f} dB, max {largest.value:.2g}"
+
+
+def _accuracy(row: ArtifactRow) -> str:
+    after, before = row.figure("accuracy"), row.figure("accuracy_original")
+    if after is None or before is None or after.value is None or before.value is None:
+        return "-"
+    return f"{after.value:.1%} ({before.value:.1%})"
+
+
+def _latency(row: ArtifactRow) -> str:
+    latency = row.figure("latency_p50")
+    return "not timed" if latency is None or latency.value is None else f"{latency.value:.3g} ms"
+
+
+def _verdict(row: ArtifactRow) -> str:
+    how = "run by emulator" if row.execution == "emulated" else "run"
+    return f"[green]ok[/], {how}" if row.passed else "[red]fell short[/]"
+
+
+def print_bench(rows: Sequence[tuple[str, Measurement]]) -> None:
+    """One line an artifact: percentiles and memory, or why it is not timed."""
+    table = Table()
+    for name in ("artifact", "how", "p50", "p90", "p99", "load", "peak memory", "note"):
+        table.add_column(name, justify="left" if name in ("artifact", "how", "note") else "right")
+    for artifact in dict.fromkeys(name for name, _ in rows):
+        found = {item.name: item for name, item in rows if name == artifact}
+        first = next(iter(found.values()))
+        cells = [_ms(found.get(key)) for key in ("latency_p50", "latency_p90", "latency_p99", "load_time")]
+        peak = found.get("peak_memory")
+        memory = human_bytes(peak.value) if peak and peak.value is not None else "-"
+        how = first.how if first.value is not None else "not timed"
+        where = "" if first.device == "host" else f" for {first.device}"
+        table.add_row(artifact, how + where, *cells, memory, first.note)
+    console().print(table)
+
+
+def _ms(item: Measurement | None) -> str:
+    if item is None or item.value is None:
+        return "-"
+    band = f" ({item.low:.3g}-{item.high:.3g})" if item.low is not None and item.high is not None else ""
+    return f"{item.value:.3g} ms{band}"
+
+
+def print_targets(known: Mapping[str, Target]) -> None:
+    """All targets, one line each."""
+    table = Table()
+    for name in ("target", "device", "chip", "runtimes", "app memory"):
+        table.add_column(name)
+    for target in known.values():
+        memory = human_bytes(float(target.app_memory_bytes.value))
+        table.add_row(target.name, target.title, str(target.chip.value), ", ".join(target.runtime_names), memory)
+    console().print(table)
+
+
+def print_target(target: Target) -> None:
+    """Every fact of one target with its source."""
+    from edgeship.core.records import to_plain
+    from edgeship.core.target import Fact
+
+    table = Table(title=f"{target.title} ({target.name})", title_justify="left")
+    for name in ("fact", "value", "trust", "source"):
+        table.add_column(name, overflow="fold")
+    for key, value in vars(target).items():
+        facts = {key: value} if isinstance(value, Fact) else {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {}
+        for name, fact in facts.items():
+            table.add_row(name, str(to_plain(fact.value)), fact.trust, fact.source)
+    console().print(table)
+
+
+def print_profiles(known: Mapping[str, Profile]) -> None:
+    """All profiles with what each runtime gets."""
+    for profile in known.values():
+        out = console()
+        out.print(f"{profile.name}: {profile.summary}", markup=False)
+        out.print(f"    default: {profile.default.weights} weights, {profile.default.activations} activations", markup=False)
+        for runtime, choice in profile.runtimes.items():
+            why = profile.why.get(runtime, "")
+            out.print(f"    {runtime}: {choice.weights} weights, {choice.activations} activations. {why}", markup=False)
+
+
+def pass_rows() -> list[dict[str, Any]]:
+    """Every pass as plain data."""
+    import dataclasses
+
+    from edgeship.core.plan import made_name
+    from edgeship.core.registry import passes
+
+    return [
+        {
+            "name": name,
+            "shape": cls.shape(),
+            "takes": {key: kind.kind for key, kind in cls.edges()[0].items()},
+            "makes": made_name(cls.edges()[1]),
+            "summary": cls.summary(),
+            "options": [field.name for field in dataclasses.fields(cls)],  # type: ignore[arg-type]
+        }
+        for name, cls in passes().items()
+    ]
+
+
+def print_passes(rows: Sequence[Mapping[str, Any]]) -> None:
+    """All passes, one line each."""
+    table = Table()
+    for name in ("pass", "makes", "what it does", "options"):
+        table.add_column(name)
+    for row in rows:
+        table.add_row(row["name"], row["makes"], row["summary"], ", ".join(row["options"]))
+    console().print(table)
+
+
+def print_runtimes(rows: Sequence[Availability]) -> None:
+    """All runtimes and whether they work here."""
+    table = Table()
+    for name in ("runtime", "engine", "works here", "detail"):
+        table.add_column(name)
+    for row in rows:
+        detail = row.detail if row.ok else f"{row.detail}; {row.fix}"
+        table.add_row(row.name, row.title, "yes" if row.ok else "no", detail.replace("[", "\\["))
+    console().print(table)
+
+
+def print_inspection(found: Mapping[str, Any]) -> None:
+    """What `inspect_path` found."""
+    out = console()
+    for artifact in found["artifacts"]:
+        out.print(f"{artifact['main']}: {artifact['runtime']}, {human_bytes(artifact['bytes'])}, "
+                  f"{artifact['bits_per_weight']:.2f} bits per weight", markup=False)  # fmt: skip
+        for kind in ("inputs", "outputs"):
+            out.print(f"  {kind}: {', '.join(artifact[kind])}", markup=False)
+        table = Table()
+        for name in ("encoding", "weights", "elements", "bytes"):
+            table.add_column(name, justify="left" if name == "encoding" else "right")
+        for row in artifact["encodings"]:
+            table.add_row(row["encoding"], str(row["weights"]), f"{row['elements']:,}", human_bytes(row["bytes"]))
+        out.print(table)
+
+
+def show_log(path: Path) -> None:
+    """The log, on stderr."""
+    if path.is_file():
+        sys.stderr.write(path.read_text(encoding="utf-8", errors="replace"))

@@ -1,0 +1,50 @@
+"""What a model takes: bytes on disk and bytes in the app's memory, predicted from its inventory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeship.core.inventory import Inventory, WeightUse
+from edgeship.core.profile import Choice
+from edgeship.core.runtimes import Runtime
+from edgeship.core.weights import Affine, Encoding, Float
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes: weights as stored, weights as resident, activations at their peak, and the engine itself."""
+
+    stored: int
+    weights: int
+    activations: int
+    runtime: int
+
+    @property
+    def memory(self) -> int:
+        """What the app needs."""
+        return self.weights + self.activations + self.runtime
+
+
+def encoding_of(choice: Choice) -> Encoding:
+    """The encoding that a profile's word names. ``int8`` is per channel and symmetric."""
+    if choice.weights.startswith("float"):
+        return Float(int(choice.weights[5:]))
+    return Affine(int(choice.weights[3:]))
+
+
+def predict(inventory: Inventory, runtime: Runtime, choice: Choice) -> Footprint:
+    """The footprint before anything is built. Weights that compression leaves alone are float32 (float16 in Core ML
+    and Core AI, which compute in it)."""
+    halves = runtime.name in ("coreml", "coreai")
+    rest = Float(16 if halves or choice.weights == "float16" else 32)
+    stored = resident = 0
+    for use in inventory.weights:
+        encoding = encoding_of(choice) if use.op != "other" else rest
+        stored += use.elements * encoding.bits // 8 + _scale_bytes(use, encoding)
+        resident += use.elements * runtime.resident_bits(use.op, encoding, choice.activations) // 8
+    width = {"int8": 1, "int16": 2}.get(choice.activations, 2 if halves else 4)
+    return Footprint(stored, resident, inventory.peak_activation_elements * width, runtime.overhead_bytes)
+
+
+def _scale_bytes(use: WeightUse, encoding: Encoding) -> int:
+    return 2 * use.shape[use.channel_axis] if isinstance(encoding, Affine) and use.shape else 0

@@ -1,0 +1,136 @@
+"""Estimate the latency of a model on a device that is not here: a roofline over its operators.
+
+Each operator takes the longer of two times: its arithmetic at the unit's peak rate, and the bytes it moves at the
+memory's bandwidth (Williams, Waterman, Patterson: "Roofline", CACM 2009). The estimate is their sum and a cost per run.
+
+Nothing here is fitted. The efficiencies are round figures whose origin stands beside them, and the band is wide on
+purpose. How it is made, and how far off it was, is told in ``docs/estimate.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgeship.core.inventory import Inventory, OpCost, WeightUse
+from edgeship.core.profile import Choice
+from edgeship.core.report import Measurement
+from edgeship.core.target import Target
+
+# An estimate may be this many times too high or too low.
+BAND = 3.0
+
+# Operators that only rename or re-stride their input: no runtime spends time on them worth counting.
+FREE = frozenset(
+    f"aten.{name}"
+    for name in (
+        "view", "reshape", "permute", "transpose.int", "unsqueeze", "squeeze.dim", "squeeze.dims", "expand", "slice.Tensor",
+        "select.int", "flatten.using_ints", "unbind.int", "split.Tensor", "split_with_sizes", "chunk", "t",
+    )
+)  # fmt: skip
+
+WEIGHT_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How one runtime uses a device.
+
+    Args:
+        unit: what it computes on, as in the target's ``peak_ops_s``.
+        efficiency: share of the peak rate that a large convolution or matrix product reaches.
+        run_seconds: time of an empty run: dispatch, synchronisation, input and output.
+    """
+
+    unit: str
+    efficiency: float
+    run_seconds: float
+
+
+ENGINES = {
+    # Apple's ResNet-50 on A17 Pro (Core ML Tools guide): 8.2e9 operations in 0.77 ms (W8A8) are 0.30 of the Neural
+    # Engine's peak, in 1.38 ms (float16) 0.34 of it. MobileNetV3-small takes 0.13 ms on A16, nearly all of it dispatch.
+    "coreml": Engine("npu", 0.32, 1.0e-4),
+    # No figures are published: taken as Core ML's, on the same Neural Engine.
+    "coreai": Engine("npu", 0.32, 1.0e-4),
+    # The rates in Qualcomm targets are the best that any published model reached; typical layers reach about half.
+    # The shortest run published for any model on Galaxy S24 is 0.056 ms.
+    "qnn": Engine("npu", 0.5, 5.0e-5),
+    # Unfitted: matrix kernels of XNNPACK and MLAS on hot caches, less what threads and phone clocks cost.
+    "tflite": Engine("cpu", 0.5, 2.0e-5),
+    "onnx": Engine("cpu", 0.5, 2.0e-5),
+}
+
+
+def estimate(
+    inventory: Inventory,
+    target: Target,
+    runtime: str,
+    choice: Choice,
+    weight_bytes: Mapping[str, int] | None = None,
+) -> Measurement:
+    """The latency of one run, in ms, estimated, with its band.
+
+    Args:
+        choice: how weights are stored and activations computed.
+        weight_bytes: bytes of each weight as stored, by name; by default what ``choice`` makes of it.
+
+    Returns:
+        A measurement without a value, and with the reason in its note, when the runtime does not run on the target or
+        the target lacks a figure.
+    """
+    engine = ENGINES.get(runtime)
+    if engine is None or runtime not in target.runtime_names:
+        return _none(target, runtime, f"{runtime} does not run on {target.title}")
+    dtype, activation_bytes = _arithmetic(engine.unit, choice)
+    rate = target.peak_ops_s.get(f"{engine.unit}.{dtype}")
+    if rate is None:
+        return _none(target, runtime, f"no figure for {engine.unit}.{dtype} of {target.title}")
+    sizes = {weight.name: float((weight_bytes or {}).get(weight.name, _stored(weight, choice))) for weight in inventory.weights}
+    bandwidth = float(target.bandwidth_bytes_s.value)
+    seconds = engine.run_seconds + sum(
+        max(2 * op.macs / (float(rate.value) * engine.efficiency), _traffic(op, sizes, activation_bytes) / bandwidth)
+        for op in inventory.ops
+    )
+    # Weights are read from memory at least once in a run, however good the kernels are.
+    floor = sum(sizes.values()) / bandwidth
+    return Measurement(
+        "latency_estimate",
+        1e3 * seconds,
+        "ms",
+        "estimated",
+        device=target.name,
+        runtime=runtime,
+        low=1e3 * max(seconds / BAND, floor),
+        high=1e3 * seconds * BAND,
+        note=f"roofline on the {engine.unit.upper()} in {dtype}, not fitted to measurements: may be {BAND:g} times off",
+    )
+
+
+def _none(target: Target, runtime: str, note: str) -> Measurement:
+    return Measurement("latency_estimate", None, "ms", "estimated", device=target.name, runtime=runtime, note=note)
+
+
+def _arithmetic(unit: str, choice: Choice) -> tuple[str, int]:
+    """The dtype whose peak rate counts, and the bytes of one activation in memory."""
+    if unit == "npu":
+        # Hexagon runs 8-bit weights with 16-bit activations at the rate of float16 (AI Hub: 7.5 and 7.2 T/s on S24).
+        return ("int8", 1) if choice.activations == "int8" else ("f16", 2)
+    if choice.activations == "int8":
+        return ("int8", 1)
+    return ("int8", 4) if choice.activations == "dynamic" else ("f32", 4)
+
+
+def _stored(weight: WeightUse, choice: Choice) -> float:
+    """Bytes of a weight by the profile's choice; biases and norms stay in float32."""
+    return weight.elements * (4.0 if weight.op == "other" else WEIGHT_BYTES[choice.weights])
+
+
+def _traffic(op: OpCost, sizes: Mapping[str, float], activation_bytes: int) -> float:
+    """Bytes that one operator reads and writes."""
+    if op.op in FREE:
+        return 0.0
+    if op.op == "aten.embedding":
+        # A lookup reads the rows that it returns, not the table.
+        return 2.0 * op.elements_out * activation_bytes
+    return sum(sizes.get(name, 0.0) for name in op.weights) + (op.elements_in + op.elements_out) * activation_bytes

@@ -1,0 +1,103 @@
+"""Time an artifact on this machine, in a process of its own, so that peak memory is its own too."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from edgeship.core.model import ARTIFACTS, Artifact
+from edgeship.core.records import from_plain, to_plain
+from edgeship.core.registry import runtimes
+from edgeship.core.report import Measurement
+from edgeship.errors import ArtifactError
+
+WARMUP_RUNS = 5
+MIN_RUNS = 20
+MAX_RUNS = 200
+SECONDS = 1.5
+TIMEOUT_SECONDS = 600
+
+
+def time_artifact(artifact: Artifact, seconds: float = SECONDS) -> tuple[Measurement, ...]:
+    """Latency (p50, p90, p99 after warm-up, ms) and peak memory (bytes) of one artifact, one input at a time.
+
+    A runtime whose speed here means nothing gives one measurement without a value, with the reason in its note.
+
+    Raises:
+        ArtifactError: the artifact does not run.
+    """
+    runtime = runtimes()[artifact.runtime]
+    if not runtime.timed:
+        return (Measurement("latency_p50", None, "ms", "emulated", runtime=runtime.name, note=runtime.untimed_reason),)
+    order = json.dumps({"artifact": to_plain(artifact), "seconds": seconds})
+    worker = [sys.executable, "-m", "edgeship.devices.host"]
+    done = subprocess.run(worker, input=order, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ArtifactError(f"{artifact.path.name} does not run: {last}", fix="build it again")
+    found = json.loads(lines[-1])
+    runs = len(found["times_ms"])
+    versions = runtime.versions()
+
+    def figure(name: str, value: float, unit: str) -> Measurement:
+        return Measurement(name, value, unit, "measured", runtime=runtime.name, runs=runs, versions=versions)
+
+    return (
+        *(figure(f"latency_p{share}", percentile(found["times_ms"], share), "ms") for share in (50, 90, 99)),
+        figure("load_time", found["load_ms"], "ms"),
+        figure("peak_memory", found["peak_bytes"], "bytes"),
+        figure("engine_memory", found["baseline_bytes"], "bytes"),
+    )
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which ``share`` percent lie, by linear interpolation."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * share / 100
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def _peak_bytes() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _work() -> None:
+    """In the child: open, warm up, run, print one line of JSON."""
+    import time
+
+    from edgeship.core.model import Signature
+    from edgeship.data.batches import generate_batches
+
+    order = json.loads(sys.stdin.read())
+    artifact = from_plain(ARTIFACTS[order["artifact"]["kind"]], order["artifact"])
+    runtime = runtimes()[artifact.runtime]
+    runtime.versions()
+    batch = generate_batches(Signature(artifact.signature.inputs, ()), 1)[0]
+    runtime.warm_imports()
+    baseline = _peak_bytes()
+    begin = time.perf_counter()
+    with runtime.open_fast(artifact) as session:
+        session.run(batch)
+        load_ms = (time.perf_counter() - begin) * 1000
+        for _ in range(WARMUP_RUNS):
+            session.run(batch)
+        times: list[float] = []
+        end = time.perf_counter() + order["seconds"]
+        while len(times) < MIN_RUNS or (time.perf_counter() < end and len(times) < MAX_RUNS):
+            start = time.perf_counter()
+            session.run(batch)
+            times.append((time.perf_counter() - start) * 1000)
+    result = {"times_ms": times, "load_ms": load_ms, "peak_bytes": _peak_bytes(), "baseline_bytes": baseline}
+    sys.stdout.write("\n" + json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    _work()

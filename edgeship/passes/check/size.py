@@ -1,0 +1,88 @@
+"""check/size: bytes on disk and in memory against the target's limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+from edgeship.core.model import Artifact, TorchModel
+from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.profile import Choice, Request
+from edgeship.core.report import Measurement, Verdict
+from edgeship.core.units import human_bytes
+
+
+@dataclass(frozen=True)
+class CheckSize(Pass):
+    """Compare the artifact's size, and the memory the app will need, with the limits.
+
+    Args:
+        limit_bytes: what one app may use on the target. max_size_bytes: limit for the files (``--max-size``).
+        profiles: how every other profile would store this model, to say which one would fit.
+    """
+
+    name: ClassVar[str] = "check/size"
+
+    runtime: str = ""
+    target: str = ""
+    limit_bytes: int = 0
+    max_size_bytes: int | None = None
+    choice: Choice = field(default_factory=Choice)
+    profiles: dict[str, Choice] = field(default_factory=dict)
+
+    @classmethod
+    def plan(cls, request: Request) -> Self | Skip:
+        """Always planned."""
+        from edgeship.core.registry import profiles
+
+        others = {name: profile.choice(request.runtime) for name, profile in profiles().items()}
+        others.pop(request.profile.name, None)
+        return cls(
+            request.runtime,
+            request.target.name,
+            int(request.target.app_memory_bytes.value),
+            request.max_size_bytes,
+            request.choice,
+            others,
+        )
+
+    def run(self, model: Artifact, reference: TorchModel, ctx: Context) -> Verdict:
+        """Files as they are; memory from the inventory: weights as the engine keeps them, activations, engine."""
+        from edgeship.core.artifact import total_bytes
+        from edgeship.core.memory import predict
+        from edgeship.core.registry import runtimes
+        from edgeship.program.program import read_record
+
+        record = read_record(reference)
+        runtime = runtimes()[self.runtime]
+        footprint = predict(record.inventory, runtime, self.choice)
+        files = total_bytes(model.path)
+        figures = (
+            Measurement("file_bytes", files, "bytes", "measured", runtime=self.runtime),
+            Measurement("memory_bytes", footprint.memory, "bytes", "estimated", self.target, self.runtime),
+            Measurement("memory_weights", footprint.weights, "bytes", "estimated", self.target, self.runtime),
+            Measurement("memory_activations", footprint.activations, "bytes", "estimated", self.target, self.runtime),
+        )
+        over = []
+        if footprint.memory > self.limit_bytes:
+            over.append(f"needs {human_bytes(footprint.memory)} of memory, {self.target} allows {human_bytes(self.limit_bytes)}")
+        if self.max_size_bytes is not None and files > self.max_size_bytes:
+            excess = files - self.max_size_bytes
+            over.append(f"is {human_bytes(files)}, {human_bytes(excess)} over --max-size {human_bytes(self.max_size_bytes)}")
+        if not over:
+            summary = f"{human_bytes(files)} on disk, about {human_bytes(footprint.memory)} of {human_bytes(self.limit_bytes)} in memory"
+            return Verdict(self.name, self.runtime, True, summary, figures)
+        fitting = []
+        for name, choice in self.profiles.items():
+            other = predict(record.inventory, runtime, choice)
+            small_enough = self.max_size_bytes is None or other.stored <= self.max_size_bytes
+            if other.memory <= self.limit_bytes and small_enough:
+                fitting.append((other.stored, name))
+        smallest = min(predict(record.inventory, runtime, choice).stored for choice in self.profiles.values())
+        fix = (
+            f"--profile {' or '.join(name for _, name in sorted(fitting, reverse=True))} would fit"
+            if fitting
+            else f"no profile fits; the smallest makes about {human_bytes(smallest)}"
+        )
+        return Verdict(self.name, self.runtime, False, f"{self.runtime} artifact {' and '.join(over)}", figures, fix)
+

@@ -1,0 +1,218 @@
+"""Publish a bundle, read it, and verify it byte by byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgeship import __version__
+from edgeship.core.artifact import (
+    MANIFEST,
+    REPORT,
+    SCHEMA_VERSION,
+    SEAL,
+    ArtifactRecord,
+    BuiltArtifact,
+    Bundle,
+    FileRecord,
+    Gathered,
+    Manifest,
+    SourceRecord,
+    file_digest,
+    list_files,
+)
+from edgeship.core.model import ARTIFACTS, Artifact
+from edgeship.core.records import read_json, to_plain, write_json
+from edgeship.errors import ArtifactError, OutputError, UsageError
+from edgeship.shipping.swap import put_in_place
+
+
+def check_output(output: Path) -> None:
+    """Refuse, before any work, an output that could not be written or would overwrite something else.
+
+    Raises:
+        OutputError: not writable. UsageError: a file, or a folder that is no bundle.
+    """
+    if output.is_file():
+        raise UsageError(f"{output} is a file", fix="choose a folder with -o")
+    if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
+        raise UsageError(f"{output} is not empty and not a bundle", fix="choose another folder with -o")
+    parent = output.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        probe = parent / f".{output.name}.probe-{os.getpid()}"
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise OutputError(f"{parent} cannot be written: {error.strerror}", fix="choose another folder with -o") from None
+
+
+def publish(gathered: Gathered) -> Bundle:
+    """Write the bundle beside its place, then put it there in one rename."""
+    output = gathered.output.absolute()
+    remove_leftovers(output)
+    draft = output.parent / f".{output.name}.draft-{os.getpid()}"
+    draft.mkdir()
+    try:
+        records = tuple(_write_artifact(draft, built, gathered) for built in gathered.built)
+        write_json(draft / REPORT, replace(gathered.report, bundle=str(gathered.output)))
+        manifest = Manifest(
+            SCHEMA_VERSION,
+            __version__,
+            SourceRecord(gathered.request.source.reference, gathered.request.source.form, gathered.source_digest),
+            gathered.request.profile.name,
+            records,
+            gathered.plan.plain(),
+            gathered.report.versions,
+            (_record(draft, draft / REPORT),),
+        )
+        write_json(draft / MANIFEST, manifest)
+        (draft / SEAL).write_text(f"{file_digest(draft / MANIFEST)}  {MANIFEST}\n", encoding="utf-8")
+        _flush(draft)
+        put_in_place(draft, output)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return Bundle(gathered.output, manifest)
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove drafts of this bundle that killed builds left."""
+    for pattern in (f".{output.name}.draft-*", f".{output.name}.old-*", f".{output.name}.probe-*"):
+        for stale in output.parent.glob(pattern):
+            pid = stale.name.rpartition("-")[2]
+            if not (pid.isdigit() and Path(f"/proc/{pid}").exists() and int(pid) != os.getpid()):
+                shutil.rmtree(stale, ignore_errors=True)
+
+
+def artifact_folder(built: BuiltArtifact, all_built: Sequence[BuiltArtifact]) -> str:
+    """The bundle-relative folder of one artifact: its runtime, with the targets added when two would share it."""
+    same = [other for other in all_built if other.artifact.runtime == built.artifact.runtime]
+    return built.artifact.runtime if len(same) == 1 else f"{built.artifact.runtime}-{'-'.join(built.targets)}"
+
+
+def _write_artifact(draft: Path, built: BuiltArtifact, gathered: Gathered) -> ArtifactRecord:
+    folder = draft / artifact_folder(built, gathered.built)
+    folder.mkdir()
+    artifact = built.artifact
+    names = artifact.files or (artifact.path.name,)
+    inside = artifact.path.is_dir() and all((artifact.path / name).exists() for name in names)
+    origin = artifact.path if inside else artifact.path.parent
+    for name in names:
+        source = origin / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name)
+        else:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / name)
+    main = folder / artifact.path.relative_to(origin)
+    row = next(row for row in gathered.report.rows if row.runtime == artifact.runtime and row.target == ",".join(built.targets))
+    verdict = next(item for item in row.verdicts if item.check == "check/verify")
+    return ArtifactRecord(
+        runtime=artifact.runtime,
+        targets=built.targets,
+        model_kind=artifact.kind,
+        main=main.relative_to(draft).as_posix(),
+        files=tuple(_record(draft, path) for path in list_files(folder)),
+        signature=artifact.signature,
+        compute=artifact.compute,
+        encodings=built.encodings,
+        activations=built.activations,
+        memory_bytes=row.memory_bytes,
+        verified=verdict.summary,
+        reproducible=artifact.facts.get("nondeterministic", ""),
+        facts=artifact.facts,
+    )
+
+
+def _record(root: Path, path: Path) -> FileRecord:
+    return FileRecord(path.relative_to(root).as_posix(), file_digest(path), path.stat().st_size)
+
+
+def _flush(folder: Path) -> None:
+    """Ask the disk to hold every file before the rename makes them visible."""
+    for path in list_files(folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read a bundle's manifest and check it against the published schema. Raises `ArtifactError`."""
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is not a bundle", fix="give the folder that edgeship build wrote")
+    manifest = read_json(Manifest, path / MANIFEST)
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has manifest version {manifest.schema_version}, this edgeship reads {SCHEMA_VERSION}",
+            fix="build it again",
+        )
+    return Bundle(path, manifest)
+
+
+def changed_files(bundle: Bundle) -> list[str]:
+    """One sentence for each file that is missing, changed, added, or recorded outside the bundle; empty when whole."""
+    problems = []
+    records = [file for artifact in bundle.manifest.artifacts for file in artifact.files] + list(bundle.manifest.files)
+    known = {MANIFEST, SEAL}
+    seal = bundle.path / SEAL
+    expected = f"{file_digest(bundle.path / MANIFEST)}  {MANIFEST}\n"
+    if not seal.is_file() or seal.read_bytes() != expected.encode():
+        problems.append(f"{MANIFEST} does not match {SEAL}")
+    for record in records:
+        known.add(record.path)
+        path = bundle.path / record.path
+        if ".." in Path(record.path).parts or Path(record.path).is_absolute():
+            problems.append(f"{record.path} points outside the bundle")
+        elif not path.is_file():
+            problems.append(f"{record.path} is missing")
+        elif path.stat().st_size != record.bytes:
+            problems.append(f"{record.path} has {path.stat().st_size} bytes, {record.bytes} recorded")
+        elif file_digest(path) != record.sha256:
+            problems.append(f"{record.path} has changed")
+    for path in list_files(bundle.path):
+        name = path.relative_to(bundle.path).as_posix()
+        if name not in known:
+            problems.append(f"{name} is not in the manifest")
+    return problems
+
+
+def schema_problem(path: Path) -> str:
+    """Why ``manifest.json`` does not meet the published schema; empty when it does."""
+    import jsonschema
+
+    schema = json.loads(schema_path().read_text(encoding="utf-8"))
+    data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(data), key=lambda error: list(error.path))
+    return f"{'/'.join(map(str, errors[0].path)) or 'manifest'}: {errors[0].message}" if errors else ""
+
+
+def schema_path() -> Path:
+    """Where the published JSON Schema of the manifest lies."""
+    return Path(__file__).resolve().parents[1] / "schemas" / "manifest.schema.json"
+
+
+def opened(bundle: Bundle, record: ArtifactRecord) -> Artifact:
+    """The model handle of one artifact in a bundle, as `Runtime.open` takes it."""
+    cls = ARTIFACTS[record.model_kind]
+    values: dict[str, Any] = {
+        "path": bundle.path / record.main,
+        "signature": record.signature,
+        "files": tuple(file.path for file in record.files),
+        "placements": tuple(item.placement for item in record.encodings.values()),
+        "compute": record.compute,
+        "facts": record.facts,
+    }
+    return cls(**values)
+
+
+def manifest_plain(bundle: Bundle) -> dict[str, Any]:
+    """A manifest as JSON-ready data."""
+    plain: dict[str, Any] = to_plain(bundle.manifest)
+    return plain

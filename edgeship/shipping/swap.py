@@ -1,0 +1,45 @@
+"""Put a finished folder in place in one step, so that a reader sees the old one or the new one, never half."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import sys
+from pathlib import Path
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def put_in_place(ready: Path, final: Path) -> None:
+    """Move the folder ``ready`` to ``final`` on the same file system, replacing a folder that is there.
+
+    Linux exchanges the two names in one system call; elsewhere the old folder is moved aside first, which leaves a
+    moment with none.
+    """
+    if not final.exists():
+        ready.rename(final)
+        return
+    if _exchange(ready, final):
+        shutil.rmtree(ready)
+        return
+    aside = final.with_name(f".{final.name}.old-{os.getpid()}")
+    final.rename(aside)
+    ready.rename(final)
+    shutil.rmtree(aside)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    done = libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    if done == 0:
+        return True
+    if ctypes.get_errno() in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
