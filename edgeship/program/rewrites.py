@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -17,15 +18,15 @@ if TYPE_CHECKING:
 
     from edgeship.program.program import TorchProgram
 
-# What an additive mask subtracts. exp(-100) is 0 in every format; -inf has no integer, and -1e4 would take a 16-bit
-# grid's whole range from the scores beside it.
-MASKED = -100.0
+# What an additive mask adds, by the bits of the grid that scores and mask share. -inf has no integer; exp(-100) is 0 in
+# every format, and exp(-25) leaves 8-bit scores a step four times finer.
+MASKED = {16: -100.0, 8: -25.0}
 # Numbers this low, where they reach a softmax through a mask, mean "never".
 NEVER = -9999.0
 
 
-def for_static_activations(program: TorchProgram) -> TorchProgram:
-    """The program in the form whose every tensor can carry a static integer grid.
+def for_static_activations(program: TorchProgram, bits: int = 16) -> TorchProgram:
+    """The program in the form whose every tensor can carry a static integer grid of ``bits``.
 
     Attention is spelled out (its scores and probabilities need grids of their own), masks are finite, ``silu`` is
     ``x * sigmoid(x)``, and ``rsqrt`` is a division: 16-bit reciprocals are silently wrong on Hexagon.
@@ -36,22 +37,23 @@ def for_static_activations(program: TorchProgram) -> TorchProgram:
     weights = dict(program.weights)
     graph = exported.graph_module.graph
     index_as_view(exported)
-    for name in finite_masks(exported):
+    masked = MASKED[bits]
+    for name in finite_masks(exported, masked):
         key = exported.graph_signature.inputs_to_buffers[name]
-        weights[key] = weights[key].clamp(min=MASKED)
+        weights[key] = weights[key].clamp(min=masked)
         exported._state_dict = {**exported.state_dict, key: weights[key]}
     divide_by_roots(graph)
     reshape_freely(graph)
     graph.eliminate_dead_code()
     exported.graph_module.recompile()
-    exported = exported.run_decompositions(_static_forms())
+    exported = exported.run_decompositions(_static_forms(masked))
     reshape_freely(exported.graph_module.graph)
     exported.graph_module.recompile()
     record = dataclasses.replace(program.record, inventory=take_inventory(exported))
     return dataclasses.replace(program, exported=exported, weights=weights, record=record)
 
 
-def _static_forms() -> dict[Any, Callable[..., Any]]:
+def _static_forms(masked: float) -> dict[Any, Callable[..., Any]]:
     import torch
 
     aten = torch.ops.aten
@@ -63,7 +65,7 @@ def _static_forms() -> dict[Any, Callable[..., Any]]:
         return torch.ones((), dtype=x.dtype) / x
 
     return {
-        aten.scaled_dot_product_attention.default: spelled_out_attention,
+        aten.scaled_dot_product_attention.default: functools.partial(spelled_out_attention, masked=masked),
         aten.silu.default: silu,
         aten.reciprocal.default: reciprocal,
     }
@@ -79,6 +81,7 @@ def spelled_out_attention(
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
+    masked: float = MASKED[16],
 ) -> torch.Tensor:
     """``scaled_dot_product_attention`` in products and a softmax, with a finite mask.
 
@@ -94,10 +97,10 @@ def spelled_out_attention(
     scores = torch.matmul(query if scale == 1.0 else query * scale, key.transpose(-2, -1))
     if is_causal:
         seen = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
-        scores = scores + torch.zeros(seen.shape).masked_fill(~seen, MASKED)
+        scores = scores + torch.zeros(seen.shape).masked_fill(~seen, masked)
     if attn_mask is not None:
         if attn_mask.dtype == torch.bool:
-            attn_mask = torch.where(attn_mask, 0.0, MASKED)
+            attn_mask = torch.where(attn_mask, 0.0, masked)
         scores = scores + attn_mask
     return torch.matmul(torch.softmax(scores, -1), value)
 
@@ -185,8 +188,8 @@ def _constant(program: ExportedProgram, node: Any) -> torch.Tensor | None:
     return None if value is None or value.is_floating_point() else value
 
 
-def finite_masks(program: ExportedProgram) -> list[str]:
-    """Give masks the value -100 in place of -inf or the lowest float; returns the buffers (nodes) that need it too.
+def finite_masks(program: ExportedProgram, masked: float = MASKED[16]) -> list[str]:
+    """Give masks the value ``masked`` in place of -inf or the lowest float; returns the buffers (nodes) that need it too.
 
     Only numbers that reach a softmax through the adding, selecting and reshaping that masks are made of are touched.
     """
@@ -196,13 +199,13 @@ def finite_masks(program: ExportedProgram) -> list[str]:
             if node.name in program.graph_signature.inputs_to_buffers:
                 changed.append(node.name)
             continue
-        node.args = tuple(_finite(arg) for arg in node.args)
-        node.kwargs = {key: _finite(arg) for key, arg in node.kwargs.items()}
+        node.args = tuple(_finite(arg, masked) for arg in node.args)
+        node.kwargs = {key: _finite(arg, masked) for key, arg in node.kwargs.items()}
     return changed
 
 
-def _finite(arg: Any) -> Any:
-    return MASKED if isinstance(arg, float) and arg <= NEVER else arg
+def _finite(arg: Any, masked: float) -> Any:
+    return masked if isinstance(arg, float) and arg <= NEVER else arg
 
 
 def _mask_nodes(graph: Graph) -> list[Node]:
@@ -211,8 +214,8 @@ def _mask_nodes(graph: Graph) -> list[Node]:
 
     making = {
         "add", "sub", "rsub", "mul", "where", "masked_fill", "expand", "view", "reshape", "unsqueeze", "squeeze",
-        "slice", "select", "permute", "transpose", "cat", "index", "_to_copy", "to", "full", "full_like", "zeros_like", "clamp",
-        "maximum", "minimum", "lift_fresh_copy", "scalar_tensor",
+        "slice", "select", "permute", "transpose", "cat", "index", "_to_copy", "to", "full", "full_like", "clamp",
+        "zeros_like", "maximum", "minimum", "lift_fresh_copy", "scalar_tensor",
     }  # fmt: skip
     aten = torch.ops.aten
     waiting: list[Node] = []

@@ -1,0 +1,237 @@
+"""Static activation grids from calibration data: run the float program, watch its activations, choose their ranges.
+
+Two sweeps over the data (extremes, then histograms of fixed size); memory does not grow with the number of samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgeship.compression.grids import SAME_AS_INPUT, Grid, operator_name, shared_grids
+from edgeship.compression.observers import METHODS, Observer, choose_range
+from edgeship.core.model import Signature
+from edgeship.core.weights import ActivationEncoding, AffineTensor
+from edgeship.errors import DataError, UsageError
+from edgeship.program.rewrites import MASKED
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+    from torch.fx import Node
+
+    from edgeship.program.program import TorchProgram
+
+    Batch = Mapping[str, npt.NDArray[Any]]
+
+# Below this a float16 scale is subnormal, and the runtimes do not agree on those.
+MIN_SCALE = 2.0**-14
+MAX_SCALE = 65504.0
+# Significant bits of float16; 16-bit grids need finer scales than float16's exponents reach, and are stored in float32.
+SIGNIFICANT_BITS = 11
+
+
+def decide_activations(
+    program: TorchProgram,
+    batches: Sequence[Batch],
+    *,
+    bits: int = 8,
+    method: str = "mse",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, ActivationEncoding]:
+    """A static grid for every float activation, by node name.
+
+    Args:
+        program: the float program, weights as they will be stored.
+        batches: model inputs by name, in the shapes and dtypes of the signature.
+        bits: 8 (asymmetric) or 16 (symmetric, zero point 0).
+        method: how ranges are chosen, see `observers`; ``minmax`` is the one for 16 bits, where outliers cost nothing.
+        progress: called with (runs done, runs in all).
+
+    Raises:
+        DataError: no data, a wrong name, shape or dtype, NaN or infinity in the data or made from it.
+        UsageError: an unknown method or number of bits.
+    """
+    if bits not in (8, 16):
+        raise UsageError(f"activations in {bits} bits are not known", fix="use 8 or 16")
+    if method not in METHODS:
+        raise UsageError(f"calibration method {method!r} is not known", fix=f"use one of {', '.join(METHODS)}")
+    check_batches(program.signature, batches)
+    filled = program.filled()
+    grids = shared_grids(filled)
+    known = {name: encoding for grid in grids if (encoding := _known(grid, program, bits)) for name in grid.nodes}
+    watchers: dict[str, Observer] = {}
+    for grid in grids:
+        if grid.nodes[0] not in known:
+            observer = Observer()
+            watchers.update(dict.fromkeys(grid.watched, observer))
+    runner = _Runner(filled, _written_constants(filled.graph))
+    sweeps: list[Callable[[Observer, torch.Tensor], None]] = [Observer.widen]
+    if method != "minmax":
+        sweeps.append(Observer.count)
+    done = 0
+    for sweep in sweeps:
+        for batch in batches:
+            runner.run([batch[spec.name] for spec in program.signature.inputs], watchers, sweep)
+            done += 1
+            if progress:
+                progress(done, len(sweeps) * len(batches))
+    decided = dict(known)
+    for grid in grids:
+        if grid.nodes[0] not in known:
+            seen = watchers[grid.watched[0]]
+            ends = choose_range(seen, method, 2**bits, symmetric=bits == 16)
+            decided.update(dict.fromkeys(grid.nodes, encode_range(*ends, bits)))
+    return {node.name: decided[node.name] for node in filled.graph.nodes if node.name in decided}
+
+
+def check_batches(signature: Signature, batches: Sequence[Batch]) -> None:
+    """Raise `DataError` unless every batch has the signature's inputs, shapes and dtypes, with finite values."""
+    import numpy as np
+
+    if not batches:
+        raise DataError("the calibration set is empty", fix="give at least one sample")
+    names = [spec.name for spec in signature.inputs]
+    for index, batch in enumerate(batches):
+        if sorted(batch) != sorted(names):
+            raise DataError(
+                f"calibration sample {index} has {', '.join(sorted(batch)) or 'nothing'}",
+                fix=f"give {', '.join(names)}",
+            )
+        for spec in signature.inputs:
+            value = np.asarray(batch[spec.name])
+            if tuple(value.shape) != spec.shape or str(value.dtype) != spec.numpy_dtype:
+                found = f"{value.dtype}{list(value.shape)}"
+                raise DataError(
+                    f"calibration sample {index}: {spec.name} is {found}, the model takes {spec}",
+                    fix="convert the data first",
+                )
+            if np.issubdtype(value.dtype, np.floating) and not bool(np.isfinite(value).all()):
+                raise DataError(
+                    f"calibration sample {index}: {spec.name} holds NaN or infinity", fix="remove that sample"
+                )
+
+
+def encode_range(low: float, high: float, bits: int) -> ActivationEncoding:
+    """The grid that covers ``low..high`` (zero included): int8 asymmetric, or int16 symmetric with zero point 0.
+
+    The scale is rounded up to float16's 11 significant bits, so that float16 and float32 files hold the same number
+    and the ends stay inside.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    steps = 255 if bits == 8 else 32767
+    span = high - low if bits == 8 else max(-low, high)
+    if span == 0:
+        return ActivationEncoding(bits, 1.0, 0)
+    scale = _round_up(span / steps)
+    if bits == 16:
+        return ActivationEncoding(16, scale, 0)
+    scale = min(max(scale, MIN_SCALE), MAX_SCALE)
+    return ActivationEncoding(8, scale, max(-128, min(127, round(-128 - low / scale))))
+
+
+def _round_up(value: float) -> float:
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(math.ceil(mantissa * 2**SIGNIFICANT_BITS), exponent - SIGNIFICANT_BITS)
+
+
+def _known(grid: Grid, program: TorchProgram, bits: int) -> ActivationEncoding | None:
+    """The grid of fixed ranges and of rows looked up in an int8 table; None when data must decide."""
+    if grid.fixed == "unit":
+        return ActivationEncoding(8, 1 / 256, -128) if bits == 8 else ActivationEncoding(16, 1 / 32768, 0)
+    if grid.fixed == "signed":
+        return ActivationEncoding(8, 1 / 128, 0) if bits == 8 else ActivationEncoding(16, 1 / 32768, 0)
+    table = _table_scale(grid, program)
+    if table is None:
+        return None
+    # On the table's own grid (or 256 steps of a finer one) the looked-up integers pass unchanged.
+    return ActivationEncoding(8, table, 0) if bits == 8 else ActivationEncoding(16, table / 256, 0)
+
+
+def _table_scale(grid: Grid, program: TorchProgram) -> float | None:
+    """The scale of a per-tensor symmetric int8 table, when the grid holds one lookup and views of it."""
+    nodes = {node.name: node for node in program.exported.graph.nodes}
+    members: list[Node] = [nodes[name] for name in grid.nodes]
+    if operator_name(members[0]) != "embedding" or grid.watched != grid.nodes:
+        return None
+    if any(operator_name(node) == "embedding" or len(node.all_input_nodes) != 1 for node in members[1:]):
+        return None
+    signature = program.exported.graph_signature
+    name = signature.inputs_to_parameters.get(str(members[0].args[0]), "")
+    tensor = program.encoded.get(program.record.aliases.get(name, name))
+    if not isinstance(tensor, AffineTensor) or tensor.scale.size != 1 or not tensor.encoding.symmetric:
+        return None
+    return float(tensor.scale.reshape(())) if tensor.encoding.bits == 8 else None
+
+
+class _Runner:
+    """Runs an exported graph node by node, showing watched values to their observers."""
+
+    def __init__(self, program: Any, constants: Mapping[str, list[float]]) -> None:
+        self._program = program
+        self._constants = constants
+        signature = program.graph_signature
+        self._weights: dict[str, Any] = {}
+        for node, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items():
+            value = program.state_dict.get(name)
+            self._weights[node] = program.constants[name] if value is None else value
+
+    def run(
+        self,
+        inputs: Sequence[npt.NDArray[Any]],
+        watchers: Mapping[str, Observer],
+        sweep: Callable[[Observer, torch.Tensor], None],
+    ) -> None:
+        import numpy as np
+        import torch
+
+        constants = self._constants
+
+        class Watching(torch.fx.Interpreter):
+            def run_node(self, n: Node) -> Any:
+                value = super().run_node(n)
+                observer = watchers.get(n.name)
+                if observer is not None:
+                    if not bool(torch.isfinite(value).all()):
+                        raise DataError(
+                            f"activation {n.name} is not finite on the calibration data",
+                            fix="check the data and the weights; masks must be finite",
+                        )
+                    sweep(observer, value)
+                    if n.name in constants:
+                        sweep(observer, torch.tensor(constants[n.name]))
+                return value
+
+        values = iter(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs)
+        arguments = [
+            self._weights[node.name] if node.name in self._weights else next(values)
+            for node in self._program.graph.nodes
+            if node.op == "placeholder"
+        ]
+        with torch.no_grad():
+            Watching(self._program.graph_module).run(*arguments)
+
+
+def _written_constants(graph: Any) -> dict[str, list[float]]:
+    """Numbers that selects, pads and masks may write, by node, whether the data shows them or not.
+
+    They pass through shape operators, and through the addition before a softmax: calibration data without padding must
+    not give scores a grid on which a mask cannot be told from a low score.
+    """
+    written: dict[str, list[float]] = {}
+    for node in graph.nodes:
+        name = operator_name(node)
+        scalars = [float(arg) for arg in node.args if isinstance(arg, (int, float)) and not isinstance(arg, bool)]
+        passed = [number for arg in node.all_input_nodes for number in written.get(arg.name, ())]
+        if name in ("where", "masked_fill", "pad", "constant_pad_nd"):
+            written[node.name] = [*scalars, *passed]
+        elif name == "mul" and scalars and scalars[0] in MASKED.values():
+            written[node.name] = scalars
+        elif passed and (name in SAME_AS_INPUT or (name == "add" and _feeds_softmax(node))):
+            written[node.name] = passed
+    return {name: numbers for name, numbers in written.items() if numbers}
+
+
+def _feeds_softmax(node: Node) -> bool:
+    return any(operator_name(user) in ("softmax", "_softmax") for user in node.users)

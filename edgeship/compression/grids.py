@@ -1,0 +1,173 @@
+"""Which nodes of a graph carry an activation grid, and which of them must share one.
+
+Runtimes move, pool, pad and join integers without rescaling them, so both sides must have the same (scale, zero
+point): LiteRT's and QNN's kernels require it, and it saves a rounding everywhere. A ReLU's input takes the ReLU's grid:
+clipping to that grid *is* the ReLU. Softmax, sigmoid and tanh have fixed ranges (LiteRT's quantization specification).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+# Operators by the start of their name: aten.<name>.<overload>.
+SAME_AS_INPUT = {
+    "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "flatten",
+    "unflatten", "slice", "select", "narrow", "index", "index_select", "gather", "split", "split_with_sizes", "chunk",
+    "unbind", "getitem", "flip", "roll", "repeat", "repeat_interleave", "tile", "pixel_shuffle", "pixel_unshuffle",
+    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "upsample_nearest1d",
+    "upsample_nearest2d", "upsample_bilinear2d", "upsample_linear1d", "pad", "constant_pad_nd", "amax", "amin", "max",
+    "min", "movedim", "unfold", "as_strided", "diagonal", "channel_shuffle",
+}  # fmt: skip
+JOINING = {
+    "cat", "stack", "where", "masked_fill", "maximum", "minimum", "slice_scatter", "select_scatter", "index_put",
+    "copy",
+}  # fmt: skip
+CLIPPING = {"relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min"}
+UNIT_RANGE = {"softmax", "_softmax", "sigmoid"}
+SIGNED_UNIT_RANGE = {"tanh"}
+# Weights and biases are stored by their own rules; these argument positions carry no activation.
+WEIGHT_ARGUMENTS = {
+    "linear": (1, 2), "conv1d": (1, 2), "conv2d": (1, 2), "conv3d": (1, 2), "convolution": (1, 2),
+    "conv_transpose1d": (1, 2), "conv_transpose2d": (1, 2), "conv_transpose3d": (1, 2), "embedding": (0,),
+    "layer_norm": (2, 3), "native_layer_norm": (2, 3), "group_norm": (2, 3), "rms_norm": (2,),
+    "batch_norm": (1, 2, 3, 4), "instance_norm": (1, 2, 3, 4), "prelu": (1,), "_prelu_kernel": (1,),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Nodes that share one (scale, zero point).
+
+    Args:
+        nodes: names, in graph order. watched: those whose values decide the range.
+        fixed: ``unit`` for 0..1, ``signed`` for -1..1, else empty.
+    """
+
+    nodes: tuple[str, ...]
+    watched: tuple[str, ...]
+    fixed: str = ""
+
+
+def operator_name(node: Node) -> str:
+    """``conv2d`` for ``aten.conv2d.default``; ``getitem`` for operator.getitem; empty for placeholders."""
+    if node.op != "call_function":
+        return ""
+    name = str(getattr(node.target, "__name__", node.target))
+    return name.split(".")[0]
+
+
+def activation_nodes(program: ExportedProgram) -> list[Node]:
+    """Nodes with a float value that depends on the inputs, and float constants that meet such values in arithmetic."""
+    constants = set(program.graph_signature.inputs_to_parameters) | set(program.graph_signature.inputs_to_buffers)
+    moving: set[Node] = set()
+    for node in program.graph.nodes:
+        is_input = node.op == "placeholder" and node.name not in constants
+        if is_input or (node.op == "call_function" and any(arg in moving for arg in node.all_input_nodes)):
+            moving.add(node)
+    wanted = {node for node in moving if _is_float(node)}
+    for node in program.graph.nodes:
+        if node in moving and _is_float(node):
+            wanted.update(arg for arg in activation_arguments(node) if arg not in moving and _is_float(arg))
+        if node.op == "output":
+            wanted.update(arg for arg in node.all_input_nodes if _is_float(arg))
+    return [node for node in program.graph.nodes if node in wanted]
+
+
+def activation_arguments(node: Node) -> list[Node]:
+    """The nodes that ``node`` reads as activations: all but its weights and biases."""
+    skipped = WEIGHT_ARGUMENTS.get(operator_name(node), ())
+    weights = {id(node.args[i]) for i in skipped if i < len(node.args)}
+    return [arg for arg in node.all_input_nodes if id(arg) not in weights]
+
+
+def shared_grids(program: ExportedProgram) -> list[Grid]:
+    """Every activation of the graph in exactly one grid, in graph order."""
+    nodes = activation_nodes(program)
+    groups = _Groups(nodes)
+    for node in nodes:
+        if _keeps_grid(node):
+            groups.join([node, *_carriers(node)[:1]])
+    fixed = {groups.find(node): kind for node in nodes if (kind := _fixed_range(node))}
+    for node in nodes:
+        if operator_name(node) in JOINING:
+            loose = [arg for arg in _carriers(node) if groups.find(arg) not in fixed]
+            if groups.find(node) not in fixed:
+                groups.join([node, *loose])
+    clipped: set[Node] = set()
+    for node in nodes:
+        source = _carriers(node)[0] if operator_name(node) in CLIPPING and _carriers(node) else None
+        if source is not None and _is_private(source, groups) and groups.find(node) not in fixed:
+            groups.join([node, source])
+            clipped.add(source)
+    members: dict[Node, list[Node]] = {}
+    for node in nodes:
+        members.setdefault(groups.find(node), []).append(node)
+    fixed = {groups.find(root): kind for root, kind in fixed.items()}
+    return [
+        Grid(tuple(n.name for n in group), tuple(n.name for n in group if n not in clipped), fixed.get(root, ""))
+        for root, group in members.items()
+    ]
+
+
+def _keeps_grid(node: Node) -> bool:
+    name = operator_name(node)
+    # A pool over everything is a mean: its values are far narrower than its input's, so it gets its own grid.
+    return name in SAME_AS_INPUT or (name == "adaptive_avg_pool2d" and node.meta["val"].shape[-2:].numel() > 1)
+
+
+def _fixed_range(node: Node) -> str:
+    name = operator_name(node)
+    return "unit" if name in UNIT_RANGE else "signed" if name in SIGNED_UNIT_RANGE else ""
+
+
+def _carriers(node: Node) -> list[Node]:
+    """Float arguments, looking through a tuple (``split`` -> ``getitem``)."""
+    found = []
+    for arg in activation_arguments(node):
+        if isinstance(arg.meta.get("val"), (tuple, list)):
+            found += _carriers(arg)[:1]
+        elif _is_float(arg):
+            found.append(arg)
+    return found
+
+
+def _is_private(source: Node, groups: _Groups) -> bool:
+    """Whether only the clip reads ``source``, and nothing else shares its grid."""
+    return source.op == "call_function" and len(source.users) == 1 and groups.size(source) == 1
+
+
+def _is_float(node: Node) -> bool:
+    import torch
+
+    value: Any = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+class _Groups:
+    """Union-find over nodes; the root is the first in graph order."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self._parent = {node: node for node in nodes}
+        self._order = {node: index for index, node in enumerate(self._parent)}
+        self._size = dict.fromkeys(self._parent, 1)
+
+    def find(self, node: Node) -> Node:
+        while self._parent[node] is not node:
+            node = self._parent[node]
+        return node
+
+    def join(self, nodes: Iterable[Node]) -> None:
+        roots = sorted({self.find(node) for node in nodes if node in self._parent}, key=self._order.__getitem__)
+        for root in roots[1:]:
+            self._parent[root] = roots[0]
+            self._size[roots[0]] += self._size[root]
+
+    def size(self, node: Node) -> int:
+        return self._size[self.find(node)]
