@@ -1,7 +1,8 @@
 """Estimate the latency of a model on a device that is not here: a roofline over its operators.
 
-Each operator takes the longer of two times: its arithmetic at the unit's peak rate, and the bytes it moves at the
-memory's bandwidth (Williams, Waterman, Patterson: "Roofline", CACM 2009). The estimate is their sum and a cost per run.
+Each operator takes the longer of two times: its arithmetic at a share of the unit's peak rate, and the bytes it moves
+at the memory's bandwidth (Williams, Waterman, Patterson: "Roofline", CACM 2009). The estimate is their sum and a cost
+per run.
 
 Nothing here is fitted. The efficiencies are round figures whose origin stands beside them, and the band is wide on
 purpose. How it is made, and how far off it was, is told in ``docs/estimate.md``.
@@ -24,12 +25,14 @@ BAND = 3.0
 FREE = frozenset(
     f"aten.{name}"
     for name in (
-        "view", "reshape", "permute", "transpose.int", "unsqueeze", "squeeze.dim", "squeeze.dims", "expand", "slice.Tensor",
-        "select.int", "flatten.using_ints", "unbind.int", "split.Tensor", "split_with_sizes", "chunk", "t",
+        "view", "reshape", "permute", "transpose.int", "unsqueeze", "squeeze.dim", "squeeze.dims", "expand", "t",
+        "slice.Tensor", "select.int", "flatten.using_ints", "unbind.int", "split.Tensor", "split_with_sizes", "chunk",
     )
 )  # fmt: skip
 
-WEIGHT_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0}
+# An operator whose activations fit here leaves them on the chip: the tightly coupled memory of Hexagon on these chips
+# (executorch qc_schema.py; Apple publishes none, taken the same), and the smallest last-level cache (Raspberry Pi 5).
+ON_CHIP_BYTES = {"npu": 8_000_000, "cpu": 2_000_000}
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,9 @@ def estimate(
     """The latency of one run, in ms, estimated, with its band.
 
     Args:
+        inventory: weights and operators of the program.
+        target: the device, with its peak rates and bandwidth.
+        runtime: name of the engine that runs the artifact.
         choice: how weights are stored and activations computed.
         weight_bytes: bytes of each weight as stored, by name; by default what ``choice`` makes of it.
 
@@ -86,14 +92,11 @@ def estimate(
     rate = target.peak_ops_s.get(f"{engine.unit}.{dtype}")
     if rate is None:
         return _none(target, runtime, f"no figure for {engine.unit}.{dtype} of {target.title}")
-    sizes = {weight.name: float((weight_bytes or {}).get(weight.name, _stored(weight, choice))) for weight in inventory.weights}
-    bandwidth = float(target.bandwidth_bytes_s.value)
-    seconds = engine.run_seconds + sum(
-        max(2 * op.macs / (float(rate.value) * engine.efficiency), _traffic(op, sizes, activation_bytes) / bandwidth)
-        for op in inventory.ops
-    )
-    # Weights are read from memory at least once in a run, however good the kernels are.
-    floor = sum(sizes.values()) / bandwidth
+    sizes = {weight.name: _read_bytes(weight, engine.unit, choice, weight_bytes or {}) for weight in inventory.weights}
+    bandwidth, speed = float(target.bandwidth_bytes_s.value), float(rate.value) * engine.efficiency
+    moving = [_traffic(op, sizes, activation_bytes, ON_CHIP_BYTES[engine.unit]) / bandwidth for op in inventory.ops]
+    computing = [2 * op.macs / speed for op in inventory.ops]
+    seconds = engine.run_seconds + sum(map(max, computing, moving))
     return Measurement(
         "latency_estimate",
         1e3 * seconds,
@@ -101,7 +104,7 @@ def estimate(
         "estimated",
         device=target.name,
         runtime=runtime,
-        low=1e3 * max(seconds / BAND, floor),
+        low=1e3 * max(seconds / BAND, sum(moving)),
         high=1e3 * seconds * BAND,
         note=f"roofline on the {engine.unit.upper()} in {dtype}, not fitted to measurements: may be {BAND:g} times off",
     )
@@ -121,16 +124,21 @@ def _arithmetic(unit: str, choice: Choice) -> tuple[str, int]:
     return ("int8", 4) if choice.activations == "dynamic" else ("f32", 4)
 
 
-def _stored(weight: WeightUse, choice: Choice) -> float:
-    """Bytes of a weight by the profile's choice; biases and norms stay in float32."""
-    return weight.elements * (4.0 if weight.op == "other" else WEIGHT_BYTES[choice.weights])
+def _read_bytes(weight: WeightUse, unit: str, choice: Choice, stored: Mapping[str, int]) -> float:
+    """Bytes of a weight as the unit reads it: as stored, by default as ``choice`` (``float16``, ``int8`` ...) says."""
+    if weight.op == "other" or (unit == "cpu" and choice.activations == "float"):
+        # Biases and norms are float32; LiteRT and ONNX Runtime widen the rest to it when they load a float model.
+        return 4.0 * weight.elements
+    bits = int(choice.weights.lstrip("abcdefghijklmnopqrstuvwxyz"))
+    return float(stored.get(weight.name, weight.elements * bits / 8))
 
 
-def _traffic(op: OpCost, sizes: Mapping[str, float], activation_bytes: int) -> float:
-    """Bytes that one operator reads and writes."""
+def _traffic(op: OpCost, sizes: Mapping[str, float], activation_bytes: int, on_chip_bytes: int) -> float:
+    """Bytes that one operator moves to and from memory."""
     if op.op in FREE:
         return 0.0
     if op.op == "aten.embedding":
         # A lookup reads the rows that it returns, not the table.
-        return 2.0 * op.elements_out * activation_bytes
-    return sum(sizes.get(name, 0.0) for name in op.weights) + (op.elements_in + op.elements_out) * activation_bytes
+        return float(op.elements_out * activation_bytes)
+    activations = (op.elements_in + op.elements_out) * activation_bytes
+    return sum(sizes.get(name, 0.0) for name in op.weights) + (activations if activations > on_chip_bytes else 0)
