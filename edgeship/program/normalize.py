@@ -200,9 +200,13 @@ def _fold_constants(module: GraphModule) -> None:
             value = _fetch(module, str(node.target))
             if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
                 known[node] = value
-            elif _is_fixed_lookup(node):
-                known[node] = value
-        elif node.op == "call_function" and all(arg in known for arg in node.all_input_nodes) and not _is_random(node):
+            continue
+        if node.op != "call_function" or _is_random(node):
+            continue
+        table = _fixed_table(node, known)
+        if table is not None:
+            known[table] = _fetch(module, str(table.target))
+        if all(arg in known for arg in node.all_input_nodes):
             args, kwargs = map_arg((node.args, node.kwargs), lambda n: known[n])  # type: ignore[misc]
             with torch.no_grad():
                 known[node] = cast("Any", node.target)(*args, **kwargs)
@@ -223,28 +227,14 @@ def _fold_constants(module: GraphModule) -> None:
     module.graph.eliminate_dead_code()
 
 
-def _is_fixed_lookup(table: Node) -> bool:
-    """Whether a table is only read at constant rows: position embeddings, of which a fixed length needs some rows."""
+def _fixed_table(node: Node, known: dict[Node, Any]) -> Node | None:
+    """The table of a lookup of constant rows, as position embeddings are: a fixed length needs those rows only."""
     import torch
 
-    user = next(iter(table.users), None)
-    if len(table.users) != 1 or user is None or user.target != torch.ops.aten.embedding.default:
-        return False
-    rows = user.args[1]
-    return user.args[0] is table and isinstance(rows, torch.fx.Node) and _is_constant(rows)
-
-
-def _is_constant(node: Node) -> bool:
-    """Whether a value depends on no input; parameters are looked at as inputs."""
-    if node.op == "get_attr":
-        return not isinstance(_fetch(node.graph.owning_module, str(node.target)), _parameter_type())
-    return node.op == "call_function" and all(map(_is_constant, node.all_input_nodes)) and not _is_random(node)
-
-
-def _parameter_type() -> type:
-    import torch
-
-    return torch.nn.Parameter
+    if node.target != torch.ops.aten.embedding.default or node.args[1] not in known:
+        return None
+    table = cast("Node", node.args[0])
+    return table if table.op == "get_attr" and len(table.users) == 1 else None
 
 
 def _is_random(node: Node) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
-from edgeship.core.model import CoreAIModel, Placement, Signature, TensorSpec, TorchModel
+from edgeship.core.model import CoreAIModel, Signature, TensorSpec, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
-from edgeship.errors import LoweringError
 
 
 @dataclass(frozen=True)
@@ -37,26 +36,23 @@ class TorchToCoreAI(Pass):
         """
         from edgeship.lowering.coreai.convert import convert, save
         from edgeship.lowering.coreai.graph import decomposed
+        from edgeship.lowering.coreai.locate import placements
         from edgeship.program.program import TorchProgram
+        from edgeship.runtimes.coreai.stored import stored_weights
 
         program = TorchProgram.open(model)
         ctx.progress(0, 3, "decompose")
         exported = decomposed(program, self.compute)
         ctx.progress(1, 3, "convert")
-        converted, stored = convert(exported, program.encoded, program.record.aliases, program.signature)
+        converted, names = convert(exported, program.encoded, program.record.aliases, program.signature)
         ctx.progress(2, 3, "save")
         path = ctx.folder / "model.aimodel"
         save(converted, path)
-        missing = sorted(program.encoded.keys() - stored.keys())
-        if missing:
-            raise LoweringError(
-                f"Core AI's converter left out the weight {missing[0]}", fix="keep that weight in float, or report it"
-            )
         return CoreAIModel(
             path,
             _narrowed(program.signature),
             files=tuple(sorted(str(file.relative_to(ctx.folder)) for file in path.rglob("*") if file.is_file())),
-            placements=tuple(Placement(name, stored[name]) for name in program.encoded),
+            placements=placements(program.encoded, names, stored_weights(path)),
             compute="f16" if self.compute == "float16" else "f32",
         )
 

@@ -44,14 +44,16 @@ class CoreAIRuntime(Runtime):
 
     def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
         """Every placed weight, from the bytes of the saved program. Raises `ArtifactError` when one is not there."""
-        from edgeship.runtimes.coreai.stored import stored_weights
+        from edgeship.runtimes.coreai.stored import in_torch_layout, stored_weights
 
         self.versions()
         found = stored_weights(artifact.path)
+        weights: dict[str, EncodedTensor] = {}
         for placement in artifact.placements:
             if placement.stored not in found:
                 raise ArtifactError(f"{artifact.path} does not hold {placement.weight}", fix="build it again")
-        return {placement.weight: found[placement.stored] for placement in artifact.placements}
+            weights[placement.weight] = in_torch_layout(found[placement.stored], placement)
+        return weights
 
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """Core AI stores floats and integers of 2, 4 and 8 bits, per tensor, channel or group."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from edgeship.core.model import Placement
     from edgeship.core.weights import Array, EncodedTensor
 
 PROGRAM = "main.mlirb"
@@ -39,7 +40,10 @@ def check_digest(asset: Path) -> None:
 
 
 def stored_weights(asset: Path) -> Mapping[str, EncodedTensor]:
-    """Every named constant that is a weight, by its name in the asset, in its stored shape."""
+    """Every constant that can be a weight, by its name in the asset, in its stored shape.
+
+    Small floats may be written into the program itself; the k-th constant is then named ``constant[k]``.
+    """
     from coreai.authoring import AIModelAsset
 
     blobs = named_blobs(asset / PROGRAM)
@@ -51,6 +55,7 @@ def stored_weights(asset: Path) -> Mapping[str, EncodedTensor]:
             f"{asset} cannot be read: {' '.join(str(error).split())[:200]}", fix="build it again"
         ) from None
     found: dict[str, EncodedTensor] = {}
+    index = 0
     for operation in _walk(module.operation):
         if operation.name == "coreai.blockwise_shift_scale":
             values = _constant(operation.operands[0], blobs)
@@ -58,9 +63,25 @@ def stored_weights(asset: Path) -> Mapping[str, EncodedTensor]:
                 found[values.name] = _affine(operation, values, blobs)
         elif operation.name == "coreai.constant":
             constant = _constant(operation.results[0], blobs)
-            if constant is not None and constant.element in FLOATS:
+            if constant is None:
+                inline = _inline_floats(operation)
+                if inline is not None:
+                    found[f"constant[{index}]"] = FloatTensor(inline)
+            elif constant.element in FLOATS:
                 found[constant.name] = FloatTensor(constant.array())
+            index += 1
     return found
+
+
+def in_torch_layout(tensor: EncodedTensor, placement: Placement) -> EncodedTensor:
+    """The weight as torch lays it out: a placement's reshape and permutation undone."""
+    if placement.permutation is None or not isinstance(tensor, FloatTensor):
+        return tensor
+    order = placement.permutation
+    # Axes longer than one keep the order of the permutation, wherever axes of size one stand; those are at its end.
+    long = [size for size in tensor.shape if size != 1]
+    own = tensor.values.reshape(long + [1] * (len(order) - len(long)))
+    return FloatTensor(np.ascontiguousarray(own.transpose(np.argsort(order))))
 
 
 @dataclass(frozen=True)
@@ -122,6 +143,15 @@ def _constant(value: Any, blobs: Mapping[str, memoryview]) -> _Constant | None:
         raise ArtifactError(f"the data of constant {name} is not in {PROGRAM}", fix="build it again")
     kind = attribute.type
     return _Constant(name, str(kind.element_type), tuple(int(size) for size in kind.shape), blobs[name])
+
+
+def _inline_floats(operation: Any) -> Array | None:
+    from coreai._compiler.ir import DenseElementsAttr
+
+    attribute = operation.attributes["value"]
+    if not DenseElementsAttr.isinstance(attribute) or str(attribute.type.element_type) not in FLOATS:
+        return None
+    return np.array(DenseElementsAttr(attribute))
 
 
 def _resource_name(attribute: Any) -> str | None:
