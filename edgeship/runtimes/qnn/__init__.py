@@ -1,0 +1,1 @@
+"""Qualcomm's Hexagon through the HTP emulator that onnxruntime-qnn carries."""
