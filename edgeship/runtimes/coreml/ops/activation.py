@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,7 +46,7 @@ def gelu(call: Call) -> Outputs:
     x = call.floats("x")
     mode = call.text("mode", "EXACT")
     if mode == "EXACT":
-        return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+        return F.gelu(x)
     if mode == "TANH_APPROXIMATION":
         return F.gelu(x, approximate="tanh")
     if mode == "SIGMOID_APPROXIMATION":

@@ -82,7 +82,11 @@ class Call:
 
     def tensors(self, name: str) -> list[Tensor]:
         """A variadic argument."""
-        return [value for value in self.arguments.get(name, ()) if isinstance(value, Tensor)]
+        return [movable(value) for value in self.arguments.get(name, ()) if isinstance(value, Tensor)]
+
+    def data(self, name: str) -> Tensor:
+        """A required tensor to move about unchanged: in its stored type, if torch can index that."""
+        return movable(self.tensor(name))
 
     def floats(self, name: str) -> Tensor:
         """A required tensor as float32."""
@@ -142,11 +146,14 @@ class Call:
         return known if len(known) == len(shape) else None
 
     def index(self, name: str, size: int) -> Tensor:
-        """An index argument as int64 in ``[0, size)``; negative ones count from the end.
+        """An index argument as int64 in ``[0, size)``; see ``checked``."""
+        return self.checked(self.tensor(name).to(torch.int64), size)
 
-        Where iOS 17 leaves an index outside the axis undefined, an evaluator has no right answer to give: DataError.
+    def checked(self, index: Tensor, size: int) -> Tensor:
+        """``index`` in ``[0, size)``; negative ones count from the end.
+
+        Core ML leaves an index outside the axis undefined, so an evaluator has no right answer to give: DataError.
         """
-        index = self.tensor(name).to(torch.int64)
         if index.numel():
             low, high = int(index.min()), int(index.max())
             if low < -size or high >= size:
@@ -164,6 +171,11 @@ def computable(tensor: Tensor) -> Tensor:
     if tensor.dtype == torch.bool:
         return tensor
     return tensor.to(torch.float32 if tensor.dtype.is_floating_point else torch.int64)
+
+
+def movable(tensor: Tensor) -> Tensor:
+    """``tensor`` in a type that torch can index and copy; the wider unsigned integers are not."""
+    return tensor.to(torch.int64) if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64) else tensor
 
 
 #: Every operation the evaluator knows, by its MIL name.

@@ -1,0 +1,79 @@
+"""Lists of tensors of one shape, as loops build them. A write gives a new list."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from edgeship.errors import ArtifactError, DataError
+from edgeship.runtimes.coreml.ops.registry import Call, ListValue, op
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgeship.runtimes.coreml.ops.registry import Outputs
+
+
+def _list(call: Call) -> ListValue:
+    value = call.value("ls")
+    if not isinstance(value, ListValue):
+        raise ArtifactError(f"{call.operation.label}: ls is not a list", fix="build the package again")
+    return value
+
+
+def _written(call: Call, values: list[tuple[int, Tensor]]) -> ListValue:
+    items = list(_list(call).items)
+    for index, tensor in values:
+        if index < 0 or (index >= len(items) and not _list(call).dynamic):
+            raise DataError(f"{call.operation.label}: index {index} of a list of {len(items)}", fix="check the inputs")
+        items += [None] * (index + 1 - len(items))
+        items[index] = tensor
+    return ListValue(items, _list(call).dynamic)
+
+
+def _read(call: Call, index: int) -> Tensor:
+    items = _list(call).items
+    written = items[index] if 0 <= index < len(items) else None
+    if written is not None:
+        return written
+    like = next((item for item in items if item is not None), None)
+    if like is None or not 0 <= index < len(items):
+        raise DataError(f"{call.operation.label}: nothing was written at {index}", fix="check the inputs")
+    return torch.zeros_like(like)
+
+
+@op("make_list")
+def make_list(call: Call) -> Outputs:
+    """An empty list of ``init_length`` places."""
+    return ListValue([None] * call.integer("init_length", 1), call.flag("dynamic_length", True))
+
+
+@op("list_length")
+def list_length(call: Call) -> Outputs:
+    """Its number of places."""
+    return torch.tensor(len(_list(call).items))
+
+
+@op("list_read")
+def list_read(call: Call) -> Outputs:
+    """The tensor at ``index``; zeros where nothing was written."""
+    return _read(call, call.integer("index"))
+
+
+@op("list_gather")
+def list_gather(call: Call) -> Outputs:
+    """The tensors at ``indices``, stacked."""
+    return torch.stack([_read(call, index) for index in call.integers("indices")])
+
+
+@op("list_write")
+def list_write(call: Call) -> Outputs:
+    """With ``value`` at ``index``, longer if need be."""
+    return _written(call, [(call.integer("index"), call.data("value"))])
+
+
+@op("list_scatter")
+def list_scatter(call: Call) -> Outputs:
+    """With row i of ``value`` at ``indices[i]``."""
+    return _written(call, list(zip(call.integers("indices"), call.data("value"), strict=True)))

@@ -1,0 +1,117 @@
+"""Recurrent layers over a sequence (steps, batch, features)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from edgeship.errors import UnsupportedOpError
+from edgeship.runtimes.coreml.ops.registry import Call, op
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from edgeship.runtimes.coreml.ops.registry import Outputs
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "linear": lambda x: x,
+    # Core ML fixes the constants of these two for recurrent layers.
+    "hard_sigmoid": lambda x: (0.2 * x + 0.5).clamp(0, 1),
+    "sigmoid_hard": lambda x: (0.2 * x + 0.5).clamp(0, 1),
+    "scaled_tanh": lambda x: 1.7159 * torch.tanh(2.0 / 3.0 * x),
+}
+
+
+def _activation(call: Call, name: str, default: str) -> Callable[[Tensor], Tensor]:
+    chosen = call.text(name, default)
+    if chosen not in _ACTIVATIONS:
+        raise UnsupportedOpError(f"{call.operation.label}: {name} {chosen}", fix=f"known: {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[chosen]
+
+
+def _run(
+    call: Call, steps: Tensor, reverse: bool, state: Tensor, step: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """All hidden states (or the last, as one step) and the last; a reversed sequence comes out reversed again."""
+    history = []
+    for x in torch.flip(steps, [0]) if reverse else steps:
+        state = step(x, state)
+        history.append(state)
+    if not call.flag("output_sequence"):
+        return state.unsqueeze(0), state
+    return torch.stack(history[::-1] if reverse else history), state
+
+
+@op("rnn")
+def rnn(call: Call) -> Outputs:
+    """``h = activation(W x + R h + b)``."""
+    inner, outer = call.floats("weight_ih"), call.floats("weight_hh")
+    bias = call.floats("bias") if call.has("bias") else torch.zeros(outer.shape[0])
+    activation = _activation(call, "activation", "tanh")
+    backwards = call.text("direction", "forward") == "reverse"
+    return _run(call, call.floats("x"), backwards, call.floats("initial_h"),
+                lambda x, h: activation(x @ inner.T + h @ outer.T + bias))  # fmt: skip
+
+
+@op("gru")
+def gru(call: Call) -> Outputs:
+    """Gates in the order reset, output, update; ``reset_after`` resets the product instead of the state."""
+    inner, outer = call.floats("weight_ih"), call.floats("weight_hh")
+    size = outer.shape[1]
+    bias = call.floats("bias") if call.has("bias") else torch.zeros(3 * size)
+    input_bias = call.floats("input_bias") if call.has("input_bias") else torch.zeros(3 * size)
+    gate, activation = _activation(call, "recurrent_activation", "sigmoid"), _activation(call, "activation", "tanh")
+    after = call.flag("reset_after")
+
+    def step(x: Tensor, h: Tensor) -> Tensor:
+        from_x = (x @ inner.T + input_bias).split(size, dim=-1)
+        from_h = (h @ outer.T + bias).split(size, dim=-1)
+        reset, update = gate(from_x[0] + from_h[0]), gate(from_x[2] + from_h[2])
+        candidate = reset * from_h[1] if after else (reset * h) @ outer[size : 2 * size].T + bias[size : 2 * size]
+        return (1 - update) * activation(from_x[1] + candidate) + update * h
+
+    backwards = call.text("direction", "forward") == "reverse"
+    return _run(call, call.floats("x"), backwards, call.floats("initial_h"), step)
+
+
+@op("lstm")
+def lstm(call: Call) -> Outputs:
+    """Gates in the order input, forget, output, cell; both directions side by side if bidirectional."""
+    h, c = call.floats("initial_h"), call.floats("initial_c")
+    direction = call.text("direction", "forward")
+    if direction != "bidirectional":
+        return _lstm(call, "", direction == "reverse", h, c)
+    (h_forward, h_back), (c_forward, c_back) = h.chunk(2, dim=-1), c.chunk(2, dim=-1)
+    both = zip(_lstm(call, "", False, h_forward, c_forward), _lstm(call, "_back", True, h_back, c_back), strict=True)
+    return tuple(torch.cat(pair, dim=-1) for pair in both)
+
+
+def _lstm(call: Call, suffix: str, reverse: bool, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    inner, outer = call.floats(f"weight_ih{suffix}"), call.floats(f"weight_hh{suffix}")
+    size = outer.shape[1]
+    bias = call.floats(f"bias{suffix}") if call.has(f"bias{suffix}") else torch.zeros(4 * size)
+    peephole = call.floats(f"peephole{suffix}") if call.has(f"peephole{suffix}") else torch.zeros(3 * size)
+    from_cell = peephole.split(size)
+    gate = _activation(call, "recurrent_activation", "sigmoid")
+    cell, activation = _activation(call, "cell_activation", "tanh"), _activation(call, "activation", "tanh")
+    limit = call.number("clip") if call.has("clip") else None
+
+    def step(x: Tensor, state: Tensor) -> Tensor:
+        # One tensor carries hidden and cell state, so that every layer runs through the same loop.
+        h, c = state.chunk(2, dim=-1)
+        i, f, o, z = (x @ inner.T + h @ outer.T + bias).split(size, dim=-1)
+        keep, take = gate(f + from_cell[1] * c), gate(i + from_cell[0] * c)
+        c = keep * c + take * cell(z)
+        if limit is not None:
+            c = c.clamp(-limit, limit)
+        return torch.cat([gate(o + from_cell[2] * c) * activation(c), c], dim=-1)
+
+    sequence, last = _run(call, call.floats("x"), reverse, torch.cat([h, c], dim=-1), step)
+    h, c = last.chunk(2, dim=-1)
+    return sequence.chunk(2, dim=-1)[0], h, c
