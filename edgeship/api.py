@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeship import __version__
-from edgeship.core.artifact import BuiltArtifact, EncodingRecord, Gathered
+from edgeship.core.artifact import INVENTORY, BuiltArtifact, EncodingRecord, Gathered
+from edgeship.core.inventory import Inventory
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context
 from edgeship.core.plan import Plan, Step
 from edgeship.core.profile import DataRef, Request
+from edgeship.core.records import read_json
 from edgeship.core.registry import find, profiles, runtimes, targets
 from edgeship.core.report import ArtifactRow, Measurement, Measurements, Report, Verdict
 from edgeship.core.runtimes import Availability
@@ -177,7 +180,8 @@ def _gathered(order: BuildOrder, prepared: Prepared, execution: Execution, log: 
             continue
         names = tuple(dict.fromkeys(target for target, _ in mine))
         encodings, activations = _decided(prepared.plan, step, execution, result)
-        built.append(BuiltArtifact(names, result, encodings, activations))
+        choice = next(item for item in prepared.requests if item.runtime == mine[0][1]).choice
+        built.append(BuiltArtifact(names, result, choice, encodings, activations))
         rows.append(_row(prepared, step, execution, result, names, encodings, activations))
     report = Report(
         source=order.source,
@@ -192,8 +196,11 @@ def _gathered(order: BuildOrder, prepared: Prepared, execution: Execution, log: 
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         log=str(log.path),
     )
-    source = prepared.requests[0].source
-    return Gathered(order.bundle, prepared.requests[0], prepared.plan, tuple(built), report, prepared.loaded.digest or source.digest)
+    inventory = prepared.requests[0].inventory
+    assert inventory is not None
+    return Gathered(
+        order.bundle, prepared.requests[0], prepared.plan, tuple(built), report, inventory, prepared.loaded.digest
+    )
 
 
 def _decided(
@@ -341,6 +348,7 @@ def bench(bundle_path: Path, *, seconds: float = 2.0, device: str = "host") -> l
     Returns:
         (artifact, measurement) pairs; artifacts that cannot be timed here say why in the note.
     """
+    from edgeship.devices.estimate import estimate
     from edgeship.devices.host import time_artifact
     from edgeship.shipping.bundle import changed_files, opened, read_bundle
 
@@ -348,20 +356,20 @@ def bench(bundle_path: Path, *, seconds: float = 2.0, device: str = "host") -> l
     problems = changed_files(bundle)
     if problems:
         raise GateError(f"{bundle_path}: {problems[0]}", fix="build it again")
-    rows: list[tuple[str, Measurement]] = []
     kind, _, name = device.partition(":")
     if kind not in ("host", "estimate") or (kind == "estimate") != bool(name):
         raise UsageError(f"no device {device!r}", fix="use host or estimate:TARGET")
+    rows: list[tuple[str, Measurement]] = []
+    if kind == "estimate":
+        inventory = read_json(Inventory, bundle.path / INVENTORY)
+        target = find("target", targets(), name)
+        for record in bundle.manifest.artifacts:
+            stored = {key: math.ceil(math.prod(item.shape) * item.bits / 8) for key, item in record.encodings.items()}
+            rows.append((record.main, estimate(inventory, target, record.runtime, record.choice, stored)))
+        return rows
     for record in bundle.manifest.artifacts:
-        if kind == "estimate":
-            rows += [(record.main, item) for item in _estimate(bundle_path, record.runtime, name)]
-            continue
         rows += [(record.main, item) for item in time_artifact(opened(bundle, record), seconds)]
     return rows
-
-
-def _estimate(bundle_path: Path, runtime: str, target_name: str) -> list[Measurement]:
-    raise NotImplementedError
 
 
 def availability() -> list[Availability]:

@@ -56,7 +56,9 @@ def print_diagnosis(found: Diagnosis) -> None:
     machine = found.machine
     click.echo(f"edgeship {found.version}, Python {machine['python']}, {machine['system']}, {machine['cores']} cores, "
                f"{machine['memory_gib']} GiB, {machine['processor']}")  # fmt: skip
-    click.echo(f"cache {found.cache}: {human_bytes(found.cache_bytes)}, {human_bytes(found.free_bytes)} free on its disk")
+    click.echo(
+        f"cache {found.cache}: {human_bytes(found.cache_bytes)}, {human_bytes(found.free_bytes)} free on its disk"
+    )
     print_runtimes(found.runtimes)
     for item in found.broken_plugins:
         click.echo(f"broken plug-in {item.name} ({item.group}): {item.reason}; update or uninstall it")
@@ -67,6 +69,8 @@ def print_diagnosis(found: Diagnosis) -> None:
 def write_crash(error: BaseException) -> Path:
     """The traceback of a bug, in a file of its own."""
     text = "".join(traceback.format_exception(error))
-    with tempfile.NamedTemporaryFile("w", suffix=".log", prefix="edgeship-crash-", delete=False, encoding="utf-8") as file:
+    with tempfile.NamedTemporaryFile(
+        "w", suffix=".log", prefix="edgeship-crash-", delete=False, encoding="utf-8"
+    ) as file:
         file.write(text)
     return Path(file.name)

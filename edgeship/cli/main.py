@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,14 +28,22 @@ def order_options(command: F) -> F:
     """The options that ``build`` and ``plan`` share."""
     options = [
         click.argument("source"),
-        click.option("--target", "targets", multiple=True, metavar="NAME", help="Device to build for; repeat for more."),
-        click.option("--runtime", "runtimes", metavar="A,B", help="Only these runtimes; all of the target's by default."),
+        click.option(
+            "--target", "targets", multiple=True, metavar="NAME", help="Device to build for; repeat for more."
+        ),
+        click.option(
+            "--runtime", "runtimes", metavar="A,B", help="Only these runtimes; all of the target's by default."
+        ),
         click.option("--profile", default="balanced", show_default=True, metavar="NAME", help="What to aim for."),
         click.option("-o", "--output", metavar="DIR", help="Bundle folder; NAME.edgeship here by default."),
         click.option("--input", "inputs", multiple=True, metavar="SPEC", help="An input: name:f32[1,3,224,224]."),
-        click.option("--output-name", "outputs", multiple=True, metavar="NAME", help="A name for each output, in order."),
+        click.option(
+            "--output-name", "outputs", multiple=True, metavar="NAME", help="A name for each output, in order."
+        ),
         click.option("--factory", metavar="FILE:FUNCTION", help="The module that a file of weights belongs to."),
-        click.option("--calibration", metavar="DATA", help="Inputs to calibrate on: npz, npy, images, file.py:function."),
+        click.option(
+            "--calibration", metavar="DATA", help="Inputs to calibrate on: npz, npy, images, file.py:function."
+        ),
         click.option("--eval", "evaluation", metavar="DATA", help="Inputs to compare on, with labels for accuracy."),
         click.option("--max-size", metavar="SIZE", help="Limit for each artifact's files, such as 3GB."),
         click.option("--max-drop", metavar="SHARE", help="Largest loss of accuracy allowed, such as 1%."),
@@ -51,18 +60,18 @@ def order_options(command: F) -> F:
 @cli.command()
 @order_options
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
-@click.pass_context
-def build(context: click.Context, dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> None:
+def build(dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> None:
     """Build a bundle: convert, run, compare, package."""
     from edgeship import api
     from edgeship.cli.printing import Shown, print_report, show_log
+    from edgeship.engine.chatter import Log
 
     order = _order(**given)
     if dry_run:
         _print_plan(order, as_json)
         return
     shown = Shown()
-    log = api.Log(api.log_path(order.bundle))
+    log = Log(api.log_path(order.bundle))
     try:
         report = api.build(order, shown, log)
     finally:
@@ -78,7 +87,9 @@ def build(context: click.Context, dry_run: bool, as_json: bool, verbose: bool, *
     if not report.passed:
         failed = [verdict for row in report.rows for verdict in row.verdicts if not verdict.passed]
         first = failed[0]
-        raise GateError(f"{first.check} fell short on {first.runtime}: {first.summary}; nothing was published", fix=first.fix)
+        raise GateError(
+            f"{first.check} fell short on {first.runtime}: {first.summary}; nothing was published", fix=first.fix
+        )
 
 
 @cli.command()
@@ -156,8 +167,9 @@ def inspect(artifact: str, as_json: bool) -> None:
 def verify(bundle: str, no_run: bool, as_json: bool) -> None:
     """Check a bundle: every byte against the manifest, and that every artifact runs here."""
     from edgeship import api
+    from edgeship.engine.chatter import Log
 
-    problems = api.verify(Path(bundle), run=not no_run, log=api.Log(api.log_path(Path(bundle).absolute())))
+    problems = api.verify(Path(bundle), run=not no_run, log=Log(api.log_path(Path(bundle).absolute())))
     if as_json:
         click.echo(json.dumps({"bundle": bundle, "whole": not problems, "problems": problems}, indent=2))
     else:
@@ -259,6 +271,8 @@ def doctor(as_json: bool) -> None:
 
 def main() -> None:
     """Entry point: one line for an error, its documented exit code, no traceback."""
+    # Threads that spin while they wait make small models twenty times slower on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = cli.main(standalone_mode=False)
     except EdgeshipError as error:
@@ -276,7 +290,10 @@ def main() -> None:
         from edgeship.cli.diagnosis import write_crash
 
         place = write_crash(error)
-        click.echo(f"error: a bug in edgeship: {type(error).__name__}: {' '.join(str(error).split())[:200]}; see {place}", err=True)
+        click.echo(
+            f"error: a bug in edgeship: {type(error).__name__}: {' '.join(str(error).split())[:200]}; see {place}",
+            err=True,
+        )
         sys.exit(INTERNAL_ERROR)
     sys.exit(code or 0)
 

@@ -83,7 +83,9 @@ def console() -> Console:
 def print_report(report: Report) -> None:
     """The table that ends a build, then where the bundle is."""
     labelled = any(row.figure("accuracy") for row in report.rows)
-    table = Table(title=f"{report.source} for {', '.join(report.targets)}, profile {report.profile}", title_justify="left")
+    table = Table(
+        title=f"{report.source} for {', '.join(report.targets)}, profile {report.profile}", title_justify="left"
+    )
     table.add_column("artifact", no_wrap=True)
     table.add_column("weights / activations")
     table.add_column("size", justify="right", no_wrap=True)
@@ -93,7 +95,12 @@ def print_report(report: Report) -> None:
     table.add_column("latency here", justify="right")
     table.add_column("verdict", no_wrap=True)
     for row in report.rows:
-        cells = [f"{row.runtime}/{row.file}", f"{row.weights} / {row.activations}", human_bytes(row.size_bytes), _error(row)]
+        cells = [
+            f"{row.runtime}/{row.file}",
+            f"{row.weights} / {row.activations}",
+            human_bytes(row.size_bytes),
+            _error(row),
+        ]
         if labelled:
             cells.append(_accuracy(row))
         table.add_row(*cells, _latency(row), _verdict(row))
@@ -141,7 +148,8 @@ def print_bench(rows: Sequence[tuple[str, Measurement]]) -> None:
     for artifact in dict.fromkeys(name for name, _ in rows):
         found = {item.name: item for name, item in rows if name == artifact}
         first = next(iter(found.values()))
-        cells = [_ms(found.get(key)) for key in ("latency_p50", "latency_p90", "latency_p99", "load_time")]
+        middle = found.get("latency_p50") or found.get("latency_estimate")
+        cells = [_ms(middle), *(_ms(found.get(key)) for key in ("latency_p90", "latency_p99", "load_time"))]
         peak = found.get("peak_memory")
         memory = human_bytes(peak.value) if peak and peak.value is not None else "-"
         how = first.how if first.value is not None else "not timed"
@@ -177,7 +185,13 @@ def print_target(target: Target) -> None:
     for name in ("fact", "value", "trust", "source"):
         table.add_column(name, overflow="fold")
     for key, value in vars(target).items():
-        facts = {key: value} if isinstance(value, Fact) else {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {}
+        facts = (
+            {key: value}
+            if isinstance(value, Fact)
+            else {f"{key}.{k}": v for k, v in value.items()}
+            if isinstance(value, dict)
+            else {}
+        )
         for name, fact in facts.items():
             table.add_row(name, str(to_plain(fact.value)), fact.trust, fact.source)
     console().print(table)
@@ -188,7 +202,9 @@ def print_profiles(known: Mapping[str, Profile]) -> None:
     for profile in known.values():
         out = console()
         out.print(f"{profile.name}: {profile.summary}", markup=False)
-        out.print(f"    default: {profile.default.weights} weights, {profile.default.activations} activations", markup=False)
+        out.print(
+            f"    default: {profile.default.weights} weights, {profile.default.activations} activations", markup=False
+        )
         for runtime, choice in profile.runtimes.items():
             why = profile.why.get(runtime, "")
             out.print(f"    {runtime}: {choice.weights} weights, {choice.activations} activations. {why}", markup=False)

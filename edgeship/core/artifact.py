@@ -6,13 +6,15 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgeship.core.inventory import Inventory
 from edgeship.core.model import Artifact, Placement, Signature
 from edgeship.core.plan import Plan
-from edgeship.core.profile import Request
+from edgeship.core.profile import Choice, Request
 from edgeship.core.report import Report
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
+INVENTORY = "inventory.json"
 # The manifest holds every other file's digest; this file holds the manifest's, in the form that sha256sum -c reads.
 SEAL = "manifest.sha256"
 SCHEMA_VERSION = 1
@@ -46,6 +48,7 @@ class ArtifactRecord:
         kind: class of the model handle, which says what opens it. main: the file or folder to open.
         compute: arithmetic. reproducible: empty when building twice gives the same bytes, else the reason why not.
         encodings: by weight name; weights not named are stored in ``compute`` precision.
+        choice: what the profile wanted for this runtime, in words.
         activations: static integers by graph node: [bits, scale, zero point].
         facts: session options an app must set, versions, counts.
     """
@@ -57,6 +60,7 @@ class ArtifactRecord:
     files: tuple[FileRecord, ...]
     signature: Signature
     compute: str
+    choice: Choice
     encodings: dict[str, EncodingRecord]
     activations: dict[str, tuple[int, float, int]]
     memory_bytes: int
@@ -94,6 +98,7 @@ class BuiltArtifact:
 
     targets: tuple[str, ...]
     artifact: Artifact
+    choice: Choice
     encodings: dict[str, EncodingRecord]
     activations: dict[str, tuple[int, float, int]]
 
@@ -107,6 +112,7 @@ class Gathered:
     plan: Plan
     built: tuple[BuiltArtifact, ...]
     report: Report
+    inventory: Inventory
     source_digest: str
 
 

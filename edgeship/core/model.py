@@ -59,7 +59,8 @@ class Placement:
 
     Args:
         weight: the weight's name in the torch program. stored: its name (or path) in the artifact.
-        permutation: axes of the weight in stored order, when it was transposed: ``stored = weight.transpose(permutation)``.
+        permutation: axes of the weight in stored order, when it was transposed:
+            ``stored = weight.transpose(permutation)``.
         shape: the stored shape after the permutation, when it was reshaped as well.
     """
 

@@ -8,8 +8,8 @@ parameter whose type is a `Model` is an input edge, the return type is the node 
   - *check*: ends in a Verdict; *measure*: ends in Measurements;
   - *gather*: takes everything the build made, once, at its end (package).
 
-Parameter names mean something to the planner: ``model`` is the newest model of that kind on the route, ``reference`` the
-TorchModel that was lowered, ``original`` the TorchModel as loaded.
+Parameter names mean something to the planner: ``model`` is the newest model of that kind on the route, ``reference``
+the TorchModel that was lowered, ``original`` the TorchModel as loaded.
 """
 
 from __future__ import annotations
@@ -85,9 +85,7 @@ class Pass(ABC):
         """Input edges by parameter name, and the type it makes, both read from ``run``."""
         hints = typing.get_type_hints(cls.run)
         made = hints.pop("return", None)
-        inputs = {
-            name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, Model)
-        }
+        inputs = {name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, Model)}
         return inputs, made
 
     @classmethod

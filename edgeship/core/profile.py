@@ -1,4 +1,4 @@
-"""What the user wants: a profile (intent, device-free) and a request (source + target + runtime + profile + options)."""
+"""What the user wants: a profile (intent, device-free) and a request (source, target, runtime, profile, options)."""
 
 from __future__ import annotations
 

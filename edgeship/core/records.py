@@ -54,7 +54,9 @@ def _convert(hint: Any, data: Any, where: str) -> Any:
         if not isinstance(data, (list, tuple)):
             raise UsageError(f"{where}: expected a list, found {data!r}")
         inner = [args[0]] * len(data) if len(args) == 2 and args[1] is Ellipsis else list(args)
-        return tuple(_convert(item, value, f"{where}[{i}]") for i, (item, value) in enumerate(zip(inner, data, strict=True)))
+        return tuple(
+            _convert(item, value, f"{where}[{i}]") for i, (item, value) in enumerate(zip(inner, data, strict=True))
+        )
     if origin in (dict, Mapping) or origin is Mapping:
         return {key: _convert(args[1], item, f"{where}.{key}") for key, item in data.items()}
     if hint is Path:

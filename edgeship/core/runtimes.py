@@ -42,7 +42,9 @@ class Session(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -80,10 +82,10 @@ class Runtime(ABC):
 
     @abstractmethod
     def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
-        """Every placed weight as the saved file holds it, by torch name, in the torch weight's own layout.
+        """Every placed weight as the saved file holds it, by torch name, in the torch weight's layout.
 
-        Reads the file with the format's own reader, undoing `Placement` permutations and reshapes, so that the result
-        compares bit for bit with what compression decided.
+        Reads the file with the format's own reader and undoes `Placement` permutations and reshapes, so that the
+        result compares bit for bit with what compression decided.
         """
 
     @abstractmethod
@@ -91,7 +93,7 @@ class Runtime(ABC):
         """Empty when a weight of ``op`` can be stored so, exactly and safely; else the reason why not."""
 
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """Bits a weight takes in memory while the model runs: more than stored where the engine decompresses at load."""
+        """Bits a weight takes in memory while the model runs: more than stored where the engine decompresses it."""
         return encoding.bits
 
     def versions(self) -> dict[str, str]:
@@ -133,6 +135,10 @@ def as_numpy(value: Any, dtype: str) -> npt.NDArray[np.generic]:
     if array.dtype == wanted:
         return array
     converted = array.astype(wanted)
-    if np.issubdtype(wanted, np.integer) and np.issubdtype(array.dtype, np.integer) and not np.array_equal(converted, array):
+    if (
+        np.issubdtype(wanted, np.integer)
+        and np.issubdtype(array.dtype, np.integer)
+        and not np.array_equal(converted, array)
+    ):
         raise EncodingError(f"values do not fit {dtype}", fix="keep token ids below 2**31")
     return converted

@@ -63,12 +63,12 @@ class Affine:
     @property
     def low(self) -> int:
         """Smallest stored integer."""
-        return -(2 ** (self.bits - 1)) + 1 if self.symmetric else 0
+        return 1 - (1 << (self.bits - 1)) if self.symmetric else 0
 
     @property
     def high(self) -> int:
         """Largest stored integer."""
-        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+        return (1 << (self.bits - 1)) - 1 if self.symmetric else (1 << self.bits) - 1
 
     def __str__(self) -> str:
         reach = {"tensor": "per tensor", "channel": "per channel", "group": f"group {self.group_size}"}
@@ -83,13 +83,18 @@ class EncodedTensor(Protocol):
     """A weight as it will be stored."""
 
     @property
-    def encoding(self) -> Encoding: ...
+    def encoding(self) -> Encoding:
+        """How it is stored."""
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """The weight's own shape."""
     @property
-    def stored_bytes(self) -> int: ...
-    def dequantize(self) -> Array: ...
-    def arrays(self) -> dict[str, Array]: ...
+    def stored_bytes(self) -> int:
+        """Bytes in a file, packed."""
+    def dequantize(self) -> Array:
+        """The weight in float32."""
+    def arrays(self) -> dict[str, Array]:
+        """What goes into a safetensors file, by role."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,14 +105,17 @@ class FloatTensor:
 
     @property
     def encoding(self) -> Float:
+        """Float of its width."""
         return Float(self.values.dtype.itemsize * 8)
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The weight's own shape."""
         return tuple(self.values.shape)
 
     @property
     def stored_bytes(self) -> int:
+        """Bytes in a file."""
         return int(self.values.nbytes)
 
     def dequantize(self) -> Array:
@@ -149,6 +157,7 @@ class AffineTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The weight's own shape."""
         return tuple(self.values.shape)
 
     @property
@@ -208,12 +217,12 @@ class ActivationEncoding:
     @property
     def low(self) -> int:
         """Smallest integer of the grid."""
-        return -(2 ** (self.bits - 1))
+        return -(1 << (self.bits - 1))
 
     @property
     def high(self) -> int:
         """Largest integer of the grid."""
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
 
 def same_numbers(ours: EncodedTensor, stored: EncodedTensor) -> str:

@@ -89,9 +89,7 @@ def load_samples(reference: str, signature: Signature, limit: int | None = None)
     if total == 0:
         raise DataError(f"{reference} holds no samples", fix="give at least one")
     chosen = list(range(total)) if limit is None or total <= limit else [i * total // limit for i in range(limit)]
-    inputs = tuple(
-        {spec.name: columns[spec.name][i].reshape(spec.shape) for spec in signature.inputs} for i in chosen
-    )
+    inputs = tuple({spec.name: columns[spec.name][i].reshape(spec.shape) for spec in signature.inputs} for i in chosen)
     return Samples(inputs, None if labels is None else labels[chosen])
 
 
@@ -170,7 +168,9 @@ def _from_images(folder: Path, signature: Signature, limit: int | None) -> Mappi
     found: list[tuple[Path, int]] = []
     if classes:
         for label, name in enumerate(classes):
-            found += [(item, label) for item in sorted((folder / name).rglob("*")) if item.suffix.lower() in IMAGE_SUFFIXES]
+            found += [
+                (item, label) for item in sorted((folder / name).rglob("*")) if item.suffix.lower() in IMAGE_SUFFIXES
+            ]
     else:
         found = [(item, -1) for item in sorted(folder.iterdir()) if item.suffix.lower() in IMAGE_SUFFIXES]
     if not found:
@@ -197,7 +197,9 @@ def _check(reference: str, spec: TensorSpec, arrays: Mapping[str, Any]) -> Array
         )
     is_float = spec.dtype in ("f32", "f16")
     if is_float != np.issubdtype(column.dtype, np.floating) and not (is_float and column.dtype == np.uint8):
-        raise DataError(f"{reference}: {spec.name} is {column.dtype}, the model takes {spec.dtype}", fix="convert it first")
+        raise DataError(
+            f"{reference}: {spec.name} is {column.dtype}, the model takes {spec.dtype}", fix="convert it first"
+        )
     if is_float and not bool(np.isfinite(column).all()):
         raise DataError(f"{reference}: {spec.name} holds NaN or infinity", fix="remove those samples")
     return column.astype(spec.numpy_dtype)

@@ -112,9 +112,7 @@ def execute(
     return execution
 
 
-def _run_step(
-    step: Step, source: Source, cache: Cache, log: Log, progress: Progress, execution: Execution
-) -> bool:
+def _run_step(step: Step, source: Source, cache: Cache, log: Log, progress: Progress, execution: Execution) -> bool:
     inputs = {name: _input(index, source, execution.results) for name, index in step.inputs.items()}
     key = cache.key(step.task, {name: model.digest for name, model in inputs.items()})
     if step.task.cached:

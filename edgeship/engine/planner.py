@@ -124,9 +124,7 @@ class _Builder:
         given = request.options.get(cls.name, {})
         return task if isinstance(task, Skip) or not given else apply_options(task, given)
 
-    def _add(
-        self, task: Pass, request: Request, newest: Mapping[type[Model], int], first_torch: int | None
-    ) -> int:
+    def _add(self, task: Pass, request: Request, newest: Mapping[type[Model], int], first_torch: int | None) -> int:
         inputs = {}
         for name, kind in task.edges()[0].items():
             if name == "original":
@@ -162,7 +160,7 @@ def _in_order(tasks: list[Pass]) -> list[Pass]:
 
 
 def apply_options(task: Pass, given: Mapping[str, str]) -> Pass:
-    """A pass with fields replaced by ``--set`` values, parsed by the field's type. Unknown fields suggest the nearest."""
+    """A pass with fields replaced by ``--set`` values, parsed by type. An unknown field suggests the nearest."""
     hints = typing.get_type_hints(type(task))
     names = [field.name for field in dataclasses.fields(task)]  # type: ignore[arg-type]
     plain = dict(to_plain(task))

@@ -1,4 +1,4 @@
-"""Tell what the user named apart by what it is: a sample folder, a factory, a file of a known format, a model folder."""
+"""Tell what the user named apart by what it is: a sample folder, a factory, a file of a known format, a folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Sample:
     calibration: str | None = None
     evaluation: str | None = None
     metric: str | None = None
-    metadata: dict[str, InputNotes] = field(default_factory=dict)
+    input: dict[str, InputNotes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _from_sample(folder: Path, load: dict[str, Any]) -> Found:
     inner = sample.source if sample.source == "." else str(folder / sample.source)
     load["inputs"] = load["inputs"] or sample.inputs
     load["outputs"] = load["outputs"] or sample.outputs
-    load["notes"] = {name: vars(notes) for name, notes in sample.metadata.items()}
+    load["notes"] = {name: vars(notes) for name, notes in sample.input.items()}
     if inner == ".":
         source = _source(folder, "huggingface", str(folder), _digest(_files(folder)))
     else:
@@ -158,7 +158,9 @@ def _nearby(path: Path) -> str:
     parent = path.parent if str(path.parent) else Path(".")
     if not parent.is_dir():
         return f"{parent} does not exist either"
-    return suggest(path.name, [item.name for item in parent.iterdir()][:50]) if any(parent.iterdir()) else "check the path"
+    return (
+        suggest(path.name, [item.name for item in parent.iterdir()][:50]) if any(parent.iterdir()) else "check the path"
+    )
 
 
 def _names(path: Path) -> list[str]:

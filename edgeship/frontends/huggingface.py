@@ -100,9 +100,10 @@ def _inputs(model: Any, folder: Path, given: Sequence[TensorSpec]) -> tuple[Tens
     elif main in AUDIO:
         wanted = [_audio_spec(model.config, main)]
     elif main == "input_ids":
-        tokens = min(DEFAULT_TOKENS, getattr(model.config, "max_position_embeddings", DEFAULT_TOKENS) or DEFAULT_TOKENS)
-        vocabulary = getattr(model.config, "vocab_size", None) or model.get_input_embeddings().num_embeddings
-        types = getattr(model.config, "type_vocab_size", 0) or 0
+        tokens = min(DEFAULT_TOKENS, int(getattr(model.config, "max_position_embeddings", 0) or DEFAULT_TOKENS))
+        rows: Any = model.get_input_embeddings().num_embeddings
+        vocabulary = int(getattr(model.config, "vocab_size", 0) or rows)
+        types = int(getattr(model.config, "type_vocab_size", 0) or 0)
         wanted = [TensorSpec("input_ids", "i64", (1, tokens), "NT", 0, vocabulary - 1)]
         if "attention_mask" in accepted:
             wanted.append(TensorSpec("attention_mask", "i64", (1, tokens), "NT"))
@@ -120,7 +121,9 @@ def _inputs(model: Any, folder: Path, given: Sequence[TensorSpec]) -> tuple[Tens
     lengths = {spec.shape[-1] for spec in sized if spec.name in TEXT}
     if len(lengths) > 1:
         first = next(spec.shape for spec in given if spec.name in TEXT)
-        sized = [_resize(spec, TensorSpec(spec.name, spec.dtype, first)) if spec.name in TEXT else spec for spec in sized]
+        sized = [
+            _resize(spec, TensorSpec(spec.name, spec.dtype, first)) if spec.name in TEXT else spec for spec in sized
+        ]
     if not sized:
         raise SourceError(f"the inputs of {type(model).__name__} are not known", fix="give them with --input")
     return tuple(sized)
@@ -132,7 +135,9 @@ def _resize(spec: TensorSpec, given: TensorSpec | None) -> TensorSpec:
     if given is None:
         return spec
     if given.dtype != spec.dtype and not {given.dtype, spec.dtype} <= {"i64", "i32"}:
-        raise UsageError(f"input {spec.name} is {spec.dtype}, not {given.dtype}", fix=f"write {spec.name}:{spec.dtype}[..]")
+        raise UsageError(
+            f"input {spec.name} is {spec.dtype}, not {given.dtype}", fix=f"write {spec.name}:{spec.dtype}[..]"
+        )
     return replace(spec, shape=given.shape)
 
 

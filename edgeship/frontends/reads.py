@@ -59,13 +59,13 @@ def recorded_reads() -> Iterator[Reads]:
         reads.saw(filename)
         return original(filename, *args, **kwargs)
 
-    safetensors.safe_open = safe_open
-    safetensors.torch.safe_open = safe_open
+    for module in (safetensors, safetensors.torch):
+        setattr(module, "safe_open", safe_open)  # noqa: B010  mypy knows it as a class
     try:
         yield reads
     finally:
-        safetensors.safe_open = original
-        safetensors.torch.safe_open = original
+        for module in (safetensors, safetensors.torch):
+            setattr(module, "safe_open", original)  # noqa: B010
         for name in set(sys.modules) - before:
             path = getattr(sys.modules[name], "__file__", None)
             if path:

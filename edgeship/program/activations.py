@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def insert_pairs(program: ExportedProgram, activations: Mapping[str, ActivationEncoding]) -> ExportedProgram:
-    """A copy of ``program`` where each named node is followed by quantize and dequantize, and its users read the latter.
+    """A copy of ``program`` where each named node is followed by quantize and dequantize, and its users read that.
 
     Graph outputs read the dequantized value too. Raises `LoweringError` when a name is not in the graph.
     """
     import torch
-    import torch.ao.quantization.fx._decomposed  # noqa: F401  registers the quantized_decomposed operators
+    import torch.ao.quantization.fx._decomposed
 
     program = copy.copy(program)
     module = copy.deepcopy(program.graph_module)

@@ -70,7 +70,10 @@ def make_program(
         TensorSpec(name, dtype_of(value), tuple(value.shape)) for name, value in zip(names, wanted, strict=True)
     )
     record = ProgramRecord(
-        Signature(tuple(inputs), outputs), take_inventory(exported), aliases=_aliases(exported), history=(note,) if note else ()
+        Signature(tuple(inputs), outputs),
+        take_inventory(exported),
+        aliases=_aliases(exported),
+        history=(note,) if note else (),
     )
     weights = {name: value.detach() for name, value in exported.state_dict.items() if name not in record.aliases}
     return TorchProgram(exported, weights, {}, record)
@@ -82,7 +85,9 @@ def dtype_of(value: torch.Tensor) -> Dtype:
     for short, numpy_name in NUMPY_DTYPES.items():
         if numpy_name == name:
             return short  # type: ignore[return-value]
-    raise SourceError(f"a tensor of dtype {name} cannot be a model's input or output", fix="cast it to float32 or int32")
+    raise SourceError(
+        f"a tensor of dtype {name} cannot be a model's input or output", fix="cast it to float32 or int32"
+    )
 
 
 class _Wrapper:

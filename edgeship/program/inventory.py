@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeship.core.inventory import Inventory, OpCost, WeightOp, WeightUse
 
@@ -125,19 +125,19 @@ def _is_view(node: Node) -> bool:
 
 def _shape(node: Node) -> tuple[int, ...]:
     value = node.meta.get("val")
-    return tuple(int(size) for size in value.shape) if _is_tensor(value) else ()
+    return tuple(int(size) for size in value.shape) if isinstance(value, _tensor_type()) else ()
 
 
 def _numel(node: Node) -> int:
     value = node.meta.get("val")
     values = value if isinstance(value, (tuple, list)) else [value]
-    return sum(_product(tuple(int(size) for size in item.shape)) for item in values if _is_tensor(item))
+    return sum(_product(tuple(int(size) for size in item.shape)) for item in values if isinstance(item, _tensor_type()))
 
 
-def _is_tensor(value: Any) -> bool:
+def _tensor_type() -> type[torch.Tensor]:
     import torch
 
-    return isinstance(value, torch.Tensor)
+    return torch.Tensor
 
 
 def _product(sizes: tuple[int, ...]) -> int:

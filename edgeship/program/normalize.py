@@ -47,8 +47,7 @@ def export_normalised(
     if program.graph_signature.buffers_to_mutate:
         names = ", ".join(sorted(program.graph_signature.buffers_to_mutate.values()))
         raise SourceError(f"the model changes its buffers while it runs: {names}", fix="return them as outputs instead")
-    graph_module = cast("GraphModule", program.module(check_guards=False))
-    flat = _flatten_signature(graph_module, input_names, prefix)
+    flat = _flatten_signature(program.module(check_guards=False), input_names, prefix)
     _drop_no_ops(flat.graph)
     _fold_constants(flat)
     _fold_batch_norms(flat)
@@ -57,7 +56,7 @@ def export_normalised(
     _drop_unused_tensors(flat)
     flat.recompile()
     with torch.no_grad():
-        normal = torch.export.export(flat, inputs, strict=False).run_decompositions({})
+        normal: ExportedProgram = torch.export.export(flat, inputs, strict=False).run_decompositions({})
     _drop_no_ops(normal.graph_module.graph)
     normal.graph_module.recompile()
     return normal
@@ -94,9 +93,8 @@ def _flatten_signature(module: GraphModule, names: tuple[str, ...], prefix: str)
         elif node.op == "call_module":
             continue
         elif node.op == "output":
-            flat: list[Any] = []
-            torch.fx.map_arg(node.args, lambda n: flat.append(mapping[n]))
-            graph.output(tuple(flat))
+            leaves = torch.utils._pytree.tree_leaves(node.args)
+            graph.output(tuple(mapping[leaf] for leaf in leaves))
         else:
             mapping[node] = graph.node_copy(node, lambda n: mapping[n])
     with _quiet_get_attr():

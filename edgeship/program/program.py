@@ -117,12 +117,14 @@ class TorchProgram:
                 continue
             value = self.weight(name)
             value = value.float() if value.is_floating_point() else value
-            state[name] = torch.nn.Parameter(value, requires_grad=False) if isinstance(old, torch.nn.Parameter) else value
+            state[name] = (
+                torch.nn.Parameter(value, requires_grad=False) if isinstance(old, torch.nn.Parameter) else value
+            )
         program._state_dict = state
         return program
 
     def quantized(self) -> ExportedProgram:
-        """`filled`, with ``quantized_decomposed`` quantize/dequantize pairs after every node that `activations` names."""
+        """`filled`, with ``quantized_decomposed`` quantize/dequantize pairs after each node in `activations`."""
         from edgeship.program.activations import insert_pairs
 
         return insert_pairs(self.filled(), self.activations)
@@ -188,5 +190,3 @@ def _contiguous(array: Any) -> Any:
     import numpy as np
 
     return np.ascontiguousarray(array)
-
-

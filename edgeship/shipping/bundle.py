@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeship import __version__
 from edgeship.core.artifact import (
+    INVENTORY,
     MANIFEST,
     REPORT,
     SCHEMA_VERSION,
@@ -49,7 +50,9 @@ def check_output(output: Path) -> None:
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
-        raise OutputError(f"{parent} cannot be written: {error.strerror}", fix="choose another folder with -o") from None
+        raise OutputError(
+            f"{parent} cannot be written: {error.strerror}", fix="choose another folder with -o"
+        ) from None
 
 
 def publish(gathered: Gathered) -> Bundle:
@@ -61,6 +64,7 @@ def publish(gathered: Gathered) -> Bundle:
     try:
         records = tuple(_write_artifact(draft, built, gathered) for built in gathered.built)
         write_json(draft / REPORT, replace(gathered.report, bundle=str(gathered.output)))
+        write_json(draft / INVENTORY, gathered.inventory)
         manifest = Manifest(
             SCHEMA_VERSION,
             __version__,
@@ -69,7 +73,7 @@ def publish(gathered: Gathered) -> Bundle:
             records,
             gathered.plan.plain(),
             gathered.report.versions,
-            (_record(draft, draft / REPORT),),
+            tuple(_record(draft, draft / name) for name in (REPORT, INVENTORY)),
         )
         write_json(draft / MANIFEST, manifest)
         (draft / SEAL).write_text(f"{file_digest(draft / MANIFEST)}  {MANIFEST}\n", encoding="utf-8")
@@ -110,7 +114,9 @@ def _write_artifact(draft: Path, built: BuiltArtifact, gathered: Gathered) -> Ar
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)
     main = folder / artifact.path.relative_to(origin)
-    row = next(row for row in gathered.report.rows if row.runtime == artifact.runtime and row.target == ",".join(built.targets))
+    row = next(
+        row for row in gathered.report.rows if row.runtime == artifact.runtime and row.target == ",".join(built.targets)
+    )
     verdict = next(item for item in row.verdicts if item.check == "check/verify")
     return ArtifactRecord(
         runtime=artifact.runtime,
@@ -120,6 +126,7 @@ def _write_artifact(draft: Path, built: BuiltArtifact, gathered: Gathered) -> Ar
         files=tuple(_record(draft, path) for path in list_files(folder)),
         signature=artifact.signature,
         compute=artifact.compute,
+        choice=built.choice,
         encodings=built.encodings,
         activations=built.activations,
         memory_bytes=row.memory_bytes,

@@ -25,9 +25,16 @@ def inspect_path(path: Path) -> dict[str, Any]:
             raise ArtifactError(f"{path} is not a bundle, nor in one", fix="give the folder that edgeship build wrote")
         inner = path.absolute().relative_to(folder).as_posix()
     bundle = read_bundle(folder)
-    records = [item for item in bundle.manifest.artifacts if not inner or item.main == inner or inner == item.main.split("/")[0]]
+    records = [
+        item
+        for item in bundle.manifest.artifacts
+        if not inner or item.main == inner or inner == item.main.split("/")[0]
+    ]
     if not records:
-        raise ArtifactError(f"{inner} is no artifact of {folder}", fix="give one of " + ", ".join(r.main for r in bundle.manifest.artifacts))
+        raise ArtifactError(
+            f"{inner} is no artifact of {folder}",
+            fix="give one of " + ", ".join(r.main for r in bundle.manifest.artifacts),
+        )
     return {
         "bundle": str(folder),
         "source": bundle.manifest.source.reference,
@@ -41,7 +48,9 @@ def _artifact(record: ArtifactRecord) -> dict[str, Any]:
     elements = bits = 0
     for encoding in record.encodings.values():
         count = math.prod(encoding.shape)
-        row = rows.setdefault(encoding.encoding, {"encoding": encoding.encoding, "weights": 0, "elements": 0, "bytes": 0})
+        row = rows.setdefault(
+            encoding.encoding, {"encoding": encoding.encoding, "weights": 0, "elements": 0, "bytes": 0}
+        )
         row["weights"] += 1
         row["elements"] += count
         row["bytes"] += math.ceil(count * encoding.bits / 8)

@@ -79,7 +79,9 @@ class CheckAccuracy(Pass):
         summary = f"accuracy {after:.2%} against {before:.2%} of the original, on {len(samples)} samples"
         if self.max_drop is not None and before - after > self.max_drop + 1e-9:
             summary = f"{summary}: more than the {self.max_drop:.2%} allowed"
-            return Verdict(self.name, self.runtime, False, summary, figures, fix="try --profile exact, or raise --max-drop")
+            return Verdict(
+                self.name, self.runtime, False, summary, figures, fix="try --profile exact, or raise --max-drop"
+            )
         return Verdict(self.name, self.runtime, True, summary, figures)
 
 

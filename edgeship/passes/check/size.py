@@ -65,12 +65,17 @@ class CheckSize(Pass):
         )
         over = []
         if footprint.memory > self.limit_bytes:
-            over.append(f"needs {human_bytes(footprint.memory)} of memory, {self.target} allows {human_bytes(self.limit_bytes)}")
+            over.append(
+                f"needs {human_bytes(footprint.memory)} of memory, {self.target} allows {human_bytes(self.limit_bytes)}"
+            )
         if self.max_size_bytes is not None and files > self.max_size_bytes:
             excess = files - self.max_size_bytes
-            over.append(f"is {human_bytes(files)}, {human_bytes(excess)} over --max-size {human_bytes(self.max_size_bytes)}")
+            over.append(
+                f"is {human_bytes(files)}, {human_bytes(excess)} over --max-size {human_bytes(self.max_size_bytes)}"
+            )
         if not over:
-            summary = f"{human_bytes(files)} on disk, about {human_bytes(footprint.memory)} of {human_bytes(self.limit_bytes)} in memory"
+            memory = f"about {human_bytes(footprint.memory)} of {human_bytes(self.limit_bytes)} in memory"
+            summary = f"{human_bytes(files)} on disk, {memory}"
             return Verdict(self.name, self.runtime, True, summary, figures)
         fitting = []
         for name, choice in self.profiles.items():
@@ -85,4 +90,3 @@ class CheckSize(Pass):
             else f"no profile fits; the smallest makes about {human_bytes(smallest)}"
         )
         return Verdict(self.name, self.runtime, False, f"{self.runtime} artifact {' and '.join(over)}", figures, fix)
-

@@ -60,7 +60,8 @@ class LoadExport(Pass):
             return module(*positional, **named)
 
         inner = exported.module(check_guards=False)
-        inner.eval = lambda: inner  # type: ignore[method-assign]  exported modules refuse eval(), and are already
+        # Exported modules refuse eval(), and are in it already.
+        setattr(inner, "eval", lambda: inner)  # noqa: B010
         program = make_program(inner, specs, tensors, call=call, output_names=self.outputs, note=f"{self.name}")
         program.save(ctx.folder / "program")
         return TorchModel(ctx.folder / "program", program.signature)

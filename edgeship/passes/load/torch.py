@@ -49,7 +49,9 @@ class LoadFactory(Pass):
                 module = function()
             except Exception as error:
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-                raise SourceError(f"{self.reference} failed: {reason}", fix="run it with python to see where") from error
+                raise SourceError(
+                    f"{self.reference} failed: {reason}", fix="run it with python to see where"
+                ) from error
         if not isinstance(module, torch.nn.Module):
             raise SourceError(f"{self.reference} returned {type(module).__name__}", fix="return an nn.Module")
         if not self.inputs:

@@ -82,7 +82,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
     if path.suffix.lower() == ".safetensors":
         try:
-            return load_file(path)
+            state: dict[str, torch.Tensor] = load_file(path)
+            return state
         except (SafetensorError, OSError, ValueError) as error:
             raise SourceError(f"{path} is not a readable safetensors file: {error}", fix="download it again") from None
     try:
@@ -100,8 +101,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise SourceError(f"{path} is not a state dict", fix="save model.state_dict()")
     if loaded and all(name.startswith("module.") for name in loaded):
-        loaded = {name.removeprefix("module."): value for name, value in loaded.items()}
-    return loaded
+        return {name.removeprefix("module."): value for name, value in loaded.items()}
+    return dict(loaded)
 
 
 def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
