@@ -100,8 +100,8 @@ class Evaluator:
         values = dict(self._constants)
         values.update(self._given_inputs(inputs))
         states = self._given_states(state)
-        for name in states:
-            values[name] = name  # type: ignore[assignment]  # a str is a Value; ops look the state up by name
+        # A state goes by its name, so that it is looked up when an operation runs.
+        values.update({name: name for name in states})
         with torch.no_grad():
             results = self._run_block(self._function.block, values, states)
         if state is not None:
@@ -265,7 +265,7 @@ def _to_numpy(value: Value) -> npt.NDArray[Any]:
     from torch import Tensor
 
     if isinstance(value, Tensor):
-        return value.contiguous().numpy()
+        return value.contiguous().numpy().copy()
     if isinstance(value, str):
         return np.array(value)
     raise UnsupportedOpError("the program answers with a list", fix="only tensors and labels are read")

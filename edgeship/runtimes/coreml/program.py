@@ -207,7 +207,7 @@ def _model_file(package: Path) -> Path:
 def _schema() -> types.SimpleNamespace:
     """The message classes of Model.proto."""
     try:
-        from google.protobuf.message import DecodeError
+        decode_error = importlib.import_module("google.protobuf.message").DecodeError
     except ImportError as error:
         raise MissingToolError("Core ML files need coremltools", fix='pip install "edgeship[coreml]"') from error
     # Importing coremltools takes seconds and logs about macOS parts that are missing; its schema modules need nothing of
@@ -221,7 +221,7 @@ def _schema() -> types.SimpleNamespace:
         package.__path__ = [str(Path(found.submodule_search_locations[0]) / "proto")]
         sys.modules[alias] = package
     model = importlib.import_module(f"{alias}.Model_pb2")
-    return types.SimpleNamespace(Model=model.Model, DecodeError=DecodeError)
+    return types.SimpleNamespace(Model=model.Model, DecodeError=decode_error)
 
 
 def _dtype_names() -> dict[int, str]:
@@ -275,9 +275,7 @@ def _value_type(proto: Any) -> ValueType:
     kind = proto.WhichOneof("type")
     if kind == "tensorType":
         tensor = proto.tensorType
-        shape = tuple(
-            d.constant.size if d.WhichOneof("dimension") == "constant" else None for d in tensor.dimensions
-        )
+        shape = tuple(d.constant.size if d.WhichOneof("dimension") == "constant" else None for d in tensor.dimensions)
         return ValueType("tensor", _dtype_names()[tensor.dataType], shape)
     if kind == "stateType":
         inner = _value_type(proto.stateType.wrappedType)

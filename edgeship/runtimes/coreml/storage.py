@@ -87,7 +87,9 @@ class BlobFile:
         """The ``count`` elements of ``dtype`` whose record is at byte ``offset``; ArtifactError if they are not there."""
         if offset + RECORD_BYTES > self._bytes.size:
             raise self._damaged(offset, "the file ends before it")
-        sentinel, code, size, start, _ = struct.unpack_from("<IIQQQ", self._bytes, offset)
+        sentinel, code, size, start, _ = struct.unpack_from(
+            "<IIQQQ", self._bytes[offset : offset + RECORD_BYTES].tobytes()
+        )
         if sentinel != SENTINEL:
             raise self._damaged(offset, "no record starts there")
         stored = RECORD_TYPES.get(code, f"type {code}")

@@ -25,9 +25,7 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
-def padding(
-    call: Call, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int]
-) -> list[tuple[int, int]]:
+def padding(call: Call, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
     """(before, after) for each spatial dimension; ``kernel`` is the dilated size."""
     mode = call.text("pad_type", "valid")
     if mode == "valid":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgeship.errors import ArtifactError, DataError
-from edgeship.runtimes.coreml.ops.registry import Call, ListValue, op
+from edgeship.runtimes.coreml.ops.registry import TORCH_DTYPES, Call, ListValue, op
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,24 +29,28 @@ def _written(call: Call, values: list[tuple[int, Tensor]]) -> ListValue:
             raise DataError(f"{call.operation.label}: index {index} of a list of {len(items)}", fix="check the inputs")
         items += [None] * (index + 1 - len(items))
         items[index] = tensor
-    return ListValue(items, _list(call).dynamic)
+    return ListValue(items, _list(call).dynamic, _list(call).element)
 
 
 def _read(call: Call, index: int) -> Tensor:
-    items = _list(call).items
-    written = items[index] if 0 <= index < len(items) else None
+    items, element = _list(call).items, _list(call).element
+    if not 0 <= index < len(items):
+        raise DataError(f"{call.operation.label}: index {index} of a list of {len(items)}", fix="check the inputs")
+    written = items[index]
     if written is not None:
         return written
     like = next((item for item in items if item is not None), None)
-    if like is None or not 0 <= index < len(items):
-        raise DataError(f"{call.operation.label}: nothing was written at {index}", fix="check the inputs")
-    return torch.zeros_like(like)
+    shape = element.shape if like is None else like.shape
+    if None in shape:
+        raise DataError(f"{call.operation.label}: nothing was written, and the shape is open", fix="check the inputs")
+    return torch.zeros([size or 0 for size in shape], dtype=TORCH_DTYPES[element.dtype])
 
 
 @op("make_list")
 def make_list(call: Call) -> Outputs:
     """An empty list of ``init_length`` places."""
-    return ListValue([None] * call.integer("init_length", 1), call.flag("dynamic_length", True))
+    places: list[Tensor | None] = [None] * call.integer("init_length", 1)
+    return ListValue(places, call.flag("dynamic_length", True), call.outputs[0].type)
 
 
 @op("list_length")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def _along(call: Call, name: str, rank: int) -> Tensor:
     """A scalar, or a vector laid along ``axis``."""
     parameter = call.floats(name)
-    if parameter.dim() == 0 or parameter.numel() == 1 and not call.has("axis"):
+    if parameter.dim() == 0 or (parameter.numel() == 1 and not call.has("axis")):
         return parameter.reshape(())
     axis = call.axis("axis", None, rank)
     return parameter.reshape([-1 if i == axis else 1 for i in range(rank)])

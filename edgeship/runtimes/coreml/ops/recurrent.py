@@ -70,8 +70,8 @@ def gru(call: Call) -> Outputs:
     after = call.flag("reset_after")
 
     def step(x: Tensor, h: Tensor) -> Tensor:
-        from_x = (x @ inner.T + input_bias).split(size, dim=-1)
-        from_h = (h @ outer.T + bias).split(size, dim=-1)
+        from_x = torch.split(x @ inner.T + input_bias, size, dim=-1)
+        from_h = torch.split(h @ outer.T + bias, size, dim=-1)
         reset, update = gate(from_x[0] + from_h[0]), gate(from_x[2] + from_h[2])
         candidate = reset * from_h[1] if after else (reset * h) @ outer[size : 2 * size].T + bias[size : 2 * size]
         return (1 - update) * activation(from_x[1] + candidate) + update * h
@@ -97,7 +97,7 @@ def _lstm(call: Call, suffix: str, reverse: bool, h: Tensor, c: Tensor) -> tuple
     size = outer.shape[1]
     bias = call.floats(f"bias{suffix}") if call.has(f"bias{suffix}") else torch.zeros(4 * size)
     peephole = call.floats(f"peephole{suffix}") if call.has(f"peephole{suffix}") else torch.zeros(3 * size)
-    from_cell = peephole.split(size)
+    from_cell = torch.split(peephole, size)
     gate = _activation(call, "recurrent_activation", "sigmoid")
     cell, activation = _activation(call, "cell_activation", "tanh"), _activation(call, "activation", "tanh")
     limit = call.number("clip") if call.has("clip") else None
@@ -105,7 +105,7 @@ def _lstm(call: Call, suffix: str, reverse: bool, h: Tensor, c: Tensor) -> tuple
     def step(x: Tensor, state: Tensor) -> Tensor:
         # One tensor carries hidden and cell state, so that every layer runs through the same loop.
         h, c = state.chunk(2, dim=-1)
-        i, f, o, z = (x @ inner.T + h @ outer.T + bias).split(size, dim=-1)
+        i, f, o, z = torch.split(x @ inner.T + h @ outer.T + bias, size, dim=-1)
         keep, take = gate(f + from_cell[1] * c), gate(i + from_cell[0] * c)
         c = keep * c + take * cell(z)
         if limit is not None:

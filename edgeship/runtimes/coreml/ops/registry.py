@@ -20,7 +20,7 @@ from edgeship.errors import ArtifactError, DataError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from edgeship.runtimes.coreml.program import Block, Operation, Port
+    from edgeship.runtimes.coreml.program import Block, Operation, Port, ValueType
 
 #: torch's type for each of the program's; integers of fewer than eight bits live in a byte.
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -36,7 +36,8 @@ class ListValue:
     """A MIL list: tensors of one shape; None where nothing was written yet. Written copies share the tensors."""
 
     items: list[Tensor | None]
-    dynamic: bool = True
+    dynamic: bool
+    element: ValueType  #: the declared type of the list, whose shape is that of an element
 
 
 Value = Tensor | str | list[str] | ListValue
@@ -136,7 +137,9 @@ class Call:
         """An axis argument, made non-negative."""
         axis = self.integer(name) if default is None else self.integer(name, default)
         if not -rank <= axis < max(rank, 1):
-            raise ArtifactError(f"{self.operation.label}: {name}={axis} of a tensor of rank {rank}", fix="build it again")
+            raise ArtifactError(
+                f"{self.operation.label}: {name}={axis} of a tensor of rank {rank}", fix="build it again"
+            )
         return axis % rank if rank else 0
 
     def declared_shape(self, output: int = 0) -> tuple[int, ...] | None:

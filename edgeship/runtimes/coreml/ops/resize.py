@@ -95,7 +95,9 @@ def upsample_nearest_neighbor(call: Call) -> Outputs:
 @op("resize_bilinear")
 def resize_bilinear(call: Call) -> Outputs:
     """To a size, with a sampling mode."""
-    return _resize(call, call.floats("x"), [call.integer("target_size_height", 1), call.integer("target_size_width", 1)])
+    return _resize(
+        call, call.floats("x"), [call.integer("target_size_height", 1), call.integer("target_size_width", 1)]
+    )
 
 
 @op("resize_nearest_neighbor")
