@@ -210,8 +210,8 @@ def _schema() -> types.SimpleNamespace:
         decode_error = importlib.import_module("google.protobuf.message").DecodeError
     except ImportError as error:
         raise MissingToolError("Core ML files need coremltools", fix='pip install "edgeship[coreml]"') from error
-    # Importing coremltools takes seconds and logs about macOS parts that are missing; its schema modules need nothing of
-    # it, so they are loaded from its folder under another name.
+    # Importing coremltools takes seconds and logs about macOS parts that are missing; its schema modules need
+    # nothing of it, so they are loaded from its folder under another name.
     alias = "edgeship_coreml_schema"
     if alias not in sys.modules:
         found = importlib.util.find_spec("coremltools")

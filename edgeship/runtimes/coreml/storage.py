@@ -84,7 +84,7 @@ class BlobFile:
         self._bytes: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="c")
 
     def read(self, offset: int, dtype: str, count: int) -> npt.NDArray[Any]:
-        """The ``count`` elements of ``dtype`` whose record is at byte ``offset``; ArtifactError if they are not there."""
+        """The ``count`` elements of ``dtype`` whose record is at byte ``offset``; ArtifactError if there are none."""
         if offset + RECORD_BYTES > self._bytes.size:
             raise self._damaged(offset, "the file ends before it")
         sentinel, code, size, start, _ = struct.unpack_from(

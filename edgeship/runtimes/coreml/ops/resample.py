@@ -35,7 +35,7 @@ def affine(call: Call) -> Outputs:
 
 
 def _sample(call: Call, x: Tensor, coordinates: Tensor) -> Tensor:
-    batch, _, height, width = x.shape
+    _, _, height, width = x.shape
     column = _to_pixels(call, coordinates[..., 0], width)
     row = _to_pixels(call, coordinates[..., 1], height)
     if call.text("sampling_mode", "bilinear") == "nearest":
