@@ -6,8 +6,11 @@ import re
 from typing import TYPE_CHECKING, cast
 
 from edgeship.errors import EdgeshipError, LoweringError, UnsupportedOpError
+from edgeship.program.provenance import where
 
 if TYPE_CHECKING:
+    from ai_edge_litert import schema_py_generated as schema
+
     from edgeship.lowering.litert.opened import OpenedProgram
 
 SIGNATURE_KEY = "serving_default"
@@ -23,25 +26,49 @@ def convert(opened: OpenedProgram) -> bytes:
     import litert_torch
     import torch
 
+    from edgeship.lowering.litert.rewrites import rewrite_for_litert
+
+    rewrite_for_litert(opened.module)
     try:
         with torch.no_grad():
             model = litert_torch.signature(SIGNATURE_KEY, opened.module, opened.examples).convert()
             return cast("bytes", model.model_content())
     except Exception as error:
-        raise _explain(error) from error
+        raise _explain(error, opened) from error
 
 
-def _explain(error: Exception) -> EdgeshipError:
+def refuse_unrunnable(model: schema.ModelT) -> None:
+    """Raise `UnsupportedOpError` for operators that the format has and the interpreter lacks."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    names = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
+    for code in model.operatorCodes:
+        name = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        if name.startswith("STABLEHLO_") and name not in _STABLEHLO_KERNELS:
+            raise UnsupportedOpError(f"LiteRT's interpreter does not run {name}", fix=_FIX)
+
+
+# Registered in ai-edge-litert 2.3.0's builtin resolver.
+_STABLEHLO_KERNELS = {
+    "STABLEHLO_ADD", "STABLEHLO_MULTIPLY", "STABLEHLO_MAXIMUM", "STABLEHLO_MINIMUM", "STABLEHLO_SCATTER",
+    "STABLEHLO_GATHER", "STABLEHLO_REDUCE_WINDOW", "STABLEHLO_PAD", "STABLEHLO_COMPOSITE", "STABLEHLO_CASE",
+    "STABLEHLO_SHIFT_LEFT", "STABLEHLO_RNG_BIT_GENERATOR", "STABLEHLO_AND",
+}  # fmt: skip
+_FIX = "write it with other operators, or leave out --runtime tflite"
+
+
+def _explain(error: Exception, opened: OpenedProgram) -> EdgeshipError:
     text = "\n".join(str(item) for item in (error, error.__cause__) if item)
-    where = re.search(r"While executing %(\S+) ", text)
-    place = f" at node {where.group(1)}" if where else ""
+    named = re.search(r"While executing %(\S+) ", text)
+    nodes = [node for node in opened.module.graph.nodes if named and node.name == named.group(1)]
+    place = f" at {where(nodes[0])}" if nodes else f" at node {named.group(1)}" if named else ""
     unknown = re.search(r"Lowering not found: (\S+)", text) or re.search(
         r"failed to legalize operation '([\w.]+)'", text
     )
     if unknown:
         return UnsupportedOpError(
             f"LiteRT has no form of {unknown.group(1)}{place}",
-            fix="write it with other operators, or leave out --runtime tflite",
+            fix=_FIX,
         )
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return LoweringError(f"the LiteRT converter failed{place}: {first[:300]}", fix="leave out --runtime tflite")

@@ -22,9 +22,14 @@ def parse(content: bytes) -> schema.ModelT:
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     for graph in model.subgraphs:
         for operator in graph.operators:
-            operator.inputs = [int(index) for index in operator.inputs]
-            operator.outputs = [int(index) for index in operator.outputs]
+            operator.inputs = [] if operator.inputs is None else [int(index) for index in operator.inputs]
+            operator.outputs = [] if operator.outputs is None else [int(index) for index in operator.outputs]
     return model
+
+
+def main_graph(model: schema.ModelT) -> schema.SubGraphT:
+    """The graph that the model's one signature runs; others are bodies of its operators."""
+    return model.subgraphs[model.signatureDefs[0].subgraphIndex]
 
 
 def builtin_code(model: schema.ModelT, operator: Any) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edgeship.core.model import Dtype, Signature, TensorSpec
 from edgeship.errors import LoweringError
 from edgeship.lowering.litert.convert import SIGNATURE_KEY
+from edgeship.lowering.litert.flatbuffer import main_graph
 
 if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as schema
@@ -33,12 +34,12 @@ def name_interface(model: schema.ModelT, signature: Signature, weights: int) -> 
     Raises:
         LoweringError: the converter dropped or added an input or output.
     """
-    subgraph, found = model.subgraphs[0], model.signatureDefs[0]
+    subgraph, found = main_graph(model), model.signatureDefs[0]
     inputs = {entry.name.decode(): entry for entry in found.inputs}
     outputs = {entry.name.decode(): entry for entry in found.outputs}
     wanted_inputs = [f"args_{number}" for number in range(len(signature.inputs) + weights)]
     wanted_outputs = [f"output_{number}" for number in range(len(signature.outputs))]
-    if len(model.subgraphs) != 1 or inputs.keys() != set(wanted_inputs) or outputs.keys() != set(wanted_outputs):
+    if inputs.keys() != set(wanted_inputs) or outputs.keys() != set(wanted_outputs):
         raise LoweringError("the LiteRT converter changed the model's inputs or outputs", fix="report this as a bug")
     for specs, wanted, entries in (
         (signature.inputs, wanted_inputs, inputs), (signature.outputs, wanted_outputs, outputs)

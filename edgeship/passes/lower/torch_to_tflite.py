@@ -44,8 +44,8 @@ class TorchToTFLite(Pass):
         Raises:
             UnsupportedOpError, LoweringError, EncodingError: see `edgeship.lowering.litert`.
         """
-        from edgeship.lowering.litert.convert import convert
-        from edgeship.lowering.litert.flatbuffer import parse, write
+        from edgeship.lowering.litert.convert import convert, refuse_unrunnable
+        from edgeship.lowering.litert.flatbuffer import main_graph, parse, write
         from edgeship.lowering.litert.interface import name_interface, on_device
         from edgeship.lowering.litert.opened import open_weights
         from edgeship.lowering.litert.store import WeightStorer
@@ -58,9 +58,10 @@ class TorchToTFLite(Pass):
         ctx.progress(0, 3, "convert")
         opened = open_weights(program, stored_weights(program))
         converted = parse(convert(opened))
+        refuse_unrunnable(converted)
         ctx.progress(1, 3, "store weights")
         tensors = name_interface(converted, program.signature, len(opened.weights))
-        storer = WeightStorer(converted, converted.subgraphs[0], self.activations)
+        storer = WeightStorer(converted, main_graph(converted), self.activations)
         placements = storer.store(tensors, [(name, _as_stored(program, name)) for name in opened.weights])
         ctx.progress(2, 3, "write")
         path = ctx.folder / "model.tflite"

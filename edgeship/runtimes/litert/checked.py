@@ -7,6 +7,7 @@ verifier, https://flatbuffers.dev, for the tables of the LiteRT schema), in Pyth
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -46,6 +47,10 @@ _TABLES: dict[str, dict[int, _Kind]] = {
     "TensorMap": {0: "string", 1: 4},
     "Any": {},
 }  # fmt: skip
+
+
+# No tensor of a model that a phone runs is larger; a flipped bit in a size easily is.
+MAX_ELEMENTS = 1 << 31
 
 
 class _Damaged(Exception):
@@ -167,6 +172,9 @@ def _check_numbers(root: Any, size: int) -> None:
         buffer = root.Buffers(number)
         if buffer.Offset() > 1 and buffer.Offset() + buffer.Size() > size:
             raise _Damaged("it ends before its weights do")
+    for number in range(root.SignatureDefsLength()):
+        if root.SignatureDefs(number).SubgraphIndex() >= root.SubgraphsLength():
+            raise _Damaged("a signature names a graph that is not there")
     for number in range(root.SubgraphsLength()):
         graph = root.Subgraphs(number)
         tensors = graph.TensorsLength()
@@ -174,8 +182,9 @@ def _check_numbers(root: Any, size: int) -> None:
             tensor = graph.Tensors(index)
             if tensor.Buffer() >= buffers:
                 raise _Damaged(f"tensor {index} names a buffer that is not there")
-            if tensor.ShapeLength() and int(tensor.ShapeAsNumpy().min()) < 0:
-                raise _Damaged(f"tensor {index} has a negative size")
+            sizes = [tensor.Shape(axis) for axis in range(tensor.ShapeLength())]
+            if any(size < 0 for size in sizes) or math.prod(sizes) > MAX_ELEMENTS:
+                raise _Damaged(f"tensor {index} has an impossible shape {sizes}")
         for index in range(graph.OperatorsLength()):
             operator = graph.Operators(index)
             used = [operator.Inputs(i) for i in range(operator.InputsLength())]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeship.core.model import Artifact, Placement, Signature, TFLiteModel
 from edgeship.core.runtimes import ActivationMode, Arrays, Runtime, Session, as_numpy
 from edgeship.core.weights import Affine, AffineTensor, EncodedTensor, Encoding, FloatTensor
-from edgeship.errors import ArtifactError, DataError
+from edgeship.errors import ArtifactError, DataError, EncodingError
 from edgeship.runtimes.litert.kernels import refusal
 
 if TYPE_CHECKING:
@@ -37,14 +37,13 @@ class LiteRTRuntime(Runtime):
         from edgeship.runtimes.litert.checked import open_checked
 
         file = open_checked(artifact.path)
-        key = file.root.SignatureDefs(0).SignatureKey().decode()
-        del file
         try:
+            key = file.root.SignatureDefs(0).SignatureKey().decode()
             interpreter = Interpreter(model_path=str(artifact.path), num_threads=THREADS)
             interpreter.allocate_tensors()
             runner = interpreter.get_signature_runner(key)
             names = {*runner.get_input_details()}, {*runner.get_output_details()}
-        except (ValueError, RuntimeError, KeyError) as error:
+        except (ValueError, RuntimeError, KeyError, MemoryError, AttributeError) as error:
             raise ArtifactError(f"{artifact.path} does not load in LiteRT: {error}", fix="build again") from None
         signature = artifact.signature
         if names != ({spec.name for spec in signature.inputs}, {spec.name for spec in signature.outputs}):
@@ -57,7 +56,7 @@ class LiteRTRuntime(Runtime):
         from edgeship.runtimes.litert.checked import open_checked
 
         file = open_checked(artifact.path)
-        graph = file.root.Subgraphs(0)
+        graph = file.root.Subgraphs(file.root.SignatureDefs(0).SubgraphIndex())
         by_name = {}
         for index in range(graph.TensorsLength()):
             tensor = graph.Tensors(index)
@@ -68,7 +67,7 @@ class LiteRTRuntime(Runtime):
                 raise ArtifactError(f"{artifact.path} does not hold weight {placement.weight}", fix="build again")
             try:
                 weight = _read_weight(file, graph, by_name[placement.stored], placement)
-            except (ValueError, IndexError, KeyError) as error:
+            except (ValueError, IndexError, KeyError, AttributeError, EncodingError) as error:
                 raise ArtifactError(
                     f"weight {placement.weight} in {artifact.path}: {error}", fix="build again"
                 ) from None
@@ -95,7 +94,7 @@ class _LiteRTSession(Session):
             feeds[spec.name] = value
         try:
             outputs = self.runner(**feeds)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, MemoryError) as error:
             raise ArtifactError(
                 f"LiteRT stopped while running: {error}", fix="check the inputs, or build again"
             ) from None
