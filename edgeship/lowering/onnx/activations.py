@@ -24,6 +24,7 @@ def store_activations(model: ir.Model, program: TorchProgram) -> None:
     _make_unsigned(model)
     _products_as_gemm(model)
     _store_biases(model, program)
+    _guard_softmax(model)
     _check_all_there(model, program)
 
 
@@ -223,6 +224,26 @@ def _set_axis(value: ir.Value, axis: int) -> None:
     node = value.producer()
     if node is not None:
         node.attributes["axis"] = ir.AttrInt64("axis", axis)
+
+
+def _guard_softmax(model: ir.Model) -> None:
+    """Keep ONNX Runtime from fusing an 8-bit softmax with a scale below 1/256.
+
+    Its QLinearSoftmax divides in 32 bits and wraps around there, silently (seen in 1.31.1: 0.85 becomes 0.45). A Min
+    a quarter step below the top of the grid changes no integer, and is no operator that its optimizers drop.
+    """
+    import numpy as np
+
+    for quantize in _pairs(model):
+        value = quantize.inputs[0]
+        node = None if value is None else value.producer()
+        scale, zero = _number(quantize.inputs[1]), _number(quantize.inputs[2])
+        if value is None or node is None or node.op_type != "Softmax" or zero.dtype != np.uint8 or scale >= 1 / 256:
+            continue
+        top = _constant(model, f"{value.name}_top", np.asarray((254.75 - int(zero)) * scale, np.float32))
+        capped = _insert(model, quantize, "Min", [value, top], f"{value.name}_capped")
+        capped.dtype, capped.shape = value.dtype, value.shape
+        quantize.replace_input_with(0, capped)
 
 
 def _check_all_there(model: ir.Model, program: TorchProgram) -> None:
