@@ -15,6 +15,7 @@ from edgeship.errors import LoweringError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from torch.fx import Graph
 
     from edgeship.program.program import TorchProgram
 
@@ -23,12 +24,19 @@ MASK = -1e4
 FLOAT16_MAX = 65504.0
 
 
-def hollow(program: TorchProgram, dtype: torch.dtype, *, keep_floats: bool = False) -> ExportedProgram:
+def hollow(
+    program: TorchProgram, dtype: torch.dtype, *, for_float16: bool = False, keep_floats: bool = False
+) -> ExportedProgram:
     """A copy of the exported program whose encoded weights are stride-0 placeholders.
 
     Args:
+        program: not changed; the copy shares its graph.
         dtype: of the placeholders and of the weights that were not encoded.
-        keep_floats: weights encoded as floats keep their values, for converters that take integers apart only.
+        for_float16: make those weights fit float16: masks filled with float32's smallest number become -1e4.
+        keep_floats: weights encoded as floats keep their values, for converters that take only integers apart.
+
+    Raises:
+        LoweringError: a weight is larger than float16's 65504.
     """
     exported = copy.copy(program.exported)
     state: dict[str, torch.Tensor] = {}
@@ -39,31 +47,24 @@ def hollow(program: TorchProgram, dtype: torch.dtype, *, keep_floats: bool = Fal
             value = torch.zeros((), dtype=dtype).expand(old.shape)
         else:
             value = program.weight(tied)
-            value = value.to(dtype) if value.is_floating_point() else value
+            if value.is_floating_point():
+                value = (_fitted(tied, value) if for_float16 else value).to(dtype)
         state[name] = torch.nn.Parameter(value, requires_grad=False) if isinstance(old, torch.nn.Parameter) else value
     exported._state_dict = state
     return exported
 
 
-def fit_float16(exported: ExportedProgram) -> None:
-    """Make every number of the graph one that float16 has: masks filled with float32's smallest number become -1e4.
+def _fitted(name: str, value: torch.Tensor) -> torch.Tensor:
+    if bool((value > FLOAT16_MAX).any()):
+        raise LoweringError(
+            f"{name} has values beyond float16's {FLOAT16_MAX:g}",
+            fix="compute in float32 (--set lower/...compute=float32)",
+        )
+    return torch.where(value < -FLOAT16_MAX, MASK, value)
 
-    Raises:
-        LoweringError: a weight is larger than float16's 65504.
-    """
-    for name, value in exported.state_dict.items():
-        if not value.is_floating_point() or (value.dim() and not any(value.stride())):
-            continue
-        if bool((value > FLOAT16_MAX).any()):
-            raise LoweringError(
-                f"{name} has values beyond float16's {FLOAT16_MAX:g}", fix="lower in float32: --set ...compute=float32"
-            )
-        if bool((value < -FLOAT16_MAX).any()):
-            fitted = torch.where(value < -FLOAT16_MAX, MASK, value)
-            parameter = isinstance(value, torch.nn.Parameter)
-            exported.state_dict[name] = torch.nn.Parameter(fitted, requires_grad=False) if parameter else fitted
-    for node in exported.graph.nodes:
+
+def fit_scalars(graph: Graph) -> None:
+    """Replace numbers below float16's range in the graph's arguments, which fill masks, by -1e4."""
+    for node in graph.nodes:
         if node.op == "call_function":
-            node.args = tuple(
-                MASK if isinstance(item, float) and item < -FLOAT16_MAX else item for item in node.args
-            )
+            node.args = tuple(MASK if isinstance(item, float) and item < -FLOAT16_MAX else item for item in node.args)

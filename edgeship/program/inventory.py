@@ -120,6 +120,8 @@ def _peak_live_elements(nodes: list[Node], names: dict[str, str]) -> int:
 def _is_view(node: Node) -> bool:
     import torch
 
+    if node.target == torch.ops.aten.reshape.default:
+        return True
     return isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
 
 

@@ -48,6 +48,7 @@ def export_normalised(
         names = ", ".join(sorted(program.graph_signature.buffers_to_mutate.values()))
         raise SourceError(f"the model changes its buffers while it runs: {names}", fix="return them as outputs instead")
     flat = _flatten_signature(program.module(check_guards=False), input_names, prefix)
+    _loosen_views(flat.graph)
     _drop_no_ops(flat.graph)
     _fold_constants(flat)
     _fold_batch_norms(flat)
@@ -166,8 +167,21 @@ def _drop_no_ops(graph: Graph) -> None:
                 graph.erase_node(node)
             continue
         if node.target in same or _is_same_copy(node):
+            # A clone is what made the memory contiguous for a view behind it.
+            for user in node.users:
+                if user.target in (aten.view.default, aten._unsafe_view.default):
+                    user.target = aten.reshape.default
             node.replace_all_uses_with(cast("Node", node.args[0]))
             graph.erase_node(node)
+
+
+def _loosen_views(graph: Graph) -> None:
+    """Views become reshapes, because the copies that made their memory contiguous are about to go."""
+    import torch
+
+    for node in graph.nodes:
+        if node.target == torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
 
 
 def _is_same_copy(node: Node) -> bool:
