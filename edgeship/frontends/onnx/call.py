@@ -143,7 +143,7 @@ class OpCall:
         """A string attribute."""
         if not self._need(name, default):
             return default or ""
-        return self._attribute(name, AttributeProto.STRING).s.decode("utf-8", "replace")
+        return str(self._attribute(name, AttributeProto.STRING).s.decode("utf-8", "replace"))
 
     def attr_ints(self, name: str, default: Sequence[int] | None = None) -> list[int]:
         """A list-of-ints attribute."""
@@ -215,5 +215,3 @@ class OpCall:
         if attribute.type != kind:
             raise self.broken(f'attribute "{name}" has the wrong type')
         return attribute
-
-

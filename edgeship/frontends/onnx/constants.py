@@ -38,7 +38,8 @@ class ConstantStore:
 
     def name(self, tensor: torch.Tensor, name: str, *, initializer: bool = False) -> None:
         """Remember what ONNX calls ``tensor``; the first name stays."""
-        self._names.setdefault(tensor, name)
+        if tensor not in self._names:
+            self._names[tensor] = name
         if initializer:
             self._initializers[tensor] = True
 
@@ -53,7 +54,9 @@ class ConstantStore:
         """``make(source)`` as a weight that goes by the name of ``source``; made once for each ``how``."""
         if not is_real(source):
             return make(source)
-        made: dict[str, torch.Tensor] = self._derived.setdefault(source, {})
+        if source not in self._derived:
+            self._derived[source] = {}
+        made: dict[str, torch.Tensor] = self._derived[source]
         if how not in made:
             result = make(source)
             if result is source:
@@ -65,7 +68,7 @@ class ConstantStore:
 
     def name_of(self, tensor: torch.Tensor) -> str:
         """What ONNX calls ``tensor``; ``"constant"`` where it has no name."""
-        return str(self._names.get(tensor, "constant"))
+        return str(self._names[tensor]) if tensor in self._names else "constant"
 
     def mark_weight(self, tensor: torch.Tensor) -> None:
         """Say that an operator uses ``tensor`` as its weight."""
@@ -77,13 +80,12 @@ class ConstantStore:
         Raises:
             WeightsError: a weight is NaN or infinite, or another initializer is NaN.
         """
-        path = self._placed.get(tensor)
-        if path is None:
+        if tensor not in self._placed:
             self._check_finite(tensor)
             path = self._free_path(self.name_of(tensor))
             self._register(path, tensor.detach().contiguous(), parameter=self._is_parameter(tensor))
             self._placed[tensor] = path
-        return str(path)
+        return str(self._placed[tensor])
 
     def _is_parameter(self, tensor: torch.Tensor) -> bool:
         known = tensor in self._weights or (tensor in self._initializers and tensor.dim() > 0)
@@ -105,18 +107,17 @@ class ConstantStore:
 
     def _free_path(self, name: str) -> str:
         parts = [_component(part) for part in name.split(".") if part] or ["constant"]
-        base = path = ".".join(parts)
-        count = 0
-        while not self._is_free(path):
+        path = ".".join(parts)
+        if any(above in self._taken for above in _above(path)):
+            # A parent of this name is a tensor: no number at the end would make room.
+            path = path.replace(".", "_")
+        base, count = path, 0
+        while path in self._taken or path in self._folders:
             count += 1
             path = f"{base}_{count}"
         self._taken.add(path)
-        self._folders.update(path[:end] for end in range(len(path)) if path[end] == ".")
+        self._folders.update(_above(path))
         return path
-
-    def _is_free(self, path: str) -> bool:
-        above = (path[:end] for end in range(len(path)) if path[end] == ".")
-        return path not in self._taken and path not in self._folders and not any(a in self._taken for a in above)
 
     def _register(self, path: str, tensor: torch.Tensor, *, parameter: bool) -> None:
         *folders, leaf = path.split(".")
@@ -129,6 +130,11 @@ class ConstantStore:
             home.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
         else:
             home.register_buffer(leaf, tensor)
+
+
+def _above(path: str) -> list[str]:
+    """The submodules on the way to ``path``."""
+    return [path[:end] for end in range(len(path)) if path[end] == "."]
 
 
 def _component(part: str) -> str:

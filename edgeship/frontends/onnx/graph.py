@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from edgeship.errors import SourceError, UnsupportedOpError
@@ -92,9 +92,7 @@ def check_tensor_type(info: ValueInfoProto) -> None:
     torch_dtype(info.type.tensor_type.elem_type, f'"{info.name}"')
 
 
-def _graph_input(
-    info: ValueInfoProto, sizes: Mapping[str, tuple[int, ...]], symbols: Mapping[str, int]
-) -> GraphInput:
+def _graph_input(info: ValueInfoProto, sizes: Mapping[str, tuple[int, ...]], symbols: Mapping[str, int]) -> GraphInput:
     tensor_type = info.type.tensor_type
     if info.name in sizes:
         return GraphInput(info.name, tensor_type.elem_type, tuple(sizes[info.name]))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnx
 import torch
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -24,6 +25,8 @@ from edgeship.frontends.onnx.values import Recorder, Value, is_constant
 #: Unrolled loops and nested functions stop here: a damaged file must not keep us busy for hours.
 MAX_NODES = 200_000
 MAX_DEPTH = 40
+
+NEWEST = onnx.defs.onnx_opset_version()
 
 #: Folding these changes how a weight is stored, not which weight it is: the result keeps the name.
 _SAME_WEIGHT = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
@@ -103,7 +106,7 @@ class Interpreter:
         function = self._functions.get((domain, node.op_type, node.overload))
         self._recorder.label = where
         if function is not None:
-            outputs = self._run_function(function, inputs, attributes, node.op_type)
+            outputs: Sequence[Value] = self._run_function(function, inputs, attributes, node.op_type)
         else:
             outputs = self._run_operator(node, domain, where, inputs, attributes, scope)
         self._bind(node, outputs, scope, where)
@@ -164,7 +167,9 @@ class Interpreter:
     ) -> tuple[Value, ...]:
         defaults = {a.name: a for a in function.attribute_proto}
         opsets = {normal_domain(entry.domain): int(entry.version) for entry in function.opset_import}
-        scope = Scope(f"the function {name}", opsets or self._opsets, {**defaults, **attributes})
+        # Bodies from the specification may name no standard opset: they mean the model's, or the newest.
+        opsets = {"": NEWEST, **self._opsets, **opsets}
+        scope = Scope(f"the function {name}", opsets, {**defaults, **attributes})
         scope.values = dict(zip(function.input, [*inputs, *[None] * len(function.input)], strict=False))
         self._run_nodes(function.node, scope, keep=list(function.output))
         # A body leaves an optional output out by not computing it.

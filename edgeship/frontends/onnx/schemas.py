@@ -90,7 +90,7 @@ def _serialized_function(
 ) -> bytes | None:
     plain = max((version for version in schema.function_opset_versions if version <= opset), default=None)
     if plain is not None:
-        return schema.get_function_with_opset_version(plain)
+        return bytes(schema.get_function_with_opset_version(plain))
     dependent = [version for version in schema.context_dependent_function_opset_versions if version <= opset]
     if not dependent:
         return None
@@ -99,9 +99,8 @@ def _serialized_function(
     del bound.attribute[:]
     bound.attribute.extend(attributes.values())
     types = [_type_proto(value, elem_types).SerializeToString() for value in inputs]
-    return schema.get_context_dependent_function_with_opset_version(
-        max(dependent), bound.SerializeToString(), types
-    )
+    version = max(dependent)
+    return bytes(schema.get_context_dependent_function_with_opset_version(version, bound.SerializeToString(), types))
 
 
 def _type_proto(value: Value, elem_types: Mapping[torch.Tensor, int]) -> TypeProto:

@@ -112,9 +112,7 @@ def _external_bytes(proto: TensorProto, model: Path, n_bytes: int, where: str) -
     except ValueError:
         raise WeightsError(f"{where} has an offset that is no number", fix=_INCOMPLETE) from None
     if length != n_bytes or offset < 0:
-        raise WeightsError(
-            f"{where} holds {length} bytes from {offset} on, its shape needs {n_bytes}", fix=_INCOMPLETE
-        )
+        raise WeightsError(f"{where} holds {length} bytes from {offset} on, its shape needs {n_bytes}", fix=_INCOMPLETE)
     size = file.stat().st_size
     if offset + n_bytes > size:
         raise WeightsError(f'"{file.name}" has {size} bytes, {where} ends at {offset + n_bytes}', fix=_INCOMPLETE)
@@ -152,8 +150,6 @@ def _unpack(data: np.ndarray, bits: int, count: int, *, signed: bool) -> np.ndar
     return np.where(values >= 1 << (bits - 1), values.astype(np.int16) - (1 << bits), values).astype(np.int8)
 
 
-def _wrong_length(
-    where: str, have: int, need: int, shape: tuple[int, ...], dtype: torch.dtype
-) -> WeightsError:
+def _wrong_length(where: str, have: int, need: int, shape: tuple[int, ...], dtype: torch.dtype) -> WeightsError:
     name = str(dtype).removeprefix("torch.")
     return WeightsError(f"{where} holds {have} bytes, its shape {name}{list(shape)} needs {need}", fix=_INCOMPLETE)

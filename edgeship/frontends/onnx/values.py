@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils.weak import WeakIdKeyDictionary
 
 from edgeship.frontends.onnx.constants import ConstantStore, is_real
+from edgeship.frontends.onnx.fusions import SHAPE, fuse
 
 #: What an ONNX name can stand for: a tensor, a sequence of tensors, or an input that was left out.
 Value = torch.Tensor | list[torch.Tensor] | None
@@ -56,6 +57,7 @@ class Recorder(TorchFunctionMode):
         with self._fake_mode:
             value = torch.empty(tuple(shape), dtype=dtype)
         node = self.graph.placeholder(argument)
+        node.meta[SHAPE] = tuple(value.shape)
         self._nodes[value] = node
         self._input_names[node] = name
         return value
@@ -77,6 +79,7 @@ class Recorder(TorchFunctionMode):
         """The module that computes ``outputs``, as a tuple, from the inputs."""
         self.graph.output(tuple(self._argument(value) for value in outputs))
         self.graph.eliminate_dead_code()
+        fuse(self.graph)
         self.graph.lint()
         return fx.GraphModule(self.constants.root, self.graph, class_name="ImportedOnnxModule")
 
@@ -112,11 +115,14 @@ class Recorder(TorchFunctionMode):
             node = self.graph.create_node("call_function", func, node_args, node_kwargs)
         node.meta["onnx_node"] = self.label
         if isinstance(result, torch.Tensor):
+            node.meta[SHAPE] = tuple(result.shape)
             self._nodes[result] = node
             return
         for index, item in enumerate(result):
             if isinstance(item, FakeTensor):
-                self._nodes[item] = self.graph.call_function(operator.getitem, (node, index))
+                part = self.graph.call_function(operator.getitem, (node, index))
+                part.meta[SHAPE] = tuple(item.shape)
+                self._nodes[item] = part
 
     def _argument(self, value: Any) -> Any:
         """A graph value as its node, a constant tensor as a read of the module's attribute."""
@@ -129,6 +135,7 @@ class Recorder(TorchFunctionMode):
         path = self.constants.place(value)
         if path not in self._reads:
             self._reads[path] = self.graph.get_attr(path)
+            self._reads[path].meta[SHAPE] = tuple(value.shape)
         return self._reads[path]
 
 

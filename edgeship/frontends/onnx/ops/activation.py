@@ -19,69 +19,55 @@ _SELU_ALPHA = 1.67326319217681884765625
 _SELU_GAMMA = 1.05070102214813232421875
 
 
-@op("Relu")
-def relu(call: OpCall) -> Tensor:
-    return torch.relu(call.x(0))
+def _plain(name: str, function: Callable[[Tensor], Tensor]) -> None:
+    @op(name)
+    def run(call: OpCall) -> Tensor:
+        return function(call.x(0))
 
 
-@op("Sigmoid")
-def sigmoid(call: OpCall) -> Tensor:
-    return torch.sigmoid(call.x(0))
-
-
-@op("Tanh")
-def tanh(call: OpCall) -> Tensor:
-    return torch.tanh(call.x(0))
-
-
-@op("Softplus")
-def softplus(call: OpCall) -> Tensor:
-    return F.softplus(call.x(0))
-
-
-@op("Softsign")
-def softsign(call: OpCall) -> Tensor:
-    return F.softsign(call.x(0))
-
-
-@op("Mish")
-def mish(call: OpCall) -> Tensor:
-    return F.mish(call.x(0))
-
-
-@op("HardSwish")
-def hard_swish(call: OpCall) -> Tensor:
-    return F.hardswish(call.x(0))
+_plain("Relu", torch.relu)
+_plain("Sigmoid", torch.sigmoid)
+_plain("Tanh", torch.tanh)
+_plain("Softplus", F.softplus)
+_plain("Softsign", F.softsign)
+_plain("Mish", F.mish)
+_plain("HardSwish", F.hardswish)
 
 
 @op("Swish")
 def swish(call: OpCall) -> Tensor:
+    """`x * sigmoid(alpha * x)`."""
     x, alpha = call.x(0), call.attr_float("alpha", 1.0)
     return F.silu(x) if alpha == 1.0 else torch.mul(x, torch.sigmoid(torch.mul(x, alpha)))
 
 
 @op("Gelu")
 def gelu(call: OpCall) -> Tensor:
+    """Exact, or with the tanh approximation."""
     return F.gelu(call.x(0), approximate=call.attr_text("approximate", "none"))
 
 
 @op("LeakyRelu")
 def leaky_relu(call: OpCall) -> Tensor:
+    """Slope `alpha` below 0."""
     return F.leaky_relu(call.x(0), call.attr_float("alpha", 0.01))
 
 
 @op("Elu")
 def elu(call: OpCall) -> Tensor:
+    """`alpha * (exp(x) - 1)` below 0."""
     return F.elu(call.x(0), call.attr_float("alpha", 1.0))
 
 
 @op("Celu")
 def celu(call: OpCall) -> Tensor:
+    """`alpha * (exp(x / alpha) - 1)` below 0."""
     return F.celu(call.x(0), call.attr_float("alpha", 1.0))
 
 
 @op("Selu")
 def selu(call: OpCall) -> Tensor:
+    """Scaled Elu; torch has it for the standard constants only."""
     x = call.x(0)
     alpha, gamma = call.attr_float("alpha", _SELU_ALPHA), call.attr_float("gamma", _SELU_GAMMA)
     if math.isclose(alpha, _SELU_ALPHA, rel_tol=1e-6) and math.isclose(gamma, _SELU_GAMMA, rel_tol=1e-6):
@@ -91,6 +77,7 @@ def selu(call: OpCall) -> Tensor:
 
 @op("HardSigmoid")
 def hard_sigmoid(call: OpCall) -> Tensor:
+    """`clip(alpha * x + beta, 0, 1)`."""
     x, alpha, beta = call.x(0), call.attr_float("alpha", 0.2), call.attr_float("beta", 0.5)
     if math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
         return F.hardsigmoid(x)
@@ -99,11 +86,13 @@ def hard_sigmoid(call: OpCall) -> Tensor:
 
 @op("ThresholdedRelu")
 def thresholded_relu(call: OpCall) -> Tensor:
+    """0 up to `alpha`."""
     return F.threshold(call.x(0), call.attr_float("alpha", 1.0), 0.0)
 
 
 @op("Shrink")
 def shrink(call: OpCall) -> Tensor:
+    """Towards 0 by `bias`, and 0 within `lambd` of it."""
     x, limit, bias = call.x(0), call.attr_float("lambd", 0.5), call.attr_float("bias", 0.0)
     zero = torch.zeros_like(x)
     below = torch.where(x < -limit, torch.add(x, bias), zero)
@@ -112,6 +101,7 @@ def shrink(call: OpCall) -> Tensor:
 
 @op("PRelu")
 def prelu(call: OpCall) -> Tensor:
+    """A learned slope below 0, one for all or one for each channel."""
     x, slope = call.x(0), call.weight(1)
     per_channel = slope.dim() == x.dim() - 1 >= 1 and slope.numel() == slope.shape[0]
     if x.is_floating_point() and is_constant(slope):
@@ -139,6 +129,7 @@ def softmax_flattened(call: OpCall) -> Tensor:
 
 @op("Softmax", "LogSoftmax", "Hardmax", since=13)
 def softmax(call: OpCall) -> Tensor:
+    """Over one axis, since opset 13."""
     x = call.x(0)
     return _function(call.node.op_type)(x, call.axis(call.attr_int("axis", -1), x.dim()))
 

@@ -5,12 +5,14 @@ Specification: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOp
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
 from edgeship.frontends.onnx.call import OpCall
 from edgeship.frontends.onnx.ops.convolution import convolve
-from edgeship.frontends.onnx.ops.linear import gemm, linear_weight
+from edgeship.frontends.onnx.ops.linear import gemm_product, linear_weight
 from edgeship.frontends.onnx.registry import Result, op
 from edgeship.frontends.onnx.values import is_constant
 
@@ -21,28 +23,33 @@ _MS = "com.microsoft"
 
 @op("Gelu", domain=_MS)
 def gelu(call: OpCall) -> Tensor:
+    """Exact."""
     return F.gelu(call.x(0))
 
 
 @op("BiasGelu", domain=_MS)
 def bias_gelu(call: OpCall) -> Tensor:
+    """Gelu of `x + bias`."""
     return F.gelu(torch.add(call.x(0), call.weight(1)))
 
 
 @op("FastGelu", domain=_MS)
 def fast_gelu(call: OpCall) -> Tensor:
+    """Gelu by tanh, of `x + bias`."""
     x = torch.add(call.x(0), call.weight(1)) if call.given(1) else call.x(0)
     return F.gelu(x, approximate="tanh")
 
 
 @op("QuickGelu", domain=_MS)
 def quick_gelu(call: OpCall) -> Tensor:
+    """`x * sigmoid(alpha * x)`."""
     x = call.x(0)
     return torch.mul(x, torch.sigmoid(torch.mul(x, call.attr_float("alpha", 1.702))))
 
 
 @op("FusedConv", domain=_MS)
 def fused_conv(call: OpCall) -> Tensor:
+    """A convolution, a sum, an activation."""
     result = convolve(call, call.x(0), call.weight(1), call.optional_weight(2))
     if call.given(3):
         result = torch.add(result, call.x(3))
@@ -51,11 +58,13 @@ def fused_conv(call: OpCall) -> Tensor:
 
 @op("FusedGemm", domain=_MS)
 def fused_gemm(call: OpCall) -> Tensor:
-    return _activated(call, gemm(call))
+    """Gemm and an activation."""
+    return _activated(call, gemm_product(call))
 
 
 @op("FusedMatMul", domain=_MS)
 def fused_matmul(call: OpCall) -> Tensor:
+    """`alpha * A' @ B'`."""
     a, b = call.x(0), call.x(1)
     if call.attr_int("transBatchA", 0) or call.attr_int("transBatchB", 0):
         raise call.refuse("transBatchA and transBatchB are not imported")
@@ -83,6 +92,7 @@ def skip_layer_norm(call: OpCall) -> Result:
 @op("SimplifiedLayerNormalization", domain=_MS)
 @op("SimplifiedLayerNormalization")
 def simplified_layer_norm(call: OpCall) -> Tensor:
+    """RMS norm over the last axis; also found in the standard domain."""
     x, scale = call.x(0), call.weight(1)
     if call.axis(call.attr_int("axis", -1), x.dim()) != x.dim() - 1:
         raise call.refuse("only the last axis is imported")
@@ -135,7 +145,12 @@ def _activated(call: OpCall, x: Tensor) -> Tensor:
         return F.leaky_relu(x, parameters[0] if parameters else call.attr_float("leaky_relu_alpha", 0.01))
     if name == "Clip" and len(parameters) == 2:
         return torch.clamp(x, parameters[0], parameters[1])
-    plain = {"": lambda t: t, "Relu": torch.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh}
+    plain: dict[str, Callable[[Tensor], Tensor]] = {
+        "": lambda t: t,
+        "Relu": torch.relu,
+        "Sigmoid": torch.sigmoid,
+        "Tanh": torch.tanh,
+    }
     if name not in plain:
         raise call.refuse(f"activation {name} is not imported")
     return plain[name](x)

@@ -17,6 +17,7 @@ MAX_ROUNDS = 4096
 
 @op("If")
 def branch(call: OpCall) -> Result:
+    """The branch that a constant condition picks, inlined."""
     condition = call.const(0, "the condition of If")
     name = "then_branch" if bool(condition.reshape(-1)[0].item()) else "else_branch"
     return tuple(call.run_subgraph(call.attr_graph(name), []))
@@ -56,6 +57,7 @@ def _still_going(call: OpCall, condition: Value) -> bool:
 
 @op("Scan", since=9)
 def scan(call: OpCall) -> Result:
+    """Rounds are unrolled: their number is the length of the scanned axis."""
     body, count = call.attr_graph("body"), call.attr_int("num_scan_inputs")
     n_states = len(call.inputs) - count
     state: list[Value] = list(call.inputs[:n_states])
@@ -119,17 +121,20 @@ def scan_batched(call: OpCall) -> Result:
 
 @op("SequenceEmpty")
 def sequence_empty(call: OpCall) -> Value:
+    """A sequence without elements."""
     torch_dtype(call.attr_int("dtype", 1), call.where)
     return []
 
 
 @op("SequenceConstruct")
 def sequence_construct(call: OpCall) -> Value:
+    """The inputs as a sequence."""
     return call.tensors()
 
 
 @op("SequenceInsert")
 def sequence_insert(call: OpCall) -> Value:
+    """A copy with one tensor more."""
     items = list(call.sequence(0))
     position = call.const_int(2, "the position") if call.given(2) else len(items)
     items.insert(position, call.x(1))
@@ -138,6 +143,7 @@ def sequence_insert(call: OpCall) -> Value:
 
 @op("SequenceErase")
 def sequence_erase(call: OpCall) -> Value:
+    """A copy with one tensor less."""
     items = list(call.sequence(0))
     del items[call.const_int(1, "the position") if call.given(1) else -1]
     return items
@@ -145,16 +151,19 @@ def sequence_erase(call: OpCall) -> Value:
 
 @op("SequenceAt")
 def sequence_at(call: OpCall) -> Value:
+    """One tensor of a sequence."""
     return call.sequence(0)[call.const_int(1, "the position")]
 
 
 @op("SequenceLength")
 def sequence_length(call: OpCall) -> Tensor:
+    """How many tensors a sequence has, known at import."""
     return torch.tensor(len(call.sequence(0)))
 
 
 @op("SplitToSequence")
 def split_to_sequence(call: OpCall) -> Value:
+    """Parts along an axis: of one element, of equal size, or of given sizes."""
     x = call.x(0)
     axis = call.axis(call.attr_int("axis", 0), x.dim())
     if not call.given(1):
@@ -166,6 +175,7 @@ def split_to_sequence(call: OpCall) -> Value:
 
 @op("ConcatFromSequence")
 def concat_from_sequence(call: OpCall) -> Tensor:
+    """All tensors along an axis, old or new."""
     items = call.sequence(0)
     if call.attr_int("new_axis", 0):
         return torch.stack(items, call.attr_int("axis"))

@@ -19,6 +19,7 @@ _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_trans
 
 @op("Conv")
 def conv(call: OpCall) -> Tensor:
+    """The weight is [out, in / group, *kernel]."""
     return convolve(call, call.x(0), call.weight(1), call.optional_weight(2))
 
 
@@ -34,6 +35,7 @@ def convolve(call: OpCall, x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
 
 @op("ConvTranspose")
 def conv_transpose(call: OpCall) -> Tensor:
+    """The weight is [in, out / group, *kernel]; uneven cropping follows the product."""
     x, weight, bias = call.x(0), call.weight(1), call.optional_weight(2)
     rank = _spatial_rank(call, x, weight)
     kernel = _kernel(call, weight)
@@ -42,9 +44,7 @@ def conv_transpose(call: OpCall) -> Tensor:
     extra = call.attr_ints("output_padding", (0,) * rank)
     if min((*strides, *dilations, *kernel)) < 1 or not len(strides) == len(dilations) == len(extra) == rank:
         raise call.broken("strides, dilations or output_padding do not fit its input")
-    full = [
-        strides[axis] * (x.shape[2 + axis] - 1) + dilations[axis] * (kernel[axis] - 1) + 1 for axis in range(rank)
-    ]
+    full = [strides[axis] * (x.shape[2 + axis] - 1) + dilations[axis] * (kernel[axis] - 1) + 1 for axis in range(rank)]
     begins, ends = _transposed_pads(call, x, full, strides, extra)
     outputs = [full[axis] + extra[axis] - begins[axis] - ends[axis] for axis in range(rank)]
     call.check_size((*x.shape[:1], *outputs))
@@ -53,7 +53,8 @@ def conv_transpose(call: OpCall) -> Tensor:
     if begins == ends and short and min(begins) >= 0:
         return function(x, weight, bias, strides, tuple(begins), tuple(extra), group, dilations)
     result = function(x, weight, None, strides, 0, 0, group, dilations)
-    cropped = F.pad(result, pads_list(tuple(-b for b in begins), tuple(n - e for n, e in zip(extra, ends, strict=True))))
+    grow = tuple(more - end for more, end in zip(extra, ends, strict=True))
+    cropped = F.pad(result, pads_list(tuple(-begin for begin in begins), grow))
     return cropped if bias is None else torch.add(cropped, torch.reshape(bias, (-1, *(1,) * rank)))
 
 
@@ -74,14 +75,18 @@ def _transposed_pads(
             raise call.broken(f"{len(pads)} pads for {rank} spatial axes")
         return pads[:rank], pads[rank:]
     totals = [full[axis] + extra[axis] - wanted[axis] for axis in range(rank)]
-    # An output larger than the full result is padded at the end, as ONNX Runtime does.
-    halves = [max(total, 0) // 2 for total in totals]
+    halves = [total // 2 for total in totals]
     rests = [total - half for total, half in zip(totals, halves, strict=True)]
-    return (halves, rests) if auto == "SAME_UPPER" else (rests, halves)
+    begins = halves if auto == "SAME_UPPER" else rests
+    # An output larger than the full result grows at its end only.
+    grown = [total < 0 for total in totals]
+    begins = [0 if grow else begin for grow, begin in zip(grown, begins, strict=True)]
+    return begins, [total - begin for total, begin in zip(totals, begins, strict=True)]
 
 
 @op("ConvInteger")
 def conv_integer(call: OpCall) -> Tensor:
+    """Products of centred 8-bit integers, summed in int32."""
     x, weight = call.x(0).to(torch.int32), call.x(1).to(torch.int32)
     if call.given(2):
         x = torch.sub(x, call.x(2).to(torch.int32))

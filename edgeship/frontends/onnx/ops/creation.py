@@ -17,6 +17,7 @@ Tensor = torch.Tensor
 
 @op("Constant")
 def constant(call: OpCall) -> Tensor:
+    """The value in the file."""
     if call.has("value"):
         return tagged(call, call.attr_tensor("value"), call.attr_elem_type("value"))
     if call.has("sparse_value"):
@@ -36,6 +37,7 @@ def constant(call: OpCall) -> Tensor:
 
 @op("ConstantOfShape")
 def constant_of_shape(call: OpCall) -> Tensor:
+    """One value, spread over a constant shape without copying it."""
     shape = tuple(call.const_ints(0, "the shape"))
     call.check_size(shape)
     value = call.attr_tensor("value").reshape(()) if call.has("value") else torch.tensor(0.0)
@@ -44,6 +46,7 @@ def constant_of_shape(call: OpCall) -> Tensor:
 
 @op("Range")
 def arange(call: OpCall) -> Tensor:
+    """`start + i * delta`, computed wide and rounded once."""
     start, limit, delta = (call.const(index, name) for index, name in enumerate(("start", "limit", "delta")))
     first, last, step = start.item(), limit.item(), delta.item()
     if step == 0:
@@ -56,11 +59,13 @@ def arange(call: OpCall) -> Tensor:
 
 @op("Cast")
 def cast(call: OpCall) -> Tensor:
+    """To the type in attribute `to`."""
     return _cast(call, call.attr_int("to"))
 
 
 @op("CastLike")
 def cast_like(call: OpCall) -> Tensor:
+    """To the type of the second input."""
     return _cast(call, call.elem_type(1))
 
 
@@ -69,19 +74,26 @@ def _cast(call: OpCall, elem_type: int) -> Tensor:
     dtype = torch_dtype(elem_type, call.where)
     if elem_type in SUB_BYTE_BITS:
         return tagged(call, _to_few_bits(x, elem_type), elem_type)
-    if dtype in FLOAT8 and call.attr_int("saturate", 1):
-        return saturated_float8(x, dtype)
+    if dtype in FLOAT8:
+        return to_float8(x, dtype, saturate=bool(call.attr_int("saturate", 1)))
     if dtype == torch.bool and x.dtype in FLOAT8:
         x = x.to(torch.float32)
     # `to` on an equal dtype hands back its argument, which is what we want.
     return x.to(dtype)
 
 
-def saturated_float8(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """To an 8-bit float: what is too large becomes the largest number, NaN stays."""
+def to_float8(x: Tensor, dtype: torch.dtype, *, saturate: bool) -> Tensor:
+    """To an 8-bit float: what is too large becomes the largest number, or without ``saturate`` NaN or infinity."""
     largest = float(torch.finfo(dtype).max)
     wide = x.to(torch.float32)
-    return torch.clamp(wide, -largest, largest).to(dtype)
+    clamped = torch.clamp(wide, -largest, largest)
+    if saturate:
+        return clamped.to(dtype)
+    # Up to half a step above the largest number still rounds down to it.
+    step = 32.0 if dtype == torch.float8_e4m3fn else 16.0 if dtype == torch.float8_e4m3fnuz else 8192.0
+    beyond = torch.full((), float("inf") if dtype == torch.float8_e5m2 else float("nan"))
+    signed = torch.mul(beyond, torch.sign(wide))
+    return torch.where(torch.abs(wide) > largest + step / 2, signed, clamped).to(dtype)
 
 
 def tagged(call: OpCall, value: Tensor, elem_type: int) -> Tensor:
@@ -102,6 +114,7 @@ def _to_few_bits(x: Tensor, elem_type: int) -> Tensor:
 
 @op("BitCast")
 def bit_cast(call: OpCall) -> Tensor:
+    """The same bits read as another type of the same width."""
     x, dtype = call.x(0), torch_dtype(call.attr_int("to"), call.where)
     if x.dtype.itemsize != dtype.itemsize or call.attr_int("to") in SUB_BYTE_BITS:
         raise call.refuse("it changes the width of an element")
@@ -110,6 +123,7 @@ def bit_cast(call: OpCall) -> Tensor:
 
 @op("HannWindow", "HammingWindow", "BlackmanWindow")
 def window(call: OpCall) -> Tensor:
+    """Hann, Hamming and Blackman windows as the specification defines them."""
     size = call.const_int(0, "size")
     call.check_size((size,))
     periodic = call.attr_int("periodic", 1)
@@ -155,6 +169,7 @@ def dropout_inference(call: OpCall) -> tuple[Tensor, Tensor]:
 
 @op("Dropout", since=12)
 def dropout(call: OpCall) -> tuple[Tensor, Tensor]:
+    """Identity; a file that drops out refuses to be imported."""
     training = call.optional(2)
     if training is not None:
         ratio = call.optional(1)

@@ -29,7 +29,10 @@ def operands(call: OpCall) -> tuple[Tensor, Tensor]:
     """Both inputs, with a constant single number turned into a literal and opset-6 broadcasting applied."""
     left, right = call.x(0), call.x(1)
     if call.opset < 7 and call.attr_int("broadcast", 0):
-        axis = call.axis(call.attr_int("axis", left.dim() - right.dim()), left.dim())
+        axis = call.attr_int("axis", left.dim() - right.dim())
+        axis = axis + left.dim() if axis < 0 else axis
+        if axis + right.dim() > left.dim():
+            raise call.broken(f"axis {axis} with shapes {list(left.shape)} and {list(right.shape)}")
         right = right.reshape(tuple(right.shape) + (1,) * (left.dim() - axis - right.dim()))
     return _literal(left, right), _literal(right, left)
 
@@ -61,9 +64,9 @@ def _divide(left: Tensor, right: Tensor) -> Tensor:
     return torch.div(left, right, rounding_mode="trunc") if whole else torch.div(left, right)
 
 
-_binary("Add", lambda a, b: torch.add(a, b))
+_binary("Add", torch.add)
 _binary("Sub", lambda a, b: torch.sub(a, b) if isinstance(a, Tensor) else torch.rsub(b, a))
-_binary("Mul", lambda a, b: torch.mul(a, b))
+_binary("Mul", torch.mul)
 _binary("Div", _divide)
 _binary("And", torch.logical_and)
 _binary("Or", torch.logical_or)
@@ -107,6 +110,7 @@ _unary("Det", torch.linalg.det)
 
 @op("Pow")
 def power(call: OpCall) -> Tensor:
+    """The result has the type of the base."""
     base, exponent = call.x(0), call.x(1)
     if call.opset < 7:
         base, exponent = operands(call)
@@ -133,42 +137,50 @@ def modulo(call: OpCall) -> Tensor:
 
 @op("BitShift")
 def bit_shift(call: OpCall) -> Tensor:
+    """An amount outside of 0..bits-1 leaves only copies of the sign bit, or zeros."""
     left = call.attr_text("direction") == "LEFT"
-    function = torch.bitwise_left_shift if left else torch.bitwise_right_shift
-    x, amount = call.x(0), call.x(1)
+    x, amount = call.x(0), call.x(1).to(torch.int64)
     bits = 8 * x.dtype.itemsize
-    if x.dtype == torch.uint64 and not left:
-        # int64 shifts drag the sign along; mask it off.
-        shifted = torch.bitwise_right_shift(x.to(torch.int64), amount.to(torch.int64))
-        mask = torch.bitwise_left_shift(torch.full_like(shifted, -2), 63 - amount.to(torch.int64))
-        masked = torch.bitwise_and(shifted, torch.bitwise_not(mask))
-        return torch.where(amount.to(torch.int64) == 0, x.to(torch.int64), masked).to(x.dtype)
-    shifted = widened(function, x, amount)
-    return torch.where(amount.to(torch.int64) >= bits, torch.zeros_like(shifted), shifted)
+    # int64 carries the bits of every type; only a uint64 would drag a sign along to the right.
+    wide, places = x.to(torch.int64), torch.clamp(amount, 0, bits - 1)
+    if left:
+        shifted, fill = torch.bitwise_left_shift(wide, places), torch.zeros_like(wide)
+    else:
+        shifted, fill = torch.bitwise_right_shift(wide, places), torch.bitwise_right_shift(wide, 63)
+        if x.dtype == torch.uint64:
+            keep = torch.bitwise_not(torch.bitwise_left_shift(torch.bitwise_left_shift(fill, 63 - places), 1))
+            shifted, fill = torch.bitwise_and(shifted, keep), torch.zeros_like(wide)
+    inside = torch.logical_and(torch.ge(amount, 0), torch.lt(amount, bits))
+    return torch.where(inside, shifted, fill).to(x.dtype)
 
 
 @op("Max")
 def maximum(call: OpCall) -> Tensor:
+    """Of any number of tensors."""
     return reduce(lambda a, b: widened(torch.maximum, a, b), call.tensors())
 
 
 @op("Min")
 def minimum(call: OpCall) -> Tensor:
+    """Of any number of tensors."""
     return reduce(lambda a, b: widened(torch.minimum, a, b), call.tensors())
 
 
 @op("Sum")
 def total(call: OpCall) -> Tensor:
+    """Of any number of tensors."""
     return reduce(torch.add, call.tensors())
 
 
 @op("Mean")
 def average(call: OpCall) -> Tensor:
+    """Of any number of tensors."""
     return torch.div(reduce(torch.add, call.tensors()), len(call.inputs))
 
 
 @op("IsInf")
 def is_infinite(call: OpCall) -> Tensor:
+    """Either sign, or one of them."""
     x = call.x(0)
     positive, negative = call.attr_int("detect_positive", 1), call.attr_int("detect_negative", 1)
     if x.dtype.itemsize == 1:
@@ -182,11 +194,13 @@ def is_infinite(call: OpCall) -> Tensor:
 
 @op("Where")
 def where(call: OpCall) -> Tensor:
+    """`x` where the condition holds, else `y`."""
     return torch.where(call.x(0), call.x(1), call.x(2))
 
 
 @op("Clip")
 def clip_attributes(call: OpCall) -> Tensor:
+    """Before opset 11 the bounds are attributes."""
     low = call.attr_float("min", torch.finfo(torch.float32).min)
     high = call.attr_float("max", torch.finfo(torch.float32).max)
     return torch.clamp(call.x(0), low if call.has("min") else None, high if call.has("max") else None)
@@ -194,6 +208,7 @@ def clip_attributes(call: OpCall) -> Tensor:
 
 @op("Clip", since=11)
 def clip(call: OpCall) -> Tensor:
+    """Constant bounds become literals."""
     x, low, high = call.x(0), call.optional(1), call.optional(2)
     if low is None and high is None:
         return x

@@ -13,11 +13,18 @@ from edgeship.frontends.onnx.registry import op
 
 Tensor = torch.Tensor
 
-_GRID_MODE = {"linear": "bilinear", "bilinear": "bilinear", "nearest": "nearest", "cubic": "bicubic", "bicubic": "bicubic"}
+_GRID_MODE = {
+    "linear": "bilinear",
+    "bilinear": "bilinear",
+    "nearest": "nearest",
+    "cubic": "bicubic",
+    "bicubic": "bicubic",
+}
 
 
 @op("GridSample")
 def grid_sample(call: OpCall) -> Tensor:
+    """Grid places are -1..1; torch has the same modes and paddings."""
     x, grid = call.x(0), call.x(1)
     mode = _GRID_MODE[call.attr_text("mode", "bilinear")]
     if x.dim() not in (4, 5) or (x.dim() == 5 and mode == "bicubic"):
@@ -28,6 +35,7 @@ def grid_sample(call: OpCall) -> Tensor:
 
 @op("AffineGrid")
 def affine_grid(call: OpCall) -> Tensor:
+    """Places of a regular grid, moved by `theta`."""
     size = call.const_ints(1, "size")
     call.check_size(size)
     align = bool(call.attr_int("align_corners", 0))
@@ -54,7 +62,7 @@ def col2im(call: OpCall) -> Tensor:
     if min((*strides, *dilations, *block), default=0) < 1:
         raise call.broken("its strides, dilations or block do not fit")
     if rank == 2 and pads[:rank] == pads[rank:]:
-        return F.fold(x, spatial, block, dilations, pads[:rank], strides)
+        return F.fold(x, tuple(spatial), tuple(block), tuple(dilations), tuple(pads[:rank]), tuple(strides))
     channels = x.shape[1] // math.prod(block)
     padded = [spatial[a] + pads[a] + pads[a + rank] for a in range(rank)]
     call.check_size((x.shape[0], channels, *padded))

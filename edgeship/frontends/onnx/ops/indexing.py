@@ -45,6 +45,7 @@ def gather(call: OpCall) -> Tensor:
 
 @op("GatherElements")
 def gather_elements(call: OpCall) -> Tensor:
+    """One index for each element of the result."""
     x = call.x(0)
     axis = call.axis(call.attr_int("axis", 0), x.dim())
     return torch.gather(x, axis, wrapped(call, call.x(1), x.shape[axis]))
@@ -52,6 +53,7 @@ def gather_elements(call: OpCall) -> Tensor:
 
 @op("GatherND")
 def gather_nd(call: OpCall) -> Tensor:
+    """Index tuples in the last axis, looked up in the flattened tensor."""
     x, indices = call.x(0), call.x(1)
     batch = call.attr_int("batch_dims", 0)
     depth = indices.shape[-1]
@@ -82,6 +84,7 @@ def flat_indices(call: OpCall, indices: Tensor, shape: torch.Size) -> Tensor:
 
 @op("ScatterElements", "Scatter")
 def scatter_elements(call: OpCall) -> Tensor:
+    """One index for each update."""
     x, updates = call.x(0), call.x(2)
     axis = call.axis(call.attr_int("axis", 0), x.dim())
     indices = wrapped(call, call.x(1), x.shape[axis])
@@ -93,6 +96,7 @@ def scatter_elements(call: OpCall) -> Tensor:
 
 @op("ScatterND")
 def scatter_nd(call: OpCall) -> Tensor:
+    """Index tuples in the last axis, written into the flattened tensor."""
     x, indices, updates = call.x(0), call.x(1), call.x(2)
     depth = indices.shape[-1]
     if depth > x.dim():
@@ -144,6 +148,7 @@ def one_hot(call: OpCall) -> Tensor:
 
 @op("Trilu")
 def trilu(call: OpCall) -> Tensor:
+    """One triangle, the rest 0."""
     function = torch.triu if call.attr_int("upper", 1) else torch.tril
     x, diagonal = call.x(0), call.const_int(1, "k") if call.given(1) else 0
     return function(x, max(min(diagonal, 1 << 31), -(1 << 31)))
@@ -151,6 +156,7 @@ def trilu(call: OpCall) -> Tensor:
 
 @op("Compress")
 def compress(call: OpCall) -> Tensor:
+    """What a constant condition keeps."""
     x, condition = call.x(0), call.const(1, "the condition").to(torch.bool)
     chosen = torch.nonzero(condition).reshape(-1)
     if not call.has("axis"):
@@ -160,12 +166,14 @@ def compress(call: OpCall) -> Tensor:
 
 @op("NonZero")
 def nonzero(call: OpCall) -> Tensor:
+    """Places that are not 0, of a constant."""
     x = call.const(0, "its input (the result has a data-dependent shape)")
     return torch.nonzero(x.reshape(1) if x.dim() == 0 else x).t().contiguous()
 
 
 @op("Unique")
 def unique(call: OpCall) -> Result:
+    """Distinct values of a constant, with first places, inverse and counts."""
     x = call.const(0, "its input (the result has a data-dependent shape)")
     axis = call.axis(call.attr_int("axis"), x.dim()) if call.has("axis") else None
     flat = x if axis is not None else x.reshape(-1)
@@ -182,6 +190,7 @@ def unique(call: OpCall) -> Result:
 
 @op("ReverseSequence")
 def reverse_sequence(call: OpCall) -> Tensor:
+    """Each row turned round up to its own length."""
     x, lengths = call.x(0), call.x(1).to(torch.int64)
     time, batch = call.attr_int("time_axis", 0), call.attr_int("batch_axis", 1)
     view_time, view_batch = [1] * x.dim(), [1] * x.dim()
@@ -195,6 +204,7 @@ def reverse_sequence(call: OpCall) -> Tensor:
 
 @op("EyeLike")
 def eye_like(call: OpCall) -> Tensor:
+    """Ones on a diagonal, in the shape of the input."""
     rows, columns = call.x(0).shape
     call.check_size((rows, columns))
     dtype = TORCH_DTYPE[call.attr_int("dtype")] if call.has("dtype") else call.x(0).dtype

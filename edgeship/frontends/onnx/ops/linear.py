@@ -6,15 +6,20 @@ import torch
 import torch.nn.functional as F
 
 from edgeship.frontends.onnx.call import OpCall
-from edgeship.frontends.onnx.registry import op
+from edgeship.frontends.onnx.registry import Result, op
 from edgeship.frontends.onnx.values import is_constant
 
 Tensor = torch.Tensor
 
 
 @op("Gemm")
-def gemm(call: OpCall) -> Tensor:
-    """``alpha * A' @ B' + beta * C``; with a constant B it is a linear layer whose weight has shape [N, K]."""
+def gemm(call: OpCall) -> Result:
+    """With a constant B it is a linear layer whose weight has shape [N, K]."""
+    return gemm_product(call)
+
+
+def gemm_product(call: OpCall) -> Tensor:
+    """``alpha * A' @ B' + beta * C``."""
     a, b, c = call.x(0), call.weight(1), call.optional_weight(2)
     alpha, beta = call.attr_float("alpha", 1.0), call.attr_float("beta", 1.0)
     if call.attr_int("transA", 0):
@@ -28,8 +33,10 @@ def gemm(call: OpCall) -> Tensor:
     weight = b if transposed else linear_weight(call, b)
     if alpha != 1.0:
         weight = call.constants.derive(weight, f"times {alpha}", lambda t: torch.mul(t, alpha))
-    if c is None or (is_constant(c) and (c.shape[-1:].numel() == c.numel() == weight.shape[0])):
-        bias = None if c is None else call.constants.derive(c, f"flat times {beta}", lambda t: _times(t, beta).reshape(-1))
+    if c is None:
+        return F.linear(a, weight)
+    if is_constant(c) and c.numel() == weight.shape[0] == c.shape[-1:].numel():
+        bias = call.constants.derive(c, f"flat times {beta}", lambda t: _times(t, beta).reshape(-1))
         return F.linear(a, weight, bias)
     return _plus(F.linear(a, weight), c, beta)
 
@@ -52,11 +59,13 @@ def linear_weight(call: OpCall, matrix: Tensor) -> Tensor:
 
 @op("Einsum")
 def einsum(call: OpCall) -> Tensor:
+    """In the notation that torch reads as well."""
     return torch.einsum(call.attr_text("equation").replace(" ", ""), *call.tensors())
 
 
 @op("MatMulInteger")
 def matmul_integer(call: OpCall) -> Tensor:
+    """Products of centred 8-bit integers, summed in int32."""
     a, b = call.x(0).to(torch.int32), call.x(1).to(torch.int32)
     if call.given(2):
         a_zero = call.x(2).to(torch.int32)

@@ -32,19 +32,21 @@ def batch_norm(call: OpCall) -> Result:
 
 @op("InstanceNormalization")
 def instance_norm(call: OpCall) -> Tensor:
+    """Statistics for each picture and channel."""
     x = call.x(0)
     return F.instance_norm(x, weight=call.weight(1), bias=call.weight(2), eps=call.attr_float("epsilon", 1e-5))
 
 
 @op("LayerNormalization")
 def layer_norm(call: OpCall) -> Result:
+    """One call where only Y is asked for; Mean and InvStdDev are computed by hand."""
     x, scale, bias = call.x(0), call.weight(1), call.optional_weight(2)
     axis = call.axis(call.attr_int("axis", -1), x.dim())
     epsilon = call.attr_float("epsilon", 1e-5)
     shape = tuple(x.shape[axis:])
-    if not call.wants(1) and not call.wants(2) and tuple(scale.shape) == shape:
-        if bias is None or tuple(bias.shape) == shape:
-            return F.layer_norm(x, shape, scale, bias, epsilon)
+    fits = tuple(scale.shape) == shape and (bias is None or tuple(bias.shape) == shape)
+    if fits and not call.wants(1) and not call.wants(2):
+        return F.layer_norm(x, shape, scale, bias, epsilon)
     axes = list(range(axis, x.dim()))
     wide = x.to(TORCH_DTYPE[call.attr_int("stash_type", 1)])
     mean = torch.mean(wide, axes, keepdim=True)
@@ -56,6 +58,7 @@ def layer_norm(call: OpCall) -> Result:
 
 @op("RMSNormalization")
 def rms_norm(call: OpCall) -> Tensor:
+    """One call where no wider type is asked for."""
     x, scale = call.x(0), call.weight(1)
     axis = call.axis(call.attr_int("axis", -1), x.dim())
     epsilon = call.attr_float("epsilon", 1e-5)
@@ -81,6 +84,7 @@ def group_norm_grouped(call: OpCall) -> Tensor:
 
 @op("GroupNormalization", since=21)
 def group_norm(call: OpCall) -> Tensor:
+    """One scale and bias for each channel."""
     groups, epsilon = call.attr_int("num_groups"), call.attr_float("epsilon", 1e-5)
     return F.group_norm(call.x(0), groups, call.weight(1), call.weight(2), epsilon)
 
@@ -100,6 +104,7 @@ def local_response_norm(call: OpCall) -> Tensor:
 
 @op("MeanVarianceNormalization")
 def mean_variance_norm(call: OpCall) -> Tensor:
+    """To mean 0 and deviation 1 over `axes`."""
     x, axes = call.x(0), call.attr_ints("axes", (0, 2, 3))
     centred = torch.sub(x, torch.mean(x, axes, keepdim=True))
     deviation = torch.sqrt(torch.mean(torch.mul(centred, centred), axes, keepdim=True))
@@ -108,6 +113,7 @@ def mean_variance_norm(call: OpCall) -> Tensor:
 
 @op("LpNormalization")
 def lp_norm(call: OpCall) -> Tensor:
+    """To length 1 by the 1- or 2-norm."""
     x, p = call.x(0), call.attr_int("p", 2)
     axis = call.axis(call.attr_int("axis", -1), x.dim())
     if p == 1:

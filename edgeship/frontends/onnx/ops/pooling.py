@@ -20,6 +20,7 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 @op("MaxPool")
 def max_pool(call: OpCall) -> Result:
+    """Values, and where asked for their places in the flattened input."""
     x = call.x(0)
     place = _windows(call, x)
     padding = place.begins
@@ -49,9 +50,7 @@ def _global_indices(indices: Tensor, x: Tensor, place: Windows, *, by_column: bo
         padded = tuple(a + n + b for a, n, b in zip(place.begins, spatial, place.ends, strict=True))
     coordinates = []
     for axis, size in enumerate(padded):
-        coordinate = torch.remainder(
-            torch.div(indices, math.prod(padded[axis + 1 :]), rounding_mode="floor"), size
-        )
+        coordinate = torch.remainder(torch.div(indices, math.prod(padded[axis + 1 :]), rounding_mode="floor"), size)
         coordinates.append(torch.sub(coordinate, place.begins[axis]) if padded != spatial else coordinate)
     order = range(len(spatial)) if by_column else reversed(range(len(spatial)))
     result, stride = torch.zeros((), dtype=torch.int64), 1
@@ -64,6 +63,7 @@ def _global_indices(indices: Tensor, x: Tensor, place: Windows, *, by_column: bo
 
 @op("AveragePool")
 def average_pool(call: OpCall) -> Tensor:
+    """One call where torch's way of counting the padding is the right one, else sums over counts."""
     x = call.x(0)
     place = _windows(call, x)
     rank = len(place.kernel)
@@ -99,6 +99,7 @@ def _window_sum(x: Tensor, place: Windows, begins: tuple[int, ...], ends: tuple[
 
 @op("LpPool")
 def lp_pool(call: OpCall) -> Tensor:
+    """P-th root of the sum of p-th powers."""
     x, p = call.x(0), _norm(call)
     place = _windows(call, x)
     powered = torch.mul(x, x) if p == 2 else torch.pow(torch.abs(x), p)
@@ -107,6 +108,7 @@ def lp_pool(call: OpCall) -> Tensor:
 
 @op("GlobalLpPool")
 def global_lp_pool(call: OpCall) -> Tensor:
+    """Over all of each channel."""
     x, p = call.x(0), _norm(call)
     powered = torch.mul(x, x) if p == 2 else torch.pow(torch.abs(x), p)
     return _root(torch.sum(powered, list(range(2, x.dim())), keepdim=True), p)
@@ -123,12 +125,14 @@ def _root(x: Tensor, p: float) -> Tensor:
 
 @op("GlobalAveragePool")
 def global_average_pool(call: OpCall) -> Tensor:
+    """Over all of each channel."""
     x = call.x(0)
     return torch.mean(x, list(range(2, x.dim())), keepdim=True)
 
 
 @op("GlobalMaxPool")
 def global_max_pool(call: OpCall) -> Tensor:
+    """Over all of each channel."""
     x = call.x(0)
     return torch.amax(x, list(range(2, x.dim())), keepdim=True)
 

@@ -8,7 +8,7 @@ from onnx import TensorProto
 from edgeship.frontends.onnx.call import OpCall
 from edgeship.frontends.onnx.dtypes import FLOAT8, SUB_BYTE_BITS, TORCH_DTYPE, integer_range
 from edgeship.frontends.onnx.ops.convolution import integer_convolve
-from edgeship.frontends.onnx.ops.creation import saturated_float8, tagged
+from edgeship.frontends.onnx.ops.creation import tagged, to_float8
 from edgeship.frontends.onnx.registry import Result, op
 
 Tensor = torch.Tensor
@@ -16,6 +16,7 @@ Tensor = torch.Tensor
 
 @op("QuantizeLinear")
 def quantize_linear(call: OpCall) -> Tensor:
+    """Divided, rounded half to even, shifted, saturated."""
     x, scale = call.x(0), call.x(1)
     elem_type = TensorProto.UINT8
     if call.given(2):
@@ -27,9 +28,7 @@ def quantize_linear(call: OpCall) -> Tensor:
     scale = _spread(call, scale, x).to(wide.dtype)
     scaled = torch.div(wide, scale)
     if dtype in FLOAT8:
-        if not call.attr_int("saturate", 1):
-            return scaled.to(dtype)
-        return saturated_float8(scaled, dtype)
+        return to_float8(scaled, dtype, saturate=bool(call.attr_int("saturate", 1)))
     rounded = torch.round(scaled)
     if call.given(2):
         rounded = torch.add(rounded, _spread(call, call.x(2), x).to(wide.dtype))
@@ -42,6 +41,7 @@ def quantize_linear(call: OpCall) -> Tensor:
 
 @op("DequantizeLinear")
 def dequantize_linear(call: OpCall) -> Tensor:
+    """`(x - zero_point) * scale`; of constants it folds to a float weight."""
     x, scale = call.x(0), call.x(1)
     result_type = TORCH_DTYPE[call.attr_int("output_dtype")] if call.attr_int("output_dtype", 0) else scale.dtype
     wide = torch.float32 if scale.dtype.itemsize < 4 else scale.dtype
@@ -69,6 +69,7 @@ def _spread(call: OpCall, parameter: Tensor, x: Tensor) -> Tensor:
 
 @op("DynamicQuantizeLinear")
 def dynamic_quantize_linear(call: OpCall) -> Result:
+    """To uint8 by the range of the data at hand."""
     x = call.x(0)
     low = torch.clamp(torch.amin(x), max=0.0)
     high = torch.clamp(torch.amax(x), min=0.0)
@@ -80,6 +81,7 @@ def dynamic_quantize_linear(call: OpCall) -> Result:
 
 @op("QLinearMatMul")
 def quantized_matmul(call: OpCall) -> Tensor:
+    """Exact integer sums, rescaled once."""
     a = _centred(call.x(0), call.x(2), row=True)
     b = _centred(call.x(3), call.x(5), row=False)
     scale = torch.mul(_as_row(call.x(1)).to(torch.float64), call.x(4).to(torch.float64))
@@ -89,6 +91,7 @@ def quantized_matmul(call: OpCall) -> Tensor:
 
 @op("QLinearConv")
 def quantized_conv(call: OpCall) -> Tensor:
+    """Exact integer sums, rescaled once."""
     x = torch.sub(call.x(0).to(torch.int32), call.x(2).to(torch.int32))
     weight, zero, scale = call.x(3).to(torch.int32), call.x(5).to(torch.int32), call.x(4).to(torch.float64)
     weight = torch.sub(weight, torch.reshape(zero, (-1,) + (1,) * (weight.dim() - 1)) if zero.dim() else zero)

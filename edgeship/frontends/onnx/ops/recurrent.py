@@ -35,6 +35,7 @@ Step = Callable[[Tensor, State, Direction], State]
 
 @op("LSTM")
 def lstm(call: OpCall) -> Result:
+    """Outputs Y, Y_h, Y_c."""
     if call.attr_int("input_forget", 0):
         step: Step = _lstm_step_coupled
     else:
@@ -44,12 +45,14 @@ def lstm(call: OpCall) -> Result:
 
 @op("GRU")
 def gru(call: OpCall) -> Result:
+    """Outputs Y, Y_h."""
     step = _gru_step_after if call.attr_int("linear_before_reset", 0) else _gru_step
     return _layer(call, step, gates=3, states=1, defaults=("Sigmoid", "Tanh"))
 
 
 @op("RNN")
 def rnn(call: OpCall) -> Result:
+    """Outputs Y, Y_h."""
     return _layer(call, _rnn_step, gates=1, states=1, defaults=("Tanh",))
 
 
@@ -135,9 +138,7 @@ def _layer(call: OpCall, step: Step, *, gates: int, states: int, defaults: Seque
     return y, *lasts
 
 
-def _unroll(
-    x: Tensor, step: Step, d: Direction, lengths: Tensor | None, *, backward: bool
-) -> tuple[Tensor, State]:
+def _unroll(x: Tensor, step: Step, d: Direction, lengths: Tensor | None, *, backward: bool) -> tuple[Tensor, State]:
     """Outputs [time, batch, hidden] and the final state; rows past their length are 0."""
     projected = torch.unbind(F.linear(x, d.w, d.w_bias), 0)
     order = range(len(projected))
@@ -190,14 +191,10 @@ def _direction(
     alphas, betas = call.attr_floats("activation_alpha", ()), call.attr_floats("activation_beta", ())
     functions = [_activation(call, name, alphas, betas) for name in names]
     peephole = part(7, "") if gates == 4 else None
-    return Direction(
-        w, r, w_bias, r_bias, peephole, functions, tuple(initial), hidden, call.attr_float("clip", 0.0)
-    )
+    return Direction(w, r, w_bias, r_bias, peephole, functions, tuple(initial), hidden, call.attr_float("clip", 0.0))
 
 
-def _activation(
-    call: OpCall, name: str, alphas: Sequence[float], betas: Sequence[float]
-) -> Callable[[Tensor], Tensor]:
+def _activation(call: OpCall, name: str, alphas: Sequence[float], betas: Sequence[float]) -> Callable[[Tensor], Tensor]:
     plain: dict[str, Callable[[Tensor], Tensor]] = {
         "sigmoid": torch.sigmoid,
         "tanh": torch.tanh,
@@ -210,7 +207,7 @@ def _activation(
     # Which function an alpha belongs to is only clear where all have the same one.
     if len(set(alphas)) > 1 or len(set(betas)) > 1:
         raise call.refuse(f"activation {name} with several alphas")
-    alpha, beta = (alphas or [None])[0], (betas or [None])[0]
+    alpha, beta = next(iter(alphas), None), next(iter(betas), None)
     if name.lower() == "leakyrelu":
         return lambda t: F.leaky_relu(t, 0.01 if alpha is None else alpha)
     if name.lower() == "elu":

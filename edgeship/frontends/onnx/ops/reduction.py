@@ -82,7 +82,7 @@ _reduction("ReduceL1", lambda x, axes, keep: torch.sum(torch.abs(x), axes, keepd
 _reduction(
     "ReduceL2",
     lambda x, axes, keep: torch.sqrt(_square_sum(x, axes, keep)).to(x.dtype),
-    lambda x: torch.abs(x),
+    torch.abs,
 )
 _reduction("ReduceSumSquare", _square_sum, lambda x: torch.mul(x, x))
 _reduction(
@@ -95,6 +95,7 @@ _reduction("ReduceLogSumExp", _log_sum_exp)
 
 @op("ArgMax", "ArgMin")
 def argmax(call: OpCall) -> Tensor:
+    """Of equal values the first, or with `select_last_index` the last."""
     x = call.x(0)
     axis = call.axis(call.attr_int("axis", 0), x.dim())
     keep = bool(call.attr_int("keepdims", 1))
@@ -106,6 +107,7 @@ def argmax(call: OpCall) -> Tensor:
 
 @op("CumSum", "CumProd")
 def cumulative(call: OpCall) -> Tensor:
+    """Running sum or product, from either end, with or without the element itself."""
     x = call.x(0)
     axis = call.axis(call.const_int(1, "axis"), x.dim())
     reverse, exclusive = call.attr_int("reverse", 0), call.attr_int("exclusive", 0)
@@ -121,11 +123,13 @@ def cumulative(call: OpCall) -> Tensor:
 
 @op("TopK")
 def top_k_attribute(call: OpCall) -> Result:
+    """Before opset 10 `k` is an attribute."""
     return _top_k(call, call.attr_int("k"))
 
 
 @op("TopK", since=10)
 def top_k(call: OpCall) -> Result:
+    """`k` largest or smallest, sorted."""
     return _top_k(call, call.const_int(1, "K"))
 
 

@@ -51,6 +51,7 @@ class Axis:
 
 @op("Upsample")
 def upsample_attributes(call: OpCall) -> Tensor:
+    """Before opset 9 the scales are attributes."""
     if call.opset < 7:
         height, width = call.attr_float("height_scale"), call.attr_float("width_scale")
         return _scaled(call, [1.0, 1.0, height, width], _upsample_rule(call))
@@ -59,11 +60,13 @@ def upsample_attributes(call: OpCall) -> Tensor:
 
 @op("Upsample", since=9)
 def upsample(call: OpCall) -> Tensor:
+    """Resize by scales, the first rules."""
     return _scaled(call, _const_floats(call, 1), _upsample_rule(call))
 
 
 @op("Resize", since=10)
 def resize_scales(call: OpCall) -> Tensor:
+    """Opset 10 knows the first rules only."""
     return _scaled(call, _const_floats(call, 1), _upsample_rule(call))
 
 
@@ -75,6 +78,7 @@ def _upsample_rule(call: OpCall) -> Rule:
 
 @op("Resize", since=11)
 def resize(call: OpCall) -> Tensor:
+    """By scales or to sizes, with every rule of opset 11 to 19."""
     x = call.x(0)
     rule = Rule(
         call.attr_text("mode", "nearest"),
@@ -182,7 +186,7 @@ def _plan(size: int, output: int, scale: float, rule: Rule, roi: tuple[float, fl
 
 def _table(axis: Axis, rule: Rule) -> np.ndarray:
     """Weights [output, input] of one axis."""
-    table = np.zeros((axis.output, axis.size))
+    table: np.ndarray = np.zeros((axis.output, axis.size))
     rows = np.arange(axis.output)
     if rule.mode == "nearest":
         table[rows, np.clip(_round(axis.source, rule.nearest), 0, axis.size - 1)] = 1.0
@@ -196,11 +200,13 @@ def _table(axis: Axis, rule: Rule) -> np.ndarray:
         distance = (place - axis.source) * stretch
         weight = np.maximum(1 - np.abs(distance), 0) if rule.mode == "linear" else _cubic(distance, rule.cubic)
         inside = (place >= 0) & (place < axis.size)
-        if rule.exclude_outside or rule.antialias:
+        if rule.exclude_outside:
             weight = np.where(inside, weight, 0.0)
         np.add.at(table, (rows, np.clip(place, 0, axis.size - 1).astype(np.int64)), weight)
-    total = table.sum(axis=1, keepdims=True)
-    return table / np.where(total == 0, 1.0, total) if rule.exclude_outside or rule.antialias else table
+    if rule.exclude_outside or rule.antialias:
+        total = table.sum(axis=1, keepdims=True)
+        table /= np.where(total == 0, 1.0, total)
+    return table
 
 
 def _round(source: np.ndarray, mode: str) -> np.ndarray:
@@ -212,7 +218,8 @@ def _round(source: np.ndarray, mode: str) -> np.ndarray:
         rounded = np.floor(source + 0.5)
     else:
         rounded = np.ceil(source - 0.5)
-    return rounded.astype(np.int64)
+    places: np.ndarray = rounded.astype(np.int64)
+    return places
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
@@ -220,11 +227,12 @@ def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
     d = np.abs(distance)
     near = (a + 2) * d**3 - (a + 3) * d**2 + 1
     far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+    result: np.ndarray = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+    return result
 
 
 def _by_torch(x: Tensor, sizes: Sequence[int], tables: dict[int, np.ndarray], rule: Rule) -> Tensor | None:
-    """torch's interpolation, where its tables are exactly ours; None where they are not."""
+    """The interpolation of torch, where its tables are exactly ours; None where they are not."""
     mode = _TORCH_MODE[rule.mode].get(x.dim())
     if mode is None or 0 in tables or 1 in tables or rule.antialias:
         return None

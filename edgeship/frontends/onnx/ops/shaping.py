@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -18,11 +19,13 @@ Tensor = torch.Tensor
 
 @op("Identity")
 def identity(call: OpCall) -> Value:
+    """The value itself, a sequence too."""
     return call.inputs[0] if call.inputs else call.x(0)
 
 
 @op("Shape")
 def shape(call: OpCall) -> Tensor:
+    """Known at import, all of it or a range of axes."""
     sizes = list(call.x(0).shape)
     end = call.attr_int("end", len(sizes)) if call.opset >= 15 else len(sizes)
     start = call.attr_int("start", 0) if call.opset >= 15 else 0
@@ -31,16 +34,19 @@ def shape(call: OpCall) -> Tensor:
 
 @op("Size")
 def size(call: OpCall) -> Tensor:
+    """Known at import."""
     return torch.tensor(call.x(0).numel(), dtype=torch.int64)
 
 
 @op("Reshape")
 def reshape_attribute(call: OpCall) -> Tensor:
+    """Before opset 5 the shape is an attribute."""
     return _reshape(call, call.attr_ints("shape"))
 
 
 @op("Reshape", since=5)
 def reshape(call: OpCall) -> Tensor:
+    """0 copies an axis, -1 takes what is left."""
     return _reshape(call, call.const_ints(1, "the shape"))
 
 
@@ -63,6 +69,7 @@ def _reshape(call: OpCall, wanted: Sequence[int]) -> Tensor:
 
 @op("Flatten")
 def flatten(call: OpCall) -> Tensor:
+    """To a matrix."""
     x = call.x(0)
     axis = call.attr_int("axis", 1)
     axis = axis + x.dim() if axis < 0 else axis
@@ -73,6 +80,7 @@ def flatten(call: OpCall) -> Tensor:
 
 @op("Squeeze")
 def squeeze(call: OpCall) -> Tensor:
+    """Without the given axes of size 1, or all of them."""
     x = call.x(0)
     axes = call.ints_from("axes", 1)
     if axes is None:
@@ -85,6 +93,7 @@ def squeeze(call: OpCall) -> Tensor:
 
 @op("Unsqueeze")
 def unsqueeze(call: OpCall) -> Tensor:
+    """With axes of size 1 more."""
     x = call.x(0)
     axes = call.ints_from("axes", 1) or []
     rank = x.dim() + len(axes)
@@ -97,16 +106,18 @@ def unsqueeze(call: OpCall) -> Tensor:
 
 @op("Expand")
 def expand(call: OpCall) -> Tensor:
+    """Broadcast to a constant shape, both ways."""
     x, wanted = call.x(0), call.const_ints(1, "the shape")
     if any(value < 0 for value in wanted):
         raise call.broken(f"the shape is {wanted}")
-    sizes = torch.broadcast_shapes(tuple(x.shape), tuple(wanted))
+    sizes = np.broadcast_shapes(tuple(x.shape), tuple(wanted))
     call.check_size(sizes)
-    return torch.broadcast_to(x, tuple(sizes))
+    return torch.broadcast_to(x, sizes)
 
 
 @op("Tile")
 def tile_axis(call: OpCall) -> Tensor:
+    """Before opset 6: along one axis."""
     x = call.x(0)
     repeats = [1] * x.dim()
     repeats[call.axis(call.const_int(2), x.dim())] = call.const_int(1)
@@ -115,6 +126,7 @@ def tile_axis(call: OpCall) -> Tensor:
 
 @op("Tile", since=6)
 def tile(call: OpCall) -> Tensor:
+    """Along every axis."""
     x, repeats = call.x(0), call.const_ints(1, "repeats")
     if len(repeats) != x.dim():
         raise call.broken(f"it has {len(repeats)} repeats for {x.dim()} axes")
@@ -124,6 +136,7 @@ def tile(call: OpCall) -> Tensor:
 
 @op("Transpose")
 def transpose(call: OpCall) -> Tensor:
+    """By default the axes in reverse."""
     x = call.x(0)
     perm = call.attr_ints("perm", tuple(reversed(range(x.dim()))))
     return torch.permute(x, tuple(perm))
@@ -131,6 +144,7 @@ def transpose(call: OpCall) -> Tensor:
 
 @op("Concat")
 def concat(call: OpCall) -> Tensor:
+    """Along one axis."""
     tensors = call.tensors()
     axis = call.attr_int("axis", 1 if call.opset < 4 else None)
     return torch.cat(tensors, call.axis(axis, tensors[0].dim()))
@@ -138,6 +152,7 @@ def concat(call: OpCall) -> Tensor:
 
 @op("Split")
 def split(call: OpCall) -> Result:
+    """Into given sizes, or into equal parts."""
     x = call.x(0)
     axis = call.axis(call.attr_int("axis", 0), x.dim())
     sizes = call.ints_from("split", 1)
@@ -155,12 +170,14 @@ def split(call: OpCall) -> Result:
 
 @op("Slice")
 def slice_attributes(call: OpCall) -> Tensor:
+    """Before opset 10 the bounds are attributes."""
     starts, ends = call.attr_ints("starts"), call.attr_ints("ends")
     return _slice(call, starts, ends, call.attr_ints("axes", tuple(range(len(starts)))), [1] * len(starts))
 
 
 @op("Slice", since=10)
 def slice_inputs(call: OpCall) -> Tensor:
+    """Constant bounds and steps."""
     starts, ends = call.const_ints(1, "starts"), call.const_ints(2, "ends")
     axes = call.const_ints(3, "axes") if call.given(3) else list(range(len(starts)))
     steps = call.const_ints(4, "steps") if call.given(4) else [1] * len(starts)
@@ -200,6 +217,7 @@ def _chosen(start: int, end: int, step: int, size: int) -> range:
 
 @op("Pad")
 def pad_attributes(call: OpCall) -> Tensor:
+    """Before opset 11 the pads are attributes."""
     pads = call.attr_ints("pads" if call.opset >= 2 else "paddings")
     x = call.x(0)
     return pad_tensor(call, x, pads, call.attr_text("mode", "constant"), call.attr_float("value", 0.0))
@@ -207,6 +225,7 @@ def pad_attributes(call: OpCall) -> Tensor:
 
 @op("Pad", since=11)
 def pad(call: OpCall) -> Tensor:
+    """Constant pads; the value may depend on the data."""
     x = call.x(0)
     pads, mode = call.const_ints(1, "pads"), call.attr_text("mode", "constant")
     if call.given(3):
@@ -278,6 +297,7 @@ def _pad_axis(call: OpCall, x: Tensor, axis: int, begin: int, end: int, mode: st
 
 @op("DepthToSpace")
 def depth_to_space(call: OpCall) -> Tensor:
+    """Blocks out of channels, in either order."""
     x, block = call.x(0), call.attr_int("blocksize")
     n, c, h, w = x.shape
     if block < 1 or c % (block * block):
@@ -290,6 +310,7 @@ def depth_to_space(call: OpCall) -> Tensor:
 
 @op("SpaceToDepth")
 def space_to_depth(call: OpCall) -> Tensor:
+    """Blocks into channels, in either order."""
     x, block = call.x(0), call.attr_int("blocksize")
     n, c, h, w = x.shape
     if block < 1 or h % block or w % block:

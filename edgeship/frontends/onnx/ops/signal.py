@@ -46,6 +46,7 @@ def dft(call: OpCall) -> Tensor:
 
 @op("STFT")
 def stft(call: OpCall) -> Tensor:
+    """Frames, windowed, times the tables of the transform."""
     signal, step = call.x(0), call.const_int(1, "frame_step")
     window = call.optional(2)
     length = call.const_int(3, "frame_length") if call.given(3) else (0 if window is None else window.shape[0])
@@ -68,7 +69,7 @@ def stft(call: OpCall) -> Tensor:
 
 
 def _tables(rows: int, length: int, dtype: torch.dtype, *, inverse: bool) -> tuple[Tensor, Tensor]:
-    """cos and sin of the transform, [rows, length]; an inverse one has its 1/length in it."""
+    """Cosine and sine of the transform, [rows, length]; an inverse one has its 1/length in it."""
     steps = torch.arange(rows).reshape(-1, 1) * torch.arange(length).reshape(1, -1) % length
     phase = steps.to(torch.float64) * (2 * math.pi / length)
     sign, factor = (1.0, 1.0 / length) if inverse else (-1.0, 1.0)

@@ -59,9 +59,7 @@ def windows(call: OpCall, spatial: tuple[int, ...], kernel: tuple[int, ...], *, 
         plain = (size + begin + end - reach) // stride + 1 == count
         ends.append(end if plain else (count - 1) * stride + reach - size - begin)
         outputs.append(count)
-    return Windows(
-        kernel, strides, dilations, tuple(begins), tuple(ends), tuple(outputs), tuple(declared)
-    )
+    return Windows(kernel, strides, dilations, tuple(begins), tuple(ends), tuple(outputs), tuple(declared))
 
 
 def pads_list(begins: tuple[int, ...], ends: tuple[int, ...]) -> list[int]:
