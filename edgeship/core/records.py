@@ -43,7 +43,7 @@ def _convert(hint: Any, data: Any, where: str) -> Any:
     if hint is Any:
         return data
     if origin is Literal:
-        if data not in args:
+        if not any(data == arg and type(data) is type(arg) for arg in args):
             raise UsageError(f"{where}: {data!r} is not one of {', '.join(map(str, args))}")
         return data
     if origin in (Union, types.UnionType):
@@ -54,12 +54,18 @@ def _convert(hint: Any, data: Any, where: str) -> Any:
         if not isinstance(data, (list, tuple)):
             raise UsageError(f"{where}: expected a list, found {data!r}")
         inner = [args[0]] * len(data) if len(args) == 2 and args[1] is Ellipsis else list(args)
+        if len(inner) != len(data):
+            raise UsageError(f"{where}: expected {len(inner)} items, found {len(data)}")
         return tuple(
             _convert(item, value, f"{where}[{i}]") for i, (item, value) in enumerate(zip(inner, data, strict=True))
         )
-    if origin in (dict, Mapping) or origin is Mapping:
+    if origin in (dict, Mapping):
+        if not isinstance(data, Mapping):
+            raise UsageError(f"{where}: expected a table, found {data!r}")
         return {key: _convert(args[1], item, f"{where}.{key}") for key, item in data.items()}
     if hint is Path:
+        if not isinstance(data, str):
+            raise UsageError(f"{where}: expected a path, found {data!r}")
         return Path(data)
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
@@ -101,7 +107,10 @@ def _convert_record(cls: type, data: Any, where: str) -> Any:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in values:
             raise UsageError(f"{where}: key {field.name!r} is missing")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except EdgeshipError as error:
+        raise UsageError(f"{where}: {error.what}", fix=error.fix) from None
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

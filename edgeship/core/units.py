@@ -12,8 +12,9 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "m
 def human_bytes(count: float) -> str:
     """Bytes with three significant figures, powers of ten."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if abs(count) >= size:
-            return f"{count / size:.3g} {unit}" if abs(count) < 1000 * size else f"{count / size:.0f} {unit}"
+        # From 999.5 of the next smaller unit on, three figures round up to this one.
+        if abs(count) >= 0.9995 * size:
+            return f"{count / size:.3g} {unit}" if abs(count) < 999.5 * size else f"{count / size:.0f} {unit}"
     return f"{count:.0f} B"
 
 
