@@ -1,4 +1,7 @@
-"""Find where Core AI's converter put float weights that it reshaped or transposed while folding constants."""
+"""Find each encoded weight in a saved artifact: by the name it was given, or else by its numbers.
+
+Converters rename constants that they cast, and fold a reshape or a transpose into float ones.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeship.core.model import Placement
-from edgeship.core.weights import FloatTensor
+from edgeship.core.weights import FloatTensor, same_numbers
 from edgeship.errors import LoweringError
 
 if TYPE_CHECKING:
@@ -18,38 +21,49 @@ if TYPE_CHECKING:
 
 
 def placements(
-    encoded: Mapping[str, EncodedTensor], names: Mapping[str, str], found: Mapping[str, EncodedTensor]
+    encoded: Mapping[str, EncodedTensor],
+    names: Mapping[str, str],
+    found: Mapping[str, EncodedTensor],
+    title: str,
 ) -> tuple[Placement, ...]:
     """One placement for every encoded weight.
 
-    Integers keep the name that they were given. A float constant before, say, a reshape is folded into one of another
-    name and shape; it is found by its values.
-
     Args:
         encoded: the decided weights.
-        names: weight -> the name it was given.
+        names: weight -> the name it was given; converters add endings such as ``_to_fp16``.
         found: what the saved file holds, by name.
+        title: the runtime's name, for the error.
 
     Raises:
         LoweringError: a weight is not in the file.
     """
     placed = []
     for weight, tensor in encoded.items():
-        stored = names.get(weight, "")
-        if stored in found:
-            placed.append(Placement(weight, stored))
-            continue
-        moved = _by_value(weight, tensor, found) if isinstance(tensor, FloatTensor) else None
-        if moved is None:
+        place = _by_name(weight, tensor, names.get(weight, ""), found) or _by_value(weight, tensor, found)
+        if place is None:
             raise LoweringError(
-                f"Core AI's converter left out the weight {weight}",
+                f"{title}'s converter left out the weight {weight}",
                 fix="keep that weight in float, or report the model",
             )
-        placed.append(moved)
+        placed.append(place)
     return tuple(placed)
 
 
-def _by_value(weight: str, tensor: FloatTensor, found: Mapping[str, EncodedTensor]) -> Placement | None:
+def _by_name(weight: str, tensor: EncodedTensor, name: str, found: Mapping[str, EncodedTensor]) -> Placement | None:
+    if not name:
+        return None
+    candidates = [name, *(other for other in found if other.startswith(name + "_"))]
+    for candidate in candidates:
+        held = found.get(candidate)
+        if held is not None and held.encoding.kind == tensor.encoding.kind and held.shape == tensor.shape:
+            return Placement(weight, candidate)
+    return None
+
+
+def _by_value(weight: str, tensor: EncodedTensor, found: Mapping[str, EncodedTensor]) -> Placement | None:
+    if not isinstance(tensor, FloatTensor):
+        equal = (name for name, held in found.items() if not same_numbers(tensor, held))
+        return next((Placement(weight, name) for name in equal), None)
     wanted = tensor.values
     long = [axis for axis, size in enumerate(wanted.shape) if size != 1]
     single = [axis for axis, size in enumerate(wanted.shape) if size == 1]

@@ -25,7 +25,9 @@ class TorchToCoreAI(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """This pass, for the Core AI runtime."""
-        return cls() if request.runtime == "coreai" else Skip(f"runtime is {request.runtime}")
+        if request.runtime != "coreai":
+            return Skip(f"runtime is {request.runtime}")
+        return cls("float32" if request.choice.weights == "float32" else "float16")
 
     def run(self, model: TorchModel, ctx: Context) -> CoreAIModel:
         """Write ``model.aimodel`` into the step's folder.
@@ -36,7 +38,7 @@ class TorchToCoreAI(Pass):
         """
         from edgeship.lowering.coreai.convert import convert, save
         from edgeship.lowering.coreai.graph import decomposed
-        from edgeship.lowering.coreai.locate import placements
+        from edgeship.lowering.locate import placements
         from edgeship.program.program import TorchProgram
         from edgeship.runtimes.coreai.stored import stored_weights
 
@@ -52,7 +54,7 @@ class TorchToCoreAI(Pass):
             path,
             _narrowed(program.signature),
             files=tuple(sorted(str(file.relative_to(ctx.folder)) for file in path.rglob("*") if file.is_file())),
-            placements=placements(program.encoded, names, stored_weights(path)),
+            placements=placements(program.encoded, names, stored_weights(path), "Core AI"),
             compute="f16" if self.compute == "float16" else "f32",
         )
 

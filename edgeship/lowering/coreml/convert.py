@@ -1,0 +1,118 @@
+"""Run coremltools on a rewritten program: our storage pass first, and without the passes that change decided numbers."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, Any, Literal
+
+import coremltools as ct
+import numpy as np
+import torch
+
+from edgeship.errors import EdgeshipError, EncodingError, LoweringError, UnsupportedOpError
+from edgeship.lowering.coreml.rewrites import rewritten
+from edgeship.lowering.coreml.store import PASS, order
+from edgeship.program.activations import insert_pairs
+from edgeship.program.hollow import fit_scalars, hollow
+from edgeship.program.inventory import weight_nodes
+from edgeship.program.provenance import where
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from edgeship.core.model import Signature
+    from edgeship.program.program import TorchProgram
+
+Compute = Literal["float16", "float32"]
+
+# Both keep the values and change the numbers: zero point -128 becomes uint8 with 0, and the scales of sums are moved.
+RENUMBERING = {
+    "common::nullify_redundant_quantization_zero_point",
+    "common::distributive_quantized_binary_op_scale_normalization",
+}
+
+
+def convert(program: TorchProgram, target: str, compute: Compute) -> tuple[Any, dict[str, str]]:
+    """An ``MLModel`` that is not loaded, and the constant's name for each encoded weight.
+
+    Args:
+        target: a coremltools deployment target, ``iOS16`` to ``iOS26``.
+        compute: arithmetic of the program.
+
+    Raises:
+        UnsupportedOpError: an operator has no lowering. LoweringError: a weight was lost.
+        EncodingError: the target has no form for an encoding.
+    """
+    half = compute == "float16"
+    exported = hollow(program, torch.float32, for_float16=half, keep_floats=True)
+    if program.activations:
+        _check_activations(program, compute)
+        exported = insert_pairs(exported, program.activations)
+    exported = rewritten(exported)
+    if half:
+        fit_scalars(exported.graph)
+    names = {node.name: program.record.aliases.get(name, name) for name, node in weight_nodes(exported).items()}
+    what = order(program.encoded, names, int(target.removeprefix("iOS")))
+    pipeline = ct.PassPipeline.DEFAULT
+    pipeline.insert_pass(0, PASS)
+    pipeline.set_options(PASS, {"order": what})
+    pipeline.remove_passes(RENUMBERING)
+    try:
+        converted = ct.convert(
+            exported,
+            convert_to="mlprogram",
+            inputs=_inputs(program.signature),
+            outputs=[_tensor(spec.name, None, spec.dtype) for spec in program.signature.outputs],
+            minimum_deployment_target=getattr(ct.target, target),
+            compute_precision=ct.precision.FLOAT16 if compute == "float16" else ct.precision.FLOAT32,
+            compute_units=ct.ComputeUnit.CPU_ONLY,
+            pass_pipeline=pipeline,
+            skip_model_load=True,
+        )
+    except EdgeshipError:
+        raise
+    except Exception as error:
+        raise _explained(error, exported) from error
+    if what.waiting:
+        weight, _ = next(iter(what.waiting.values()))
+        raise LoweringError(
+            f"Core ML's converter did not keep the weight {weight}", fix="keep it in float, or report it"
+        )
+    return converted, {weight: constant for constant, weight in names.items() if weight in program.encoded}
+
+
+def _inputs(signature: Signature) -> list[Any]:
+    return [_tensor(spec.name, spec.shape, spec.dtype) for spec in signature.inputs]
+
+
+def _tensor(name: str, shape: tuple[int, ...] | None, dtype: str) -> Any:
+    # Core ML's border has float16, float32 and int32.
+    kind = {"f32": np.float32, "f16": np.float16}.get(dtype, np.int32)
+    return ct.TensorType(name=name, shape=shape, dtype=kind)
+
+
+def _check_activations(program: TorchProgram, compute: Compute) -> None:
+    for node, encoding in program.activations.items():
+        if encoding.bits != 8:
+            raise EncodingError(
+                f"Core ML quantizes activations to int8 only, not int{encoding.bits} ({node})",
+                fix="use float activations",
+            )
+        if compute == "float16" and float(np.float16(encoding.scale)) != float(np.float32(encoding.scale)):
+            raise EncodingError(f"the activation scale {encoding.scale} of {node} is not a float16 number")
+
+
+def _explained(error: Exception, exported: ExportedProgram) -> EdgeshipError:
+    """The operator that coremltools was at, found in the frames of its error."""
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name != "convert_single_node":
+            continue
+        name = frame.f_locals["node"].name
+        node = next((item for item in exported.graph.nodes if item.name == name), None)
+        if node is not None:
+            return UnsupportedOpError(
+                f"Core ML's converter cannot lower {node.target} at {where(node)}: {message}",
+                fix="rewrite that layer, or leave Core ML out with --runtime",
+            )
+    return LoweringError(f"Core ML's converter failed: {message}", fix="try another runtime, or report the model")

@@ -1,0 +1,80 @@
+"""Lower a torch program to Core ML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
+
+from edgeship.core.model import CoreMLModel, Signature, TensorSpec, TorchModel
+from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.profile import Request
+from edgeship.errors import UsageError
+
+TARGETS = ("iOS16", "iOS17", "iOS18", "iOS26")
+
+
+@dataclass(frozen=True)
+class TorchToCoreML(Pass):
+    """Lower to a Core ML package, storing each weight exactly as it was decided.
+
+    Args:
+        target: the oldest system that the package must run on. int4 and groups need iOS18.
+        compute: arithmetic of the program. The Neural Engine computes in float16.
+    """
+
+    name: ClassVar[str] = "lower/torch_to_coreml"
+    tools: ClassVar[tuple[str, ...]] = ("torch", "coremltools")
+    target: str = "iOS17"
+    compute: Literal["float16", "float32"] = "float16"
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise UsageError(f'no Core ML target "{self.target}"', fix=f"use one of {', '.join(TARGETS)}")
+
+    @classmethod
+    def plan(cls, request: Request) -> Self | Skip:
+        """This pass with the target's system, for the Core ML runtime."""
+        if request.runtime != "coreml":
+            return Skip(f"runtime is {request.runtime}")
+        oldest = request.target.setting("coreml.minimum_deployment_target", "iOS17")
+        compute: Literal["float16", "float32"] = "float32" if request.choice.weights == "float32" else "float16"
+        return cls(str(oldest), compute)
+
+    def run(self, model: TorchModel, ctx: Context) -> CoreMLModel:
+        """Write ``model.mlpackage`` into the step's folder.
+
+        Raises:
+            UnsupportedOpError: an operator has no lowering. LoweringError: the converter lost a weight.
+            EncodingError: the target has no form for an encoding.
+        """
+        from edgeship.lowering.coreml.convert import convert
+        from edgeship.lowering.coreml.package import save
+        from edgeship.lowering.locate import placements
+        from edgeship.program.program import TorchProgram
+        from edgeship.runtimes.coreml.stored import encoded_weights
+
+        program = TorchProgram.open(model)
+        ctx.progress(0, 2, "convert")
+        converted, names = convert(program, self.target, self.compute)
+        ctx.progress(1, 2, "save")
+        path = ctx.folder / "model.mlpackage"
+        save(converted, path)
+        return CoreMLModel(
+            path,
+            _narrowed(program.signature),
+            files=tuple(sorted(str(file.relative_to(ctx.folder)) for file in path.rglob("*") if file.is_file())),
+            placements=placements(program.encoded, names, encoded_weights(path), "Core ML"),
+            compute="f16" if self.compute == "float16" else "f32",
+            facts={"minimum_deployment_target": self.target},
+        )
+
+
+def _narrowed(signature: Signature) -> Signature:
+    """Core ML's border has float32 and int32: other integers and bools go in and come out as int32."""
+
+    def narrow(spec: TensorSpec) -> TensorSpec:
+        return spec if spec.dtype in ("f32", "f16") else spec.with_dtype("i32")
+
+    return replace(
+        signature, inputs=tuple(map(narrow, signature.inputs)), outputs=tuple(map(narrow, signature.outputs))
+    )

@@ -1,0 +1,117 @@
+"""Core ML: packages run by Core ML itself on macOS, and by the evaluator elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeship.core.model import Artifact, CoreMLModel, Signature
+from edgeship.core.runtimes import ActivationMode, Arrays, Execution, Runtime, Session, as_numpy
+from edgeship.errors import ArtifactError, DataError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from edgeship.core.inventory import WeightOp
+    from edgeship.core.weights import EncodedTensor, Encoding
+
+ON_MAC = sys.platform == "darwin"
+
+
+class CoreMLRuntime(Runtime):
+    """Apple's Core ML (iOS 16 and later)."""
+
+    name: ClassVar[str] = "coreml"
+    title: ClassVar[str] = "Core ML"
+    artifact: ClassVar[type[Artifact]] = CoreMLModel
+    packages: ClassVar[tuple[str, ...]] = ("coremltools",)
+    extra: ClassVar[str] = "coreml"
+    execution: ClassVar[Execution] = "native" if ON_MAC else "emulated"
+    timed: ClassVar[bool] = ON_MAC
+    untimed_reason: ClassVar[str] = (
+        "" if ON_MAC else "Core ML runs on macOS and iOS only; here an evaluator computes the saved program's numbers"
+    )
+
+    def open(self, artifact: Artifact) -> Session:
+        """Load a package. Raises `ArtifactError` when it is damaged."""
+        self.versions()
+        return _NativeSession(artifact) if ON_MAC else _EvaluatedSession(artifact)
+
+    def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
+        """Every placed weight, from the saved program and its weight file."""
+        from edgeship.runtimes.coreml.stored import encoded_weights, in_torch_layout
+
+        self.versions()
+        found = encoded_weights(artifact.path)
+        weights: dict[str, EncodedTensor] = {}
+        for placement in artifact.placements:
+            if placement.stored not in found:
+                raise ArtifactError(f"{artifact.path} does not hold {placement.weight}", fix="build it again")
+            weights[placement.weight] = in_torch_layout(found[placement.stored], placement)
+        return weights
+
+    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
+        """Core ML stores floats and integers of 2 to 8 bits; below iOS 18, 8 bits per tensor or channel."""
+        if activations == "int16":
+            return "Core ML quantizes activations to int8 only"
+        if activations == "dynamic":
+            return "Core ML has no dynamic activations"
+        if op == "other" and encoding.kind != "float":
+            return "only the weights of layers are stored as integers"
+        return ""
+
+
+class _EvaluatedSession(Session):
+    """The saved program, evaluated operation by operation in the precision that it declares."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        from edgeship.runtimes.coreml.evaluator import Evaluator
+
+        self._signature: Signature = artifact.signature
+        self._evaluator = Evaluator(artifact.path)
+        for kind, features, specs in (
+            ("takes", self._evaluator.inputs, artifact.signature.inputs),
+            ("gives", self._evaluator.outputs, artifact.signature.outputs),
+        ):
+            names, wanted = sorted(feature.name for feature in features), sorted(spec.name for spec in specs)
+            if names != wanted:
+                raise ArtifactError(
+                    f"{artifact.path} {kind} {', '.join(names)}, not {', '.join(wanted)}", fix="build it again"
+                )
+
+    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Run once."""
+        results = self._evaluator.run(_given(self._signature, inputs))
+        return {spec.name: as_numpy(results[spec.name], spec.numpy_dtype) for spec in self._signature.outputs}
+
+
+class _NativeSession(Session):
+    """The package in Core ML itself."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        import coremltools as ct
+
+        self._signature: Signature = artifact.signature
+        try:
+            self._model = ct.models.MLModel(str(artifact.path))
+        except Exception as error:
+            raise ArtifactError(
+                f"Core ML cannot load {artifact.path}: {' '.join(str(error).split())[:200]}", fix="build it again"
+            ) from error
+
+    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Run once, on the units that Core ML chooses."""
+        results = self._model.predict(_given(self._signature, inputs))
+        return {spec.name: as_numpy(results[spec.name], spec.numpy_dtype) for spec in self._signature.outputs}
+
+
+def _given(signature: Signature, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+    given: dict[str, npt.NDArray[Any]] = {}
+    for spec in signature.inputs:
+        if spec.name not in inputs:
+            raise DataError(f"input {spec.name} is missing", fix="give every input of the signature")
+        given[spec.name] = as_numpy(inputs[spec.name], spec.numpy_dtype)
+    return given
+
+
+RUNTIME = CoreMLRuntime()

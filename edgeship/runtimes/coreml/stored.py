@@ -1,0 +1,97 @@
+"""What a package stores, in the words of compression: `StoredConstant` to `EncodedTensor`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeship.core.weights import Affine, AffineTensor, FloatTensor
+from edgeship.errors import ArtifactError
+from edgeship.runtimes.coreml.weights import read_stored_weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgeship.core.model import Placement
+    from edgeship.core.weights import Array, EncodedTensor, Granularity
+    from edgeship.runtimes.coreml.weights import StoredConstant
+
+FLOATS = ("float16", "float32")
+
+
+def encoded_weights(package: Path) -> dict[str, EncodedTensor]:
+    """Every float constant and every affine weight, by its name in the package, in its stored shape."""
+    found: dict[str, EncodedTensor] = {}
+    for name, constant in read_stored_weights(package).items():
+        if constant.kind in FLOATS and constant.values is not None:
+            found[name] = FloatTensor(constant.values.reshape(constant.shape))
+        elif constant.kind in ("affine", "affine+palette", "palette+affine") and constant.scale is not None:
+            found[name] = _affine(constant, constant.scale)
+    return found
+
+
+def in_torch_layout(tensor: EncodedTensor, placement: Placement) -> EncodedTensor:
+    """The weight as torch lays it out: a placement's reshape and permutation undone."""
+    order = placement.permutation
+    if order is None or not isinstance(tensor, FloatTensor):
+        return tensor
+    # Axes longer than one keep the order of the permutation, wherever axes of size one stand; those are at its end.
+    long = [size for size in tensor.shape if size != 1]
+    own = tensor.values.reshape(long + [1] * (len(order) - len(long)))
+    return FloatTensor(np.ascontiguousarray(own.transpose(np.argsort(order))))
+
+
+def _affine(constant: StoredConstant, scale: Array) -> AffineTensor:
+    values = _integers(constant)
+    blocks = _blocks(constant, scale)
+    zero = None if constant.zero_point is None else _blocks(constant, constant.zero_point)
+    symmetric = values.dtype == np.int8
+    if symmetric and zero is not None and np.any(zero):
+        raise ArtifactError(f"{constant.name} has signed integers and a zero point", fix="build the package again")
+    if not symmetric and zero is None:
+        zero = np.zeros(blocks.shape, values.dtype)
+    encoding = Affine(
+        constant.bits if constant.bits in (2, 3, 4, 8) else 8, symmetric, *_reach(values.shape, blocks.shape)
+    )
+    return AffineTensor(values, blocks.astype(np.float32), None if symmetric else zero, encoding)
+
+
+def _integers(constant: StoredConstant) -> Array:
+    """The integers; two and three bits are kept as indices into the list of all integers of that width.
+
+    From iOS 26 Core ML scales what it looked up (``affine+palette``); before, it scales the list: the same numbers.
+    """
+    if constant.kind == "affine" and constant.values is not None:
+        return constant.values
+    lists = constant.values if constant.kind == "palette+affine" else constant.lut
+    if constant.indices is None or lists is None:
+        raise ArtifactError(f"{constant.name} lacks its integers", fix="build the package again")
+    rows = lists.reshape(-1, 2**constant.bits)
+    if np.any(rows != rows[0]):
+        raise ArtifactError(f"{constant.name} has a palette in groups, not one list of integers", fix="build it again")
+    integers: Array = rows[0][constant.indices]
+    return integers
+
+
+def _blocks(constant: StoredConstant, numbers: Array) -> Array:
+    """Scales or zero points with the rank of the weight; iOS 16 keeps a scalar, or a vector along an axis."""
+    rank = len(constant.shape)
+    if constant.kind == "palette+affine":
+        # A list has two axes more than the weight: its entries, and the length of each.
+        numbers = numbers.reshape(numbers.shape[:rank])
+    if numbers.ndim == rank and constant.axis is None:
+        return numbers
+    shape = [1] * rank
+    if numbers.size > 1:
+        shape[constant.axis or 0] = numbers.size
+    return numbers.reshape(shape)
+
+
+def _reach(shape: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[Granularity, int | None]:
+    wide = [axis for axis, size in enumerate(blocks) if size > 1]
+    if not wide and shape[0] != 1:
+        return "tensor", None
+    if len(wide) <= 1 and all(blocks[axis] == shape[axis] for axis in wide):
+        return "channel", None
+    return "group", shape[1] // blocks[1]
