@@ -1,10 +1,21 @@
-"""Programs and artifacts that several folders of tests share; each is made once a session."""
+"""Fixtures for every test: a cache of the session's own, paths, the command line, and models built once."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+# Before anything imports torch: the two workers of `make test` are the machine's two cores.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
@@ -12,6 +23,171 @@ from edgeship.core.model import TensorSpec, TFLiteModel, TorchModel
 from edgeship.core.passes import Context
 from edgeship.core.weights import EncodedTensor
 from edgeship.program.program import TorchProgram
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        """The error lines."""
+        return [line for line in self.err.splitlines() if line.startswith("error:")]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Models and data that are no part of the repository; ``EDGESHIP_SHARED`` says where else they are."""
+    place = Path(os.environ.get("EDGESHIP_SHARED", ROOT.parent / "shared"))
+    if not (place / "data").is_dir():
+        pytest.skip(f"{place} is not there; EDGESHIP_SHARED names the folder with the shared models")
+    return place
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all workers of a session, and none of the user's."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "edgeship-cache"
+    os.environ["EDGESHIP_CACHE"] = str(place)
+    return place
+
+
+@contextmanager
+def _captured() -> Iterator[tuple[Path, Path]]:
+    """File descriptors 1 and 2, and Python's streams on them, in two files."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = Path(folder, "out"), Path(folder, "err")
+        streams = sys.stdout, sys.stderr
+        saved = os.dup(1), os.dup(2)
+        opened = []
+        try:
+            for number, path in zip((1, 2), paths, strict=True):
+                with path.open("wb") as file:
+                    os.dup2(file.fileno(), number)
+                opened.append(os.fdopen(os.dup(number), "w", encoding="utf-8", errors="replace", buffering=1))
+            sys.stdout, sys.stderr = opened
+            yield paths
+        finally:
+            sys.stdout, sys.stderr = streams
+            for stream in opened:
+                stream.close()
+            for number, old in zip((1, 2), saved, strict=True):
+                os.dup2(old, number)
+                os.close(old)
+
+
+def call_cli(*arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Ran:
+    """Run ``edgeship`` in this process, where the libraries are loaded already."""
+    from edgeship.cli.main import main
+
+    before, environment, place = sys.argv, dict(os.environ), Path.cwd()
+    code = 0
+    with _captured() as (out, err):
+        try:
+            sys.argv = ["edgeship", *map(str, arguments)]
+            os.environ.update(env or {})
+            os.chdir(cwd or place)
+            main()
+        except SystemExit as ending:
+            code = int(ending.code or 0)
+        finally:
+            os.chdir(place)
+            sys.argv = before
+            os.environ.clear()
+            os.environ.update(environment)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return Ran(code, out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8"))
+
+
+def spawn_cli(*arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Ran:
+    """Run ``edgeship`` in a process of its own."""
+    command = [sys.executable, "-m", "edgeship.cli.main", *map(str, arguments)]
+    environment = {**os.environ, **(env or {})}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Callable[..., Ran]:
+    """``cli("build", ...)`` in this process, started in ``tmp_path``; returns `Ran`."""
+
+    def run(*arguments: object, cwd: Path = tmp_path, env: Mapping[str, str] | None = None) -> Ran:
+        return call_cli(*arguments, cwd=cwd, env=env)
+
+    return run
+
+
+@pytest.fixture
+def cli_process(tmp_path: Path) -> Callable[..., Ran]:
+    """``cli_process("build", ...)`` in a process of its own, started in ``tmp_path``; returns `Ran`."""
+
+    def run(*arguments: object, cwd: Path = tmp_path, env: Mapping[str, str] | None = None) -> Ran:
+        return spawn_cli(*arguments, cwd=cwd, env=env)
+
+    return run
+
+
+TINY = """
+import torch
+from torch import nn
+
+
+def model():
+    torch.manual_seed(3)
+    layers = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+    )
+    layers[1].running_mean.uniform_(-0.5, 0.5)
+    layers[1].running_var.uniform_(0.5, 2)
+    return layers.eval()
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A factory whose model builds in a second or two; its input is ``image:f32[1,1,4,4]``."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.py"
+    path.write_text(TINY)
+    return f"{path}:model"
+
+
+@pytest.fixture(scope="session")
+def tiny_order(tiny_source: str) -> tuple[str, ...]:
+    """What makes ``edgeship build`` build the tiny model for one runtime."""
+    return (tiny_source, "--input", "image:f32[1,1,4,4]", "--target", "linux-x86", "--runtime", "onnx")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_order: tuple[str, ...]) -> Path:
+    """The tiny model as a bundle with one ONNX artifact. Copy it before changing it."""
+    output = tmp_path_factory.mktemp("tiny_bundle") / "tiny.edgeship"
+    ran = call_cli("build", *tiny_order, "-o", output)
+    assert ran.code == 0, ran.err
+    return output
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """digits_cnn at ``balanced`` for two phones: all five artifacts. Tests carry ``xdist_group("digits")``."""
+    output = tmp_path_factory.mktemp("digits") / "digits_cnn.edgeship"
+    phones = ("--target", "iphone15pro", "--target", "galaxy-s24")
+    ran = spawn_cli("build", ROOT / "samples" / "digits_cnn", *phones, "-o", output)
+    assert ran.code == 0, ran.err
+    return output
 
 
 @pytest.fixture(scope="session")
