@@ -7,8 +7,10 @@ load is kept as `Broken` for ``doctor`` and never stops a build.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
+import inspect
 import os
 import pkgutil
 from collections.abc import Iterator
@@ -60,10 +62,9 @@ def passes() -> dict[str, type[Pass]]:
                 if isinstance(value, type) and issubclass(value, Pass) and value.__module__ == module.__name__:
                     found[value.name] = value
     for name, value in _plugins("edgeship.passes"):
-        if not (isinstance(value, type) and issubclass(value, Pass)):
-            _broken["edgeship.passes", name] = Broken("edgeship.passes", name, "is not a Pass")
-        elif value.name in found:
-            _broken["edgeship.passes", name] = Broken("edgeship.passes", name, f"{value.name} exists already")
+        reason = _unfit_pass(value) or (f"{value.name} exists already" if value.name in found else "")
+        if reason:
+            _broken["edgeship.passes", name] = Broken("edgeship.passes", name, reason)
         else:
             found[value.name] = value
     return found
@@ -81,10 +82,11 @@ def runtimes() -> dict[str, Runtime]:
             if isinstance(runtime, Runtime):
                 found[runtime.name] = runtime
     for name, value in _plugins("edgeship.runtimes"):
-        if not isinstance(value, Runtime):
-            _broken["edgeship.runtimes", name] = Broken("edgeship.runtimes", name, "is not a Runtime")
-        elif value.name in found:
-            _broken["edgeship.runtimes", name] = Broken("edgeship.runtimes", name, f"{value.name} exists already")
+        reason = "" if isinstance(value, Runtime) and hasattr(value, "name") else "is not a Runtime with a name"
+        if not reason and value.name in found:
+            reason = f"{value.name} exists already"
+        if reason:
+            _broken["edgeship.runtimes", name] = Broken("edgeship.runtimes", name, reason)
         else:
             found[value.name] = value
     return found
@@ -115,11 +117,29 @@ def _records(group: str, cls: type[T]) -> dict[str, T]:
         found[path.stem] = read_toml(cls, path)
     for name, value in _plugins(f"edgeship.{group}"):
         try:
-            for path in sorted(Path(value()).glob("*.toml")):
-                found.setdefault(path.stem, read_toml(cls, path))
+            added = {path.stem: read_toml(cls, path) for path in sorted(Path(value()).glob("*.toml"))}
+            twice = sorted(added.keys() & found.keys())
+            if twice:
+                raise UsageError(f"{twice[0]} exists already")
+            found.update(added)
         except Exception as error:
-            _broken[f"edgeship.{group}", name] = Broken(f"edgeship.{group}", name, str(error))
+            _broken[f"edgeship.{group}", name] = Broken(f"edgeship.{group}", name, str(error) or type(error).__name__)
     return found
+
+
+def _unfit_pass(value: Any) -> str:
+    """Why an object cannot be planned as a pass; empty when it can."""
+    if not (isinstance(value, type) and issubclass(value, Pass)):
+        return "is not a Pass"
+    if not getattr(value, "name", ""):
+        return "has no name"
+    if inspect.isabstract(value) or not dataclasses.is_dataclass(value):
+        return "is not a frozen dataclass with plan and run"
+    try:
+        value.shape()
+    except Exception as error:
+        return f"the annotations of run cannot be read: {type(error).__name__}: {error}"
+    return ""
 
 
 def _toml_folder(group: str) -> Path:
@@ -133,6 +153,8 @@ def _plugins(group: str) -> Iterator[tuple[str, Any]]:
         return
     for point in metadata.entry_points(group=group):
         try:
-            yield point.name, point.load()
-        except Exception as error:
+            value = point.load()
+        except (Exception, SystemExit) as error:
             _broken[group, point.name] = Broken(group, point.name, f"{type(error).__name__}: {error}")
+        else:
+            yield point.name, value

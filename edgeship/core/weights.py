@@ -85,14 +85,18 @@ class EncodedTensor(Protocol):
     @property
     def encoding(self) -> Encoding:
         """How it is stored."""
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The weight's own shape."""
+
     @property
     def stored_bytes(self) -> int:
         """Bytes in a file, packed."""
+
     def dequantize(self) -> Array:
         """The weight in float32."""
+
     def arrays(self) -> dict[str, Array]:
         """What goes into a safetensors file, by role."""
 
@@ -229,7 +233,7 @@ def same_numbers(ours: EncodedTensor, stored: EncodedTensor) -> str:
     """Empty when two encoded tensors hold the same bits, else a sentence that names the first difference."""
     import numpy as np
 
-    if type(ours) is not type(stored):
+    if type(ours) is not type(stored) or ours.encoding.bits != stored.encoding.bits:
         return f"decided {ours.encoding}, stored {stored.encoding}"
     mine, theirs = ours.arrays(), stored.arrays()
     if mine.keys() != theirs.keys():

@@ -13,7 +13,7 @@ from edgeship.core.plan import Plan, Step, made_name
 from edgeship.core.profile import Request
 from edgeship.core.records import from_plain, suggest, to_plain
 from edgeship.core.registry import find, passes, runtimes
-from edgeship.errors import UsageError
+from edgeship.errors import EdgeshipError, UsageError
 
 
 def plan_load(request: Request) -> Plan:
@@ -120,7 +120,14 @@ class _Builder:
         return _in_order(tasks)
 
     def _configure(self, cls: type[Pass], request: Request) -> Pass | Skip:
-        task = cls.plan(request)
+        try:
+            task = cls.plan(request)
+        except EdgeshipError:
+            raise
+        except Exception as error:
+            if cls.__module__.startswith("edgeship."):
+                raise
+            return Skip(f"its plug-in failed: {type(error).__name__}: {error}")
         given = request.options.get(cls.name, {})
         return task if isinstance(task, Skip) or not given else apply_options(task, given)
 

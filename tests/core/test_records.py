@@ -23,7 +23,8 @@ specs = st.builds(
 )  # fmt: skip
 placements = st.builds(Placement, words, words, st.none() | sizes, st.none() | sizes)
 artifacts = st.builds(
-    CoreMLModel, st.just(Path("model.mlpackage")), st.builds(Signature, st.lists(specs, max_size=2).map(tuple), st.just(())),
+    CoreMLModel, st.just(Path("model.mlpackage")),
+    st.builds(Signature, st.lists(specs, max_size=2).map(tuple), st.just(())),
     words, st.lists(words, max_size=2).map(tuple), st.lists(placements, max_size=2).map(tuple),
     st.sampled_from(["f32", "f16", "int"]), st.dictionaries(words, words, max_size=2),
 )  # fmt: skip
@@ -108,7 +109,7 @@ def test_a_missing_key_is_named():
             | st.dictionaries(st.sampled_from([*GOOD, "kind", "inner", "encoding"]), inner, max_size=4)
         ),
         max_leaves=12,
-    )  # fmt: skip
+    )
 )
 def test_no_data_gets_past_the_readers_own_errors(data):
     try:
@@ -121,7 +122,7 @@ def test_no_data_gets_past_the_readers_own_errors(data):
 def test_a_damaged_json_file_is_named(tmp_path, content):
     path = tmp_path / "shelf.json"
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match="shelf.json"):
+    with pytest.raises(ArtifactError, match=r"shelf\.json"):
         read_json(Shelf, path)
 
 
