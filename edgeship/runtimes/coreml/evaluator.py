@@ -221,14 +221,16 @@ def _round(operation: Operation, port: Port, value: Value) -> Value:
     if not isinstance(value, Tensor) or port.type.kind != "tensor":
         return value
     declared = port.type.shape
-    if len(declared) != value.dim() or any(
-        want not in (None, have) for want, have in zip(declared, value.shape, strict=True)
-    ):
+    if not port.type.any_rank and not _matches(declared, value.shape):
         raise UnsupportedOpError(
             f"{operation.label} gives the shape {tuple(value.shape)} where the program declares {declared}",
             fix="report it with the package: either the file or the evaluator is wrong",
         )
     return value.to(TORCH_DTYPES[port.type.dtype])
+
+
+def _matches(declared: Sequence[int | None], shape: Sequence[int]) -> bool:
+    return len(declared) == len(shape) and all(a in (None, b) for a, b in zip(declared, shape, strict=True))
 
 
 def _fit(feature: Feature, given: npt.NDArray[Any]) -> Tensor:
@@ -238,9 +240,7 @@ def _fit(feature: Feature, given: npt.NDArray[Any]) -> Tensor:
     from edgeship.runtimes.coreml.ops.registry import TORCH_DTYPES
 
     array = np.asarray(given)
-    if len(array.shape) != len(feature.shape) or any(
-        want not in (None, have) for want, have in zip(feature.shape, array.shape, strict=True)
-    ):
+    if not _matches(feature.shape, array.shape):
         raise DataError(f"{feature.name} has the shape {array.shape}", fix=f"the model takes {feature.shape}")
     if array.dtype.kind == "f" and "int" in feature.dtype:
         raise DataError(f"{feature.name} is {array.dtype}", fix=f"the model takes {feature.dtype}")

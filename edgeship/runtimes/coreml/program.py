@@ -37,6 +37,7 @@ class ValueType:
     kind: str
     dtype: str
     shape: tuple[int | None, ...]  #: None where the size is only known when the program runs
+    any_rank: bool = False  #: even the number of axes is only known then
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,9 @@ def _value_type(proto: Any) -> ValueType:
     if kind == "tensorType":
         tensor = proto.tensorType
         shape = tuple(d.constant.size if d.WhichOneof("dimension") == "constant" else None for d in tensor.dimensions)
-        return ValueType("tensor", _dtype_names()[tensor.dataType], shape)
+        return ValueType(
+            "tensor", _dtype_names()[tensor.dataType], shape, any(d.unknown.variadic for d in tensor.dimensions)
+        )
     if kind == "stateType":
         inner = _value_type(proto.stateType.wrappedType)
         return ValueType("state", inner.dtype, inner.shape)

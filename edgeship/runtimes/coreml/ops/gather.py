@@ -31,7 +31,7 @@ def gather(call: Call) -> Outputs:
 
 def _take(x: Tensor, index: Tensor, axis: int) -> Tensor:
     taken = torch.index_select(x, axis, index.reshape(-1))
-    return taken.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return taken.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
 
 
 @op("gather_along_axis")
@@ -57,8 +57,10 @@ def gather_nd(call: Call) -> Outputs:
 
 def _take_nd(call: Call, x: Tensor, index: Tensor) -> Tensor:
     depth = index.shape[-1]
-    rows = torch.index_select(x.reshape(math.prod(x.shape[:depth]), -1), 0, flat_places(call, x, index).reshape(-1))
-    return rows.reshape(*index.shape[:-1], *x.shape[depth:])
+    rows = torch.index_select(
+        x.reshape(math.prod(x.shape[:depth]), math.prod(x.shape[depth:])), 0, flat_places(call, x, index).reshape(-1)
+    )
+    return rows.reshape([*index.shape[:-1], *x.shape[depth:]])
 
 
 def flat_places(call: Call, x: Tensor, index: Tensor) -> Tensor:

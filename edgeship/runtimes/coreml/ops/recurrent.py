@@ -21,10 +21,10 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": torch.relu,
     "linear": lambda x: x,
-    # Core ML fixes the constants of these two for recurrent layers.
+    # Within a recurrent layer Core ML fixes the constants of these: 0.2 and 0.5, and 1 and 1.
     "hard_sigmoid": lambda x: (0.2 * x + 0.5).clamp(0, 1),
     "sigmoid_hard": lambda x: (0.2 * x + 0.5).clamp(0, 1),
-    "scaled_tanh": lambda x: 1.7159 * torch.tanh(2.0 / 3.0 * x),
+    "scaled_tanh": torch.tanh,
 }
 
 
@@ -38,14 +38,14 @@ def _activation(call: Call, name: str, default: str) -> Callable[[Tensor], Tenso
 def _run(
     call: Call, steps: Tensor, reverse: bool, state: Tensor, step: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """All hidden states (or the last, as one step) and the last; a reversed sequence comes out reversed again."""
+    """All hidden states in the order they were computed (or the last, as one step), and the last."""
     history = []
     for x in torch.flip(steps, [0]) if reverse else steps:
         state = step(x, state)
         history.append(state)
     if not call.flag("output_sequence"):
         return state.unsqueeze(0), state
-    return torch.stack(history[::-1] if reverse else history), state
+    return torch.stack(history), state
 
 
 @op("rnn")
@@ -88,8 +88,11 @@ def lstm(call: Call) -> Outputs:
     if direction != "bidirectional":
         return _lstm(call, "", direction == "reverse", h, c)
     (h_forward, h_back), (c_forward, c_back) = h.chunk(2, dim=-1), c.chunk(2, dim=-1)
-    both = zip(_lstm(call, "", False, h_forward, c_forward), _lstm(call, "_back", True, h_back, c_back), strict=True)
-    return tuple(torch.cat(pair, dim=-1) for pair in both)
+    ahead, h_ahead, c_ahead = _lstm(call, "", False, h_forward, c_forward)
+    back, h_last, c_last = _lstm(call, "_back", True, h_back, c_back)
+    # Side by side the two run in one direction of time; alone, a reversed layer answers in the order it computes.
+    sequence = torch.cat([ahead, torch.flip(back, [0])], dim=-1)
+    return sequence, torch.cat([h_ahead, h_last], dim=-1), torch.cat([c_ahead, c_last], dim=-1)
 
 
 def _lstm(call: Call, suffix: str, reverse: bool, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from edgeship.runtimes.coreml.program import Block, Operation, Port, ValueType
 
+OPSET_IOS17 = 7
+
 #: torch's type for each of the program's; integers of fewer than eight bits live in a byte.
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "bool": torch.bool, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64,
@@ -153,15 +155,16 @@ class Call:
         return self.checked(self.tensor(name).to(torch.int64), size)
 
     def checked(self, index: Tensor, size: int) -> Tensor:
-        """``index`` in ``[0, size)``; negative ones count from the end.
+        """``index`` in ``[0, size)``; until iOS 16 negative ones count from the end.
 
-        Core ML leaves an index outside the axis undefined, so an evaluator has no right answer to give: DataError.
+        Core ML leaves any other index undefined, so an evaluator has no right answer to give: DataError.
         """
+        least = -size if self.opset < OPSET_IOS17 else 0
         if index.numel():
             low, high = int(index.min()), int(index.max())
-            if low < -size or high >= size:
+            if low < least or high >= size:
                 raise DataError(
-                    f"{self.operation.label}: index {low if low < -size else high} of an axis of {size}",
+                    f"{self.operation.label}: index {low if low < least else high} of an axis of {size}",
                     fix="the result on a device is undefined: check the inputs",
                 )
             if low < 0:

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgeship.runtimes.coreml.ops.registry import Call, op
+from edgeship.runtimes.coreml.ops.registry import OPSET_IOS17, Call, op
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from edgeship.runtimes.coreml.ops.registry import Outputs
-
-OPSET_IOS17 = 7
 
 
 @op("reshape")

@@ -34,7 +34,7 @@ def slice_by_index(call: Call) -> Outputs:
     """``x[begin:end:stride]`` by axis; masked ends are open, and squeezed axes are indexed."""
     x = call.tensor("x").numpy()
     # A negative stride gives a view that torch cannot hold.
-    return torch.from_numpy(np.ascontiguousarray(x[_slices(call, x.ndim)]).reshape(x[_slices(call, x.ndim)].shape))
+    return torch.from_numpy(np.array(x[_slices(call, x.ndim)]))
 
 
 @op("slice_update")
