@@ -112,14 +112,20 @@ def compare(published: list[dict[str, str]]) -> list[Row]:
 def report(rows: list[Row]) -> str:
     ratios = [estimated / published for *_, published, estimated in rows]
     inside = sum(1 / BAND <= ratio <= BAND for ratio in ratios)
+    summary = (
+        f"{len(rows)} rows; estimate over measurement: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} "
+        f"to {max(ratios):.2f}; {inside} of {len(rows)} inside the band of {BAND:g}."
+    )
     lines = [
         "# The latency estimate beside published measurements",
         "",
-        f"{len(rows)} rows; estimate over measurement: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} "
-        f"to {max(ratios):.2f}; {inside} of {len(rows)} inside the band of {BAND:g}. Nothing was fitted to these "
-        "figures beyond the round efficiencies named in `edgeship/devices/estimate.py`. All are large, regular networks, which "
-        "suit a roofline; small and irregular ones will fare worse. Made by `benchmarks/estimate_check.py`. "
-        "Measurements: median over runtimes on the NPU in Qualcomm AI Hub Models v0.47; Core ML Tools guide (Apple).",
+        summary,
+        "",
+        "Nothing was fitted to these figures beyond the round efficiencies named in `edgeship/devices/estimate.py`.",
+        "All are large, regular networks, which suit a roofline; small and irregular ones will fare worse.",
+        "",
+        "Measurements: median over runtimes on the NPU, Qualcomm AI Hub Models v0.47; Core ML Tools guide (Apple).",
+        "Made by `benchmarks/estimate_check.py`.",
         "",
         "| model | target | precision | published ms | estimated ms | ratio |",
         "|---|---|---|---|---|---|",
