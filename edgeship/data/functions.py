@@ -23,7 +23,7 @@ def load_function(reference: str) -> Callable[..., Any]:
         module = _load_file(Path(head)) if head.endswith(".py") else importlib.import_module(head)
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UsageError(f"{head} cannot be imported: {reason}", fix="run it with python to see where") from error
     function = getattr(module, name, None)

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
@@ -21,17 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from edgeship import __version__
-from edgeship.core.artifact import file_digest, list_files
+from edgeship.core.artifact import file_digest, list_files, total_bytes
 from edgeship.core.model import ARTIFACTS, Model, TorchModel
 from edgeship.core.passes import Pass
 from edgeship.core.records import from_plain, to_plain
 from edgeship.core.report import Measurements, Verdict
+from edgeship.core.units import parse_bytes
 from edgeship.errors import EdgeshipError, OutputError
 
 Result = Model | Verdict | Measurements
 KINDS: dict[str, type[Any]] = {**ARTIFACTS, **{cls.kind: cls for cls in (TorchModel, Verdict, Measurements)}}
 DEPENDENCIES = "dependencies.json"
 RESULT = "result.json"
+# How often to try when several builds store the same step at once.
+ATTEMPTS = 20
 # Entries beyond this are dropped, oldest use first.
 DEFAULT_MAX_BYTES = 20 * 1000**3
 
@@ -68,7 +72,7 @@ class Cache:
                 return None
             result = _from_stored(folder, stored["result"])
             os.utime(folder)
-        except (OSError, ValueError, KeyError, EdgeshipError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, EdgeshipError):
             shutil.rmtree(folder, ignore_errors=True)
             return None
         return result
@@ -104,26 +108,40 @@ class Cache:
         (folder / RESULT).write_text(json.dumps(stored), encoding="utf-8")
         final = self.root / "steps" / key
         final.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(final, ignore_errors=True)
-        try:
-            folder.rename(final)
-        except OSError:
-            # Another build stored the same key between our two lines: its entry is as good as ours.
-            if not (final / RESULT).is_file():
-                raise
-            shutil.rmtree(folder, ignore_errors=True)
+        for attempt in range(ATTEMPTS):
+            try:
+                folder.rename(final)
+                break
+            except OSError:
+                # Something is there: another build's entry, which is as good as ours, or one to be replaced.
+                theirs = self.get(key)
+                if theirs is not None or attempt == ATTEMPTS - 1:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    if theirs is None:
+                        raise
+                    return theirs
+                self._put_aside(final)
         return _from_stored(final, stored["result"])
+
+    def _put_aside(self, final: Path) -> None:
+        """Remove an entry in one step for whoever looks, and then from the disk."""
+        aside = self.root / "running" / f"{final.name[:16]}-aside-{os.getpid()}"
+        with suppress(OSError):
+            final.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
     def sweep(self, max_bytes: int | None = None) -> None:
         """Drop what killed builds left, and the oldest entries beyond ``max_bytes``."""
         for folder in (self.root / "running").glob("*"):
             if not _alive(folder.name.rpartition("-")[2]):
                 shutil.rmtree(folder, ignore_errors=True)
-        limit = max_bytes if max_bytes is not None else int(os.environ.get("EDGESHIP_CACHE_MAX", DEFAULT_MAX_BYTES))
+        limit = max_bytes if max_bytes is not None else _max_bytes()
         entries = []
         for folder in (self.root / "steps").glob("*"):
-            size = sum(item.stat().st_size for item in list_files(folder))
-            entries.append((folder.stat().st_mtime, size, folder))
+            try:
+                entries.append((folder.stat().st_mtime, total_bytes(folder), folder))
+            except FileNotFoundError:
+                continue  # another build replaced it while we looked
         total = sum(size for _, size, _ in entries)
         for _, size, folder in sorted(entries):
             if total <= limit:
@@ -138,6 +156,11 @@ def default_cache_root() -> Path:
 
     override = os.environ.get("EDGESHIP_CACHE")
     return Path(override) if override else user_cache_path("edgeship")
+
+
+def _max_bytes() -> int:
+    text = os.environ.get("EDGESHIP_CACHE_MAX", "")
+    return parse_bytes(text) if text else DEFAULT_MAX_BYTES
 
 
 @cache

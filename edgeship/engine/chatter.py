@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -32,8 +32,10 @@ class Log:
         return self._file
 
     def line(self, text: str) -> None:
-        """Write one line."""
-        self.file().write(text.encode(errors="replace") + b"\n")
+        """Write one line. A full disk is for the step to report that needs it."""
+        file = self.file()
+        with suppress(OSError):
+            file.write(text.encode(errors="replace") + b"\n")
 
 
 @contextmanager
@@ -53,8 +55,10 @@ def silenced(log: Log) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # On a full disk these fail, and the terminal must come back all the same.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
         root.handlers = handlers
         os.dup2(saved[0], 1)
         os.dup2(saved[1], 2)

@@ -18,6 +18,9 @@ from edgeship.engine.cache import KINDS, Cache, Result
 from edgeship.engine.chatter import Log, silenced
 from edgeship.errors import EdgeshipError, OutputError
 
+# A disk with less than this is full: no artifact fits.
+FULL_BYTES = 1 << 20
+
 
 class Progress(Protocol):
     """What a front end hears while steps run."""
@@ -102,9 +105,12 @@ def execute(
             progress.failed(step)
             log.line(traceback.format_exc())
             raise _disk_error(error, cache) from error
-        except BaseException:
+        except BaseException as error:
             progress.failed(step)
             log.line(traceback.format_exc())
+            # Libraries that write in C++ or Rust have errors of their own for a full disk.
+            if isinstance(error, Exception) and _is_full(cache):
+                raise _disk_error(OSError(errno.ENOSPC, "", str(cache.root)), cache) from error
             raise
         seconds = time.perf_counter() - begin
         execution.times.append(StepTime(f"{step.index} {step.name}", seconds, cached))
@@ -140,6 +146,13 @@ def _input(index: int, source: Source, results: Mapping[int, Result]) -> Model:
     result = results[index]
     assert isinstance(result, Model), "only models flow between steps"
     return result
+
+
+def _is_full(cache: Cache) -> bool:
+    try:
+        return shutil.disk_usage(cache.root).free < FULL_BYTES
+    except OSError:
+        return False
 
 
 def _disk_error(error: OSError, cache: Cache) -> EdgeshipError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -33,10 +34,13 @@ class LoadOnnx(Pass):
         from edgeship.core.model import NUMPY_DTYPES, TensorSpec
         from edgeship.data.specs import example_tensors, parse_input, with_notes
         from edgeship.frontends.onnx.importer import import_onnx
+        from edgeship.frontends.reads import recorded_reads
         from edgeship.program.export import make_program
 
         given = {spec.name: spec for spec in map(parse_input, self.inputs)}
-        imported = import_onnx(model.path, sizes={name: spec.shape for name, spec in given.items()})
+        # External data may go by any name, which only the file knows.
+        with recorded_reads() as reads:
+            imported = import_onnx(model.path, sizes={name: spec.shape for name, spec in given.items()})
         short = {name: code for code, name in NUMPY_DTYPES.items()}
         for name, spec in given.items():
             found = next((item for item in imported.inputs if item.name == name), None)
@@ -53,4 +57,5 @@ class LoadOnnx(Pass):
         note = f"{self.name}: {model.path.name}, opset {imported.opset}"
         program = make_program(imported.module, specs, example_tensors(specs), output_names=names, note=note)
         program.save(ctx.folder / "program")
+        (ctx.folder / "dependencies.json").write_text(json.dumps(reads.digests()), encoding="utf-8")
         return TorchModel(ctx.folder / "program", program.signature)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from edgeship.core.model import Source, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
-from edgeship.errors import SourceError, UsageError
+from edgeship.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -35,25 +35,13 @@ class LoadFactory(Pass):
 
     def run(self, model: Source, ctx: Context) -> TorchModel:
         """Call the factory with a fixed seed, export what it returns, and note every file it read."""
-        import torch
-
-        from edgeship.data.functions import load_function
         from edgeship.data.specs import example_tensors, parse_input, with_notes
+        from edgeship.frontends.factory import call_factory
         from edgeship.frontends.reads import recorded_reads
         from edgeship.program.export import make_program
 
-        torch.manual_seed(0)
         with recorded_reads() as reads:
-            function = load_function(self.reference)
-            try:
-                module = function()
-            except Exception as error:
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-                raise SourceError(
-                    f"{self.reference} failed: {reason}", fix="run it with python to see where"
-                ) from error
-        if not isinstance(module, torch.nn.Module):
-            raise SourceError(f"{self.reference} returned {type(module).__name__}", fix="return an nn.Module")
+            module = call_factory(self.reference)
         if not self.inputs:
             raise UsageError(
                 f"{self.reference} does not say what its inputs are", fix="add --input name:f32[1,3,224,224]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -45,24 +46,22 @@ class LoadWeights(Pass):
 
     def run(self, model: Source, ctx: Context) -> TorchModel:
         """Read the weights, put them into the module strictly, export it."""
-        import torch
-
-        from edgeship.data.functions import load_function
         from edgeship.data.specs import example_tensors, parse_input, with_notes
+        from edgeship.frontends.factory import call_factory
+        from edgeship.frontends.reads import recorded_reads
         from edgeship.program.export import make_program
 
         if not self.inputs:
             raise UsageError("weights do not say what the inputs are", fix="add --input name:f32[1,3,224,224]")
         state = read_weights(model.path)
-        torch.manual_seed(0)
-        module = load_function(self.factory.reference)()
-        if not isinstance(module, torch.nn.Module):
-            raise SourceError(f"{self.factory.reference} returned {type(module).__name__}", fix="return an nn.Module")
+        with recorded_reads() as reads:
+            module = call_factory(self.factory.reference)
         fill(module, state, model.path)
         specs = with_notes([parse_input(text) for text in self.inputs], self.notes)
         note = f"{self.name}: {model.path.name} into {self.factory.reference}"
         program = make_program(module, specs, example_tensors(specs), output_names=self.outputs, note=note)
         program.save(ctx.folder / "program")
+        (ctx.folder / "dependencies.json").write_text(json.dumps(reads.digests()), encoding="utf-8")
         return TorchModel(ctx.folder / "program", program.signature)
 
 
