@@ -19,7 +19,8 @@ from edgeship.core.runtimes import Availability
 from edgeship.core.target import Target
 from edgeship.core.units import human_bytes
 
-MIN_WIDTH = 100
+# Columns when stdout is a file or a pipe, where nobody wraps lines.
+FILE_WIDTH = 140
 
 
 class Shown:
@@ -77,7 +78,7 @@ def _title(step: Step) -> str:
 
 def console() -> Console:
     """Stdout, wide enough for the tables when it is not a terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
 
 
 def print_report(report: Report) -> None:
@@ -87,20 +88,16 @@ def print_report(report: Report) -> None:
         title=f"{report.source} for {', '.join(report.targets)}, profile {report.profile}", title_justify="left"
     )
     table.add_column("artifact", no_wrap=True)
-    table.add_column("weights / activations")
+    table.add_column("weights")
+    table.add_column("activations")
     table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("error against the original", justify="right")
+    table.add_column("error to original", justify="right")
     if labelled:
         table.add_column("accuracy", justify="right", no_wrap=True)
     table.add_column("latency here", justify="right")
     table.add_column("verdict", no_wrap=True)
     for row in report.rows:
-        cells = [
-            f"{row.runtime}/{row.file}",
-            f"{row.weights} / {row.activations}",
-            human_bytes(row.size_bytes),
-            _error(row),
-        ]
+        cells = [f"{row.runtime}/{row.file}", row.weights, row.activations, human_bytes(row.size_bytes), _error(row)]
         if labelled:
             cells.append(_accuracy(row))
         table.add_row(*cells, _latency(row), _verdict(row))
@@ -136,7 +133,7 @@ def _latency(row: ArtifactRow) -> str:
 
 
 def _verdict(row: ArtifactRow) -> str:
-    how = "run by emulator" if row.execution == "emulated" else "run"
+    how = "emulated" if row.execution == "emulated" else "run"
     return f"[green]ok[/], {how}" if row.passed else "[red]fell short[/]"
 
 

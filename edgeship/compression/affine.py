@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # Below this a float16 scale is subnormal, and the runtimes do not agree on those.
 MIN_SCALE = 2.0**-14
 MAX_SCALE = 65504.0
+# Clipping tries this many ranges, from the whole one down to 1 - CLIP_LEAST of it.
+CLIP_STEPS = 40
+CLIP_LEAST = 0.6
 
 
 def to_float16(weight: torch.Tensor, name: str = "weight") -> FloatTensor:
@@ -30,11 +33,14 @@ def to_float16(weight: torch.Tensor, name: str = "weight") -> FloatTensor:
     return FloatTensor(half.numpy())
 
 
-def quantize_nearest(weight: torch.Tensor, encoding: Affine, *, axis: int = 0, name: str = "weight") -> AffineTensor:
+def quantize_nearest(
+    weight: torch.Tensor, encoding: Affine, *, axis: int = 0, clip: bool = False, name: str = "weight"
+) -> AffineTensor:
     """Round a weight to the nearest point of an affine grid.
 
     Args:
         weight: any shape. axis: the axis of output channels.
+        clip: choose ranges by squared error instead of by the largest weight.
         encoding: granularity ``group`` runs along the other axes flattened and needs a 2-D weight.
 
     Raises:
@@ -46,23 +52,74 @@ def quantize_nearest(weight: torch.Tensor, encoding: Affine, *, axis: int = 0, n
     value = weight.detach().to(torch.float32)
     if not bool(torch.isfinite(value).all()):
         raise WeightsError(f"{name} holds NaN or infinity", fix="train or export the model again")
-    low, high = block_range(value, encoding, axis, name)
-    if encoding.symmetric:
-        scale = torch.maximum(low.abs(), high.abs()) / encoding.high
-        zero = torch.zeros_like(scale)
-    else:
-        low, high = low.clamp(max=0), high.clamp(min=0)
-        scale = (high - low) / encoding.high
-        zero = torch.zeros_like(scale)
-    scale = storage_grid(scale, encoding, name)
-    if not encoding.symmetric:
-        zero = (-low / scale).round().clamp(encoding.low, encoding.high)
-    blocks = _spread(scale, value.shape)
-    quantized = (value / blocks).round() + _spread(zero, value.shape)
+    scale, zero = choose_scales(value, encoding, axis=axis, clip=clip, name=name)
+    return round_to(value, scale, zero, encoding)
+
+
+def round_to(value: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, encoding: Affine) -> AffineTensor:
+    """Every weight to the nearest point of a grid that is given, one scale and zero point a block."""
+    import torch
+
+    quantized = (value / spread(scale, value.shape)).round() + spread(zero, value.shape)
     quantized = quantized.clamp(encoding.low, encoding.high)
     dtype = torch.int8 if encoding.symmetric else torch.uint8
     zeros: npt.NDArray[Any] | None = None if encoding.symmetric else zero.to(dtype).numpy()
     return AffineTensor(quantized.to(dtype).numpy(), scale.numpy(), zeros, encoding)
+
+
+def choose_scales(
+    value: torch.Tensor,
+    encoding: Affine,
+    *,
+    axis: int = 0,
+    clip: bool = False,
+    importance: torch.Tensor | None = None,
+    name: str = "weight",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero point of each block, on the grid that artifacts store.
+
+    Args:
+        clip: shrink each block's range to where the squared rounding error is smallest, instead of covering all of it.
+        importance: ``(K,)`` weight of each input channel in that error (the diagonal of a Hessian); implies ``clip``.
+    """
+    import torch
+
+    low, high = block_range(value, encoding, axis, name)
+    if not encoding.symmetric:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+
+    def grid(share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        if encoding.symmetric:
+            found = storage_grid(torch.maximum(low.abs(), high.abs()) * share / encoding.high, encoding, name)
+            return found, torch.zeros_like(found)
+        found = storage_grid((high - low) * share / encoding.high, encoding, name)
+        return found, (-low * share / found).round().clamp(encoding.low, encoding.high)
+
+    best_scale, best_zero = grid(1.0)
+    if not clip and importance is None:
+        return best_scale, best_zero
+    best = torch.full_like(best_scale, torch.inf)
+    for step in range(CLIP_STEPS):
+        scale, zero = grid(1.0 - step * CLIP_LEAST / CLIP_STEPS)
+        wide, shift = spread(scale, value.shape), spread(zero, value.shape)
+        error = (((value / wide).round() + shift).clamp(encoding.low, encoding.high) - shift) * wide - value
+        error = error.square()
+        if importance is not None:
+            error = error * importance
+        total = _block_sum(error, best_scale.shape)
+        better = total < best
+        best = torch.where(better, total, best)
+        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
+    return best_scale, best_zero
+
+
+def _block_sum(value: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Sums over blocks, one entry a block, with the rank kept."""
+    for axis, (have, want) in enumerate(zip(value.shape, shape, strict=True)):
+        if have != want:
+            blocks = (*value.shape[:axis], want, have // want, *value.shape[axis + 1 :])
+            value = value.reshape(blocks).sum(axis + 1)
+    return value
 
 
 def block_range(value: torch.Tensor, encoding: Affine, axis: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,7 +141,8 @@ def block_range(value: torch.Tensor, encoding: Affine, axis: int, name: str) -> 
 
 
 def storage_grid(scale: torch.Tensor, encoding: Affine, name: str = "weight") -> torch.Tensor:
-    """Scales rounded to what artifacts store: bfloat16 for groups, float16 otherwise; channels of zeros get scale 1.
+    """Scales rounded to what artifacts store: bfloat16 for groups, float16 otherwise; channels of zeros the largest
+    scale beside them (they store nothing, and must not widen the range of scales), or 1.
 
     Scales too small for a normal float16 are raised to the smallest one: their weights are then that much finer than
     they need be, and still exact.
@@ -93,13 +151,15 @@ def storage_grid(scale: torch.Tensor, encoding: Affine, name: str = "weight") ->
 
     if float(scale.max()) > MAX_SCALE:
         raise WeightsError(f"{name} is too large for a float16 scale", fix="scale the layer, or keep it in float32")
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale.clamp(min=MIN_SCALE))
+    idle = scale.max() if float(scale.max()) > 0 else torch.ones_like(scale.max())
+    scale = torch.where(scale == 0, idle, scale).clamp(min=MIN_SCALE)
     grid = torch.bfloat16 if encoding.granularity == "group" else torch.float16
     rounded = scale.to(grid).to(torch.float32)
     return torch.where(rounded > MAX_SCALE, torch.full_like(rounded, MAX_SCALE), rounded)
 
 
-def _spread(blocks: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def spread(blocks: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """One number a block, repeated to ``shape``."""
     for axis, (have, want) in enumerate(zip(blocks.shape, shape, strict=True)):
         if have not in (1, want):
             blocks = blocks.repeat_interleave(want // have, dim=axis)

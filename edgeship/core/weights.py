@@ -1,7 +1,7 @@
 """Encoded weights: the integers, scales and palettes that compression decides and every runtime stores.
 
-An *encoding* (`Float`, `Affine`, ...) says how a weight is stored; an *encoded tensor* (`Float16Tensor`,
-`AffineTensor`, ...) is a weight stored so. Arrays are NumPy; NumPy is imported where it is needed.
+An *encoding* (`Float`, `Affine`, `Palette`, `Sparse`) says how a weight is stored; an *encoded tensor* (`FloatTensor`,
+`AffineTensor`, `PaletteTensor`, `SparseTensor`) is a weight stored so. Arrays are NumPy; NumPy is imported where it is needed.
 
 Rules for the numbers (each runtime stores them exactly only if they hold):
   - scales per tensor and per channel lie on the float16 grid, scales per group on the bfloat16 grid inside float16's
@@ -76,7 +76,45 @@ class Affine:
         return f"int{self.bits} {reach[self.granularity]}{sign}"
 
 
-Encoding: TypeAlias = Float | Affine
+@dataclass(frozen=True)
+class Palette:
+    """A look-up table of ``2**bits`` float16 values, and an index a weight.
+
+    ``group_channels`` output channels (axis 0) share one table; None means one table for the whole tensor.
+    """
+
+    kind: ClassVar[str] = "palette"
+    bits: int = 4
+    group_channels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.bits not in (1, 2, 3, 4, 6, 8):
+            raise EncodingError(f"a palette of {self.bits} bits is not an encoding", fix="use 1, 2, 3, 4, 6 or 8 bits")
+        if self.group_channels is not None and self.group_channels < 1:
+            raise EncodingError("a palette is shared by at least one channel", fix="give 1 or more, or none")
+
+    def __str__(self) -> str:
+        reach = "per tensor" if self.group_channels is None else f"per {self.group_channels} channels"
+        return f"palette{self.bits} {reach}"
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Zeros left out: a bit a weight says where the others are, and ``inner`` says how those are stored."""
+
+    kind: ClassVar[str] = "sparse"
+    inner: Float | Affine | Palette = Float(16)
+
+    @property
+    def bits(self) -> int:
+        """Bits of one weight that is not zero."""
+        return self.inner.bits
+
+    def __str__(self) -> str:
+        return f"sparse {self.inner}"
+
+
+Encoding: TypeAlias = Float | Affine | Palette | Sparse
 
 
 class EncodedTensor(Protocol):
@@ -189,6 +227,104 @@ class AffineTensor:
         return arrays
 
 
+@dataclass(frozen=True, eq=False)
+class PaletteTensor:
+    """A weight in indices into look-up tables.
+
+    Args:
+        indices: uint8, the weight's own shape, one index an element, not packed.
+        table: float32 values on the float16 grid, ``(groups, 2**bits)``; group ``g`` serves output channels
+            ``g * n .. (g + 1) * n - 1`` with ``n = channels / groups``.
+    """
+
+    indices: Array
+    table: Array
+    encoding: Palette
+
+    def __post_init__(self) -> None:
+        groups, entries = self.table.shape
+        if entries != 1 << self.encoding.bits or (groups > 1 and self.indices.shape[0] % groups):
+            raise EncodingError(
+                f"tables of shape {self.table.shape} do not serve a weight of shape {self.indices.shape}",
+                fix="give 2**bits entries, and a number of groups that divides the output channels",
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's own shape."""
+        return tuple(self.indices.shape)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of packed indices and float16 tables."""
+        return -(-int(self.indices.size) * self.encoding.bits // 8) + 2 * int(self.table.size)
+
+    def dequantize(self) -> Array:
+        """The weight in float32: each index looked up in its group's table."""
+        import numpy as np
+
+        groups = self.table.shape[0]
+        rows = self.indices.reshape(groups, -1).astype(np.int64)
+        values: Array = np.take_along_axis(self.table.astype(np.float32), rows, axis=1)
+        return values.reshape(self.shape)
+
+    def arrays(self) -> dict[str, Array]:
+        """What goes into a safetensors file, by role."""
+        return {"indices": self.indices, "table": self.table}
+
+
+@dataclass(frozen=True, eq=False)
+class SparseTensor:
+    """A weight with zeros left out.
+
+    Args:
+        mask: bool, the weight's own shape; True where a value is stored.
+        inner: the values in the weight's own shape; what lies outside the mask is not stored, and is canonical here
+            (integer or index 0, float 0.0), so that two tensors with the same stored bits are equal.
+    """
+
+    mask: Array
+    inner: FloatTensor | AffineTensor | PaletteTensor
+    encoding: Sparse
+
+    def __post_init__(self) -> None:
+        if self.mask.shape != self.inner.shape:
+            raise EncodingError(f"a mask of shape {self.mask.shape} does not fit a weight of shape {self.inner.shape}")
+        if isinstance(self.inner, AffineTensor) and not self.inner.encoding.symmetric:
+            raise EncodingError("zeros of a sparse weight need a symmetric grid", fix="use symmetric integers")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's own shape."""
+        return tuple(self.mask.shape)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of weights left out."""
+        import numpy as np
+
+        return 1 - float(np.count_nonzero(self.mask)) / max(int(self.mask.size), 1)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the mask, the packed values inside it, and their scales or tables."""
+        import numpy as np
+
+        kept = int(np.count_nonzero(self.mask))
+        extra = sum(2 * int(array.size) for role, array in self.inner.arrays().items() if role in ("scale", "table"))
+        return -(-int(self.mask.size) // 8) + -(-kept * self.inner.encoding.bits // 8) + extra
+
+    def dequantize(self) -> Array:
+        """The weight in float32, zero outside the mask."""
+        import numpy as np
+
+        return np.where(self.mask, self.inner.dequantize(), np.float32(0))
+
+    def arrays(self) -> dict[str, Array]:
+        """What goes into a safetensors file, by role."""
+        return {"mask": self.mask, **self.inner.arrays()}
+
+
 def expand_blocks(blocks: Array, shape: tuple[int, ...]) -> Array:
     """Repeat one number a block until it has ``shape``. Axes of ``blocks`` divide those of ``shape``."""
     import numpy as np
@@ -201,6 +337,12 @@ def expand_blocks(blocks: Array, shape: tuple[int, ...]) -> Array:
 
 def rebuild(encoding: Encoding, arrays: dict[str, Array]) -> EncodedTensor:
     """The inverse of ``arrays()``: an encoded tensor from its encoding and its arrays by role."""
+    if isinstance(encoding, Sparse):
+        inner = rebuild(encoding.inner, {role: array for role, array in arrays.items() if role != "mask"})
+        assert isinstance(inner, (FloatTensor, AffineTensor, PaletteTensor))
+        return SparseTensor(arrays["mask"].astype(bool), inner, encoding)
+    if isinstance(encoding, Palette):
+        return PaletteTensor(arrays["indices"], arrays["table"], encoding)
     if isinstance(encoding, Float):
         return FloatTensor(arrays["values"])
     return AffineTensor(arrays["values"], arrays["scale"], arrays.get("zero_point"), encoding)

@@ -144,7 +144,7 @@ def _resize(spec: TensorSpec, given: TensorSpec | None) -> TensorSpec:
 def _image_spec(config: Any, folder: Path) -> TensorSpec:
     path = folder / "preprocessor_config.json"
     processor = _read_json(path) if path.is_file() else {}
-    size = processor.get("crop_size") or processor.get("size") or getattr(config, "image_size", None) or 224
+    size: Any = processor.get("crop_size") or processor.get("size") or getattr(config, "image_size", None) or 224
     if isinstance(size, dict):
         edge = size.get("shortest_edge", 224)
         size = (size.get("height", edge), size.get("width", edge))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Signature, TorchModel
 from edgeship.core.records import read_json, write_json
-from edgeship.core.weights import ActivationEncoding, Affine, EncodedTensor, Float, rebuild
+from edgeship.core.weights import ActivationEncoding, Affine, EncodedTensor, Float, Palette, Sparse, rebuild
 from edgeship.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class ProgramRecord:
 
     signature: Signature
     inventory: Inventory
-    encodings: dict[str, Float | Affine] = field(default_factory=dict)
+    encodings: dict[str, Float | Affine | Palette | Sparse] = field(default_factory=dict)
     activations: dict[str, ActivationEncoding] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     history: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 NATIVE_LIMIT = 2000
-EMULATED_LIMIT = 400
+EMULATED_LIMIT = 600
 
 
 @dataclass(frozen=True)

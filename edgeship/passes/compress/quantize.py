@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
-from edgeship.core.weights import Affine, Encoding, Float, Granularity
+from edgeship.core.weights import Affine, Float, Granularity
 
 if TYPE_CHECKING:
     from edgeship.core.inventory import WeightUse
@@ -51,7 +51,7 @@ class QuantizeWeights(Pass):
         return task
 
     @property
-    def encoding(self) -> Encoding:
+    def encoding(self) -> Float | Affine:
         """The encoding that its options name."""
         if self.form == "float16":
             return Float(16)
@@ -74,10 +74,10 @@ class QuantizeWeights(Pass):
             weight = program.weights[use.name]
             if not weight.dtype.is_floating_point:
                 continue
-            if isinstance(self.encoding, Float):
-                encoded[use.name] = to_float16(weight.to(torch.float32), use.name)
-            else:
+            if isinstance(self.encoding, Affine):
                 encoded[use.name] = quantize_nearest(weight, self.encoding, axis=use.channel_axis, name=use.name)
+            else:
+                encoded[use.name] = to_float16(weight.to(torch.float32), use.name)
         record = replace(
             program.record,
             encodings={name: tensor.encoding for name, tensor in encoded.items()},

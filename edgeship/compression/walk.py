@@ -1,0 +1,133 @@
+"""Walk a program node by node over all calibration batches at once, and let a visitor change each weight on the way.
+
+Every layer sees inputs that the already changed layers before it made, as GPTQ (Frantar et al. 2022, arXiv:2210.17323)
+wants. Only activations that a later node still reads are kept, so memory is a small multiple of one layer's activations
+over all batches, not of the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from edgeship.errors import DataError
+from edgeship.program.inventory import weight_nodes
+
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import Node
+
+    from edgeship.core.inventory import WeightUse
+    from edgeship.program.program import TorchProgram
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight on the walk.
+
+    Args:
+        use: what the inventory says of it. node: the operator that reads it.
+        weight: float32, its own shape. inputs: the operator's first input, one tensor a batch.
+        outputs: what the operator answers with the float weight, one a batch, made when asked for.
+    """
+
+    use: WeightUse
+    node: Node
+    weight: torch.Tensor
+    inputs: tuple[torch.Tensor, ...]
+    evaluate: Callable[[torch.Tensor, int], torch.Tensor]
+
+
+Visitor = Callable[[Layer], "torch.Tensor | None"]
+
+
+def walk(
+    program: TorchProgram,
+    batches: Sequence[dict[str, Any]],
+    visit: Visitor,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> None:
+    """Run the program over ``batches``; before each operator with a weight, let ``visit`` replace the weight.
+
+    Args:
+        batches: inputs by name, NumPy, as `edgeship.data.batches` gives them.
+        visit: called once a weight, in the order of the graph; returns the weight that later layers should see, or
+            None to leave it. A weight read by several operators is visited at the first.
+
+    Raises:
+        DataError: no batches, or an activation that is not finite.
+    """
+    import torch
+
+    if not batches:
+        raise DataError("calibration needs at least one sample", fix="give --calibration DATA")
+    placeholders = {node: name for name, node in weight_nodes(program.exported).items()}
+    uses = {use.name: use for use in program.record.inventory.weights}
+    lifted = program.exported.graph_signature.inputs_to_lifted_tensor_constants
+    graph = program.exported.graph
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    user_names = iter(spec.name for spec in program.signature.inputs)
+    values: dict[Node, list[Any]] = {}
+    shared: dict[Node, torch.Tensor] = {}
+    for node in inputs:
+        if node in placeholders:
+            continue
+        if node.name in lifted:
+            shared[node] = cast("torch.Tensor", program.exported.constants[lifted[node.name]])
+        else:
+            name = next(user_names)
+            values[node] = [torch.from_numpy(batch[name].copy()) for batch in batches]
+    last_read = {arg: node for node in graph.nodes for arg in node.all_input_nodes}
+    changed: dict[str, torch.Tensor] = {}
+    steps = [node for node in graph.nodes if node.op == "call_function"]
+    visited: set[str] = set()
+
+    def weight_of(node: Node) -> torch.Tensor:
+        name = placeholders[node]
+        name = program.record.aliases.get(name, name)
+        return changed[name] if name in changed else program.weight(name)
+
+    def call(node: Node, index: int, replaced: dict[Node, torch.Tensor]) -> Any:
+        def look(arg: Node) -> Any:
+            if arg in replaced:
+                return replaced[arg]
+            return shared[arg] if arg in shared else values[arg][index]
+
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), look)
+        return cast("Any", node.target)(*args, **kwargs)
+
+    with torch.no_grad():
+        for done, node in enumerate(steps):
+            loaded = {arg: weight_of(arg) for arg in node.all_input_nodes if arg in placeholders}
+            for arg in loaded:
+                name = program.record.aliases.get(placeholders[arg], placeholders[arg])
+                use = uses.get(placeholders[arg])
+                if use is None or use.op == "other" or name in visited or not node.all_input_nodes:
+                    continue
+                first = next((item for item in node.all_input_nodes if item in values), None)
+                if first is None:
+                    continue
+                visited.add(name)
+                progress(done, len(steps), name)
+
+                def evaluate(weight: torch.Tensor, index: int, node: Node = node, arg: Node = arg) -> torch.Tensor:
+                    return cast("torch.Tensor", call(node, index, {**loaded, arg: weight}))
+
+                replacement = visit(Layer(use, node, loaded[arg].float(), tuple(values[first]), evaluate))
+                if replacement is not None:
+                    changed[name] = replacement
+                    loaded[arg] = replacement
+            values[node] = [call(node, index, loaded) for index in range(len(batches))]
+            _refuse_not_finite(node, values[node])
+            for arg in node.all_input_nodes:
+                if last_read.get(arg) is node:
+                    values.pop(arg, None)
+
+
+def _refuse_not_finite(node: Node, results: Sequence[Any]) -> None:
+    import torch
+
+    for result in results:
+        if isinstance(result, torch.Tensor) and result.is_floating_point() and bool(torch.isnan(result).any()):
+            raise DataError(f"calibration makes NaN at {node.name}", fix="check the calibration data for outliers")
