@@ -29,7 +29,8 @@ def for_static_activations(program: TorchProgram, bits: int = 16) -> TorchProgra
     """The program in the form whose every tensor can carry a static integer grid of ``bits``.
 
     Attention is spelled out (its scores and probabilities need grids of their own), masks are finite, ``silu`` is
-    ``x * sigmoid(x)``, and ``rsqrt`` is a division: 16-bit reciprocals are silently wrong on Hexagon.
+    ``x * sigmoid(x)``, ``rsqrt`` is a division and 16-bit clips are minima and maxima: 16-bit reciprocals and clips are
+    silently wrong on Hexagon.
     """
     exported = copy.copy(program.exported)
     exported._graph_module = copy.deepcopy(exported.graph_module)
@@ -46,17 +47,18 @@ def for_static_activations(program: TorchProgram, bits: int = 16) -> TorchProgra
     reshape_freely(graph)
     graph.eliminate_dead_code()
     exported.graph_module.recompile()
-    exported = exported.run_decompositions(_static_forms(masked))
+    exported = exported.run_decompositions(_static_forms(bits))
     reshape_freely(exported.graph_module.graph)
     exported.graph_module.recompile()
     record = dataclasses.replace(program.record, inventory=take_inventory(exported))
     return dataclasses.replace(program, exported=exported, weights=weights, record=record)
 
 
-def _static_forms(masked: float) -> dict[Any, Callable[..., Any]]:
+def _static_forms(bits: int) -> dict[Any, Callable[..., Any]]:
     import torch
 
     aten = torch.ops.aten
+    masked = MASKED[bits]
 
     def silu(x: torch.Tensor) -> torch.Tensor:
         return x * torch.sigmoid(x)
@@ -64,7 +66,22 @@ def _static_forms(masked: float) -> dict[Any, Callable[..., Any]]:
     def reciprocal(x: torch.Tensor) -> torch.Tensor:
         return torch.ones((), dtype=x.dtype) / x
 
+    def between(x: torch.Tensor, low: float | None = None, high: float | None = None) -> torch.Tensor:
+        if low is not None:
+            x = torch.relu(x) if low == 0 else torch.maximum(x, torch.full((1,), float(low), dtype=x.dtype))
+        return x if high is None else torch.minimum(x, torch.full((1,), float(high), dtype=x.dtype))
+
+    def hardtanh(x: torch.Tensor, low: float = -1.0, high: float = 1.0) -> torch.Tensor:
+        return between(x, low, high)
+
+    # A 16-bit Clip does nothing on Hexagon, silently (onnxruntime-qnn 2.7.0); 8-bit ones vanish in their own grid.
+    clips = {
+        aten.relu6.default: functools.partial(between, low=0.0, high=6.0),
+        aten.hardtanh.default: hardtanh,
+        aten.clamp.default: between,
+    }
     return {
+        **(clips if bits == 16 else {}),
         aten.scaled_dot_product_attention.default: functools.partial(spelled_out_attention, masked=masked),
         aten.silu.default: silu,
         aten.reciprocal.default: reciprocal,
@@ -189,7 +206,7 @@ def _constant(program: ExportedProgram, node: Any) -> torch.Tensor | None:
 
 
 def finite_masks(program: ExportedProgram, masked: float = MASKED[16]) -> list[str]:
-    """Give masks the value ``masked`` in place of -inf or the lowest float; returns the buffers (nodes) that need it too.
+    """Give masks the value ``masked`` in place of -inf or the lowest float; returns the buffers that need it too.
 
     Only numbers that reach a softmax through the adding, selecting and reshaping that masks are made of are touched.
     """

@@ -47,9 +47,8 @@ class OnnxToQnn(Pass):
             UnsupportedOpError: an operator would fall back to the CPU; names it.
             LoweringError: the compiler failed, crashed or took too long.
         """
-        import shutil
-
         from edgeship.lowering.qnn.compiler import Compiler
+        from edgeship.lowering.qnn.graph import rewrite_graph
         from edgeship.lowering.qnn.provider import Hexagon
 
         sources = [model.path.parent / name for name in model.files]
@@ -58,10 +57,7 @@ class OnnxToQnn(Pass):
         folder = ctx.folder / "model_qnn"
         folder.mkdir()
         graph = folder / "model.qdq.onnx"
-        shutil.copyfile(model.path, graph)
-        for path in sources:
-            if path != model.path:
-                shutil.copyfile(path, folder / path.name)
+        rewrite_graph(model.path, graph)
         chip = Hexagon(self.soc_model, self.htp_arch, float16=model.compute != "int")
         compiler = Compiler(graph, chip, self.timeout_s, ctx.log)
         ctx.progress(0, 2, "context binary")

@@ -72,9 +72,9 @@ class QnnRuntime(Runtime):
     def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
         """Every placed weight as the QDQ graph holds it; `readback` shows that the compiler takes the same integers."""
         self.versions()
-        from edgeship.runtimes.onnxruntime import RUNTIME as CPU
+        from edgeship.runtimes.qnn.stored import read_graph_weights
 
-        return CPU.read_weights(graph_of(artifact))
+        return read_graph_weights(graph_of(artifact))
 
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """Empty when Hexagon computes with exactly these integers; else why not."""

@@ -1,0 +1,105 @@
+"""The ONNX graph in the form that Hexagon takes whole, in one file."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import onnx
+
+    Array = npt.NDArray[Any]
+
+
+def rewrite_graph(source: Path, written: Path) -> None:
+    """Read ``source``, with its external data if it has any, and write it for Hexagon.
+
+    Raises `EncodingError` when a weight cannot be held exactly.
+    """
+    import onnx
+
+    from edgeship.lowering.qnn.embedding import lookup_integers
+    from edgeship.lowering.qnn.norms import quantize_norms
+
+    model = onnx.load(source)
+    graph = Graph(model)
+    lookup_integers(graph)
+    quantize_norms(graph)
+    graph.finish()
+    onnx.save(model, written)
+
+
+class Graph:
+    """Nodes by what they make, constants by name, and changes that take effect in `finish`."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._graph = model.graph
+        self.nodes: list[onnx.NodeProto] = list(model.graph.node)
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.made_by = {name: node for node in model.graph.node for name in node.output}
+        self._before: dict[str, list[onnx.NodeProto]] = {}
+        self._gone: set[int] = set()
+
+    def array(self, name: str) -> Array:
+        """The content of a constant."""
+        import onnx
+
+        array: Array = onnx.numpy_helper.to_array(self.constants[name])
+        return array
+
+    def scale_of(self, name: str) -> float | None:
+        """The scale of a quantized activation; None when ``name`` is not one."""
+        node = self.made_by.get(name)
+        if node is None or node.op_type != "DequantizeLinear" or node.input[0] in self.constants:
+            return None
+        return float(self.array(node.input[1]))
+
+    def constant(self, name: str, array: Array) -> str:
+        """Add a constant, once."""
+        import onnx
+
+        if name not in self.constants:
+            self.constants[name] = onnx.numpy_helper.from_array(array, name)
+        return name
+
+    def add(self, before: onnx.NodeProto, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Add a node that runs before another; returns what it makes."""
+        import onnx
+
+        node = onnx.helper.make_node(op, inputs, [output], name=f"node_{output}", **attributes)
+        self._before.setdefault(before.output[0], []).append(node)
+        return output
+
+    def pair(self, before: onnx.NodeProto, value: str, scale: str, zero: str) -> str:
+        """Quantize and restore ``value``."""
+        integers = self.add(before, "QuantizeLinear", [value, scale, zero], f"{value}_{scale}_q")
+        return self.add(before, "DequantizeLinear", [integers, scale, zero], f"{value}_{scale}_r")
+
+    def replace(self, node: onnx.NodeProto, value: str) -> None:
+        """Let the last new node before ``node``, which makes ``value``, make what ``node`` made."""
+        last = self._before[node.output[0]][-1]
+        assert last.output[0] == value
+        last.output[0] = node.output[0]
+        self._gone.add(id(node))
+
+    def finish(self) -> None:
+        """Put the new nodes in place, and drop what nothing reads."""
+        nodes: list[onnx.NodeProto] = []
+        for node in self.nodes:
+            nodes += self._before.get(node.output[0], [])
+            nodes += [] if id(node) in self._gone else [node]
+        read = {name for node in nodes for name in node.input} | {output.name for output in self._graph.output}
+        kept = [copy.deepcopy(node) for node in nodes if any(name in read for name in node.output)]
+        used = {name for node in kept for name in node.input}
+        constants = [copy.deepcopy(tensor) for tensor in self.constants.values() if tensor.name in used]
+        del self._graph.node[:]
+        self._graph.node.extend(kept)
+        del self._graph.initializer[:]
+        self._graph.initializer.extend(constants)
+        # Shapes that the exporter noted for values that are gone.
+        made = {name for node in kept for name in node.output}
+        noted = [copy.deepcopy(value) for value in self._graph.value_info if value.name in made]
+        del self._graph.value_info[:]
+        self._graph.value_info.extend(noted)
