@@ -59,7 +59,7 @@ class BuildOrder:
     def bundle(self) -> Path:
         """Where the bundle goes."""
         if self.output is not None:
-            return self.output
+            return self.output if self.output.name not in ("", "..") else self.output.resolve()
         head, _, function = self.source.rpartition(":")
         name = Path(head or self.source).resolve().stem if head and function.isidentifier() else ""
         return Path(f"{name or Path(self.source).resolve().stem}.edgeship")
@@ -92,7 +92,7 @@ def build(order: BuildOrder, progress: Progress | None = None, log: Log | None =
     progress = progress or Silence()
     cache = Cache(default_cache_root(), order.use_cache)
     cache.sweep()
-    remove_leftovers(order.bundle.absolute())
+    remove_leftovers(order.bundle.resolve())
     prepared = prepare(order, cache, log, progress)
     result: list[Report] = []
 
@@ -111,12 +111,17 @@ def build(order: BuildOrder, progress: Progress | None = None, log: Log | None =
 def plan(order: BuildOrder, log: Log | None = None, progress: Progress | None = None) -> Plan:
     """The plan that `build` would run. The source is loaded (or taken from the cache), nothing is converted."""
     cache = Cache(default_cache_root(), order.use_cache)
-    return prepare(order, cache, log or Log(log_path(order.bundle)), progress or Silence()).plan
+    return prepare(order, cache, log or side_log(), progress or Silence()).plan
 
 
 def log_path(bundle: Path) -> Path:
     """The log file beside a bundle."""
     return bundle.with_name(bundle.name + ".log")
+
+
+def side_log() -> Log:
+    """The log of commands that write no bundle: in the cache, so that the log of a build stays what it was."""
+    return Log(default_cache_root() / "last.log")
 
 
 def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Prepared:

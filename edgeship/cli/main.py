@@ -68,7 +68,7 @@ def build(dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> None:
 
     order = _order(**given)
     if dry_run:
-        _print_plan(order, as_json)
+        _print_plan(order, as_json, verbose)
         return
     shown = Shown()
     log = Log(api.log_path(order.bundle))
@@ -96,18 +96,21 @@ def build(dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> None:
 @order_options
 def plan(as_json: bool, verbose: bool, **given: Any) -> None:
     """Print what build would do, and why a pass is skipped."""
-    _print_plan(_order(**given), as_json)
+    _print_plan(_order(**given), as_json, verbose)
 
 
-def _print_plan(order: Any, as_json: bool) -> None:
+def _print_plan(order: Any, as_json: bool, verbose: bool) -> None:
     from edgeship import api
-    from edgeship.cli.printing import Shown
+    from edgeship.cli.printing import Shown, show_log
 
     shown = Shown()
+    log = api.side_log()
     try:
-        made = api.plan(order, progress=shown)
+        made = api.plan(order, log, shown)
     finally:
         shown.close()
+        if verbose:
+            show_log(log.path)
     click.echo(json.dumps(made.plain(), indent=2) if as_json else made.text())
 
 
@@ -167,9 +170,8 @@ def inspect(artifact: str, as_json: bool) -> None:
 def verify(bundle: str, no_run: bool, as_json: bool) -> None:
     """Check a bundle: every byte against the manifest, and that every artifact runs here."""
     from edgeship import api
-    from edgeship.engine.chatter import Log
 
-    problems = api.verify(Path(bundle), run=not no_run, log=Log(api.log_path(Path(bundle).absolute())))
+    problems = api.verify(Path(bundle), run=not no_run, log=api.side_log())
     if as_json:
         click.echo(json.dumps({"bundle": bundle, "whole": not problems, "problems": problems}, indent=2))
     else:

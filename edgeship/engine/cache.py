@@ -25,6 +25,7 @@ from edgeship import __version__
 from edgeship.core.artifact import file_digest, list_files, total_bytes
 from edgeship.core.model import ARTIFACTS, Model, TorchModel
 from edgeship.core.passes import Pass
+from edgeship.core.processes import is_alive
 from edgeship.core.records import from_plain, to_plain
 from edgeship.core.report import Measurements, Verdict
 from edgeship.core.units import parse_bytes
@@ -133,7 +134,7 @@ class Cache:
     def sweep(self, max_bytes: int | None = None) -> None:
         """Drop what killed builds left, and the oldest entries beyond ``max_bytes``."""
         for folder in (self.root / "running").glob("*"):
-            if not _alive(folder.name.rpartition("-")[2]):
+            if not is_alive(folder.name.rpartition("-")[2]):
                 shutil.rmtree(folder, ignore_errors=True)
         limit = max_bytes if max_bytes is not None else _max_bytes()
         entries = []
@@ -217,15 +218,3 @@ def _from_stored(folder: Path, plain: dict[str, Any]) -> Result:
     if isinstance(result, Model):
         result = replace(result, path=folder / result.path)
     return result
-
-
-def _alive(pid: str) -> bool:
-    if not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -28,7 +28,9 @@ class Log:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("wb", buffering=0)
             except OSError as error:
-                raise OutputError(f"{self.path} cannot be written: {error.strerror}", fix="choose another -o") from None
+                raise OutputError(
+                    f"{self.path} cannot be written: {error.strerror}", fix="choose another -o or EDGESHIP_CACHE"
+                ) from None
         return self._file
 
     def line(self, text: str) -> None:

@@ -28,6 +28,7 @@ from edgeship.core.artifact import (
     list_files,
 )
 from edgeship.core.model import ARTIFACTS, Artifact
+from edgeship.core.processes import is_alive
 from edgeship.core.records import read_json, to_plain, write_json
 from edgeship.errors import ArtifactError, OutputError, UsageError
 from edgeship.shipping.swap import put_in_place
@@ -39,14 +40,17 @@ def check_output(output: Path) -> None:
     Raises:
         OutputError: not writable. UsageError: a file, or a folder that is no bundle.
     """
-    if output.is_file():
+    place = output.resolve()
+    if place.exists() and not place.is_dir():
         raise UsageError(f"{output} is a file", fix="choose a folder with -o")
-    if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
-        raise UsageError(f"{output} is not empty and not a bundle", fix="choose another folder with -o")
-    parent = output.absolute().parent
+    parent = place.parent
+    if parent == place:
+        raise UsageError(f"{output} cannot be replaced by a bundle", fix="choose a folder with -o")
     try:
+        if place.is_dir() and any(place.iterdir()) and not (place / MANIFEST).is_file():
+            raise UsageError(f"{output} is not empty and not a bundle", fix="choose another folder with -o")
         parent.mkdir(parents=True, exist_ok=True)
-        probe = parent / f".{output.name}.probe-{os.getpid()}"
+        probe = parent / f".{place.name}.probe-{os.getpid()}"
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
@@ -57,7 +61,7 @@ def check_output(output: Path) -> None:
 
 def publish(gathered: Gathered) -> Bundle:
     """Write the bundle beside its place, then put it there in one rename."""
-    output = gathered.output.absolute()
+    output = gathered.output.resolve()
     remove_leftovers(output)
     draft = output.parent / f".{output.name}.draft-{os.getpid()}"
     draft.mkdir()
@@ -89,7 +93,7 @@ def remove_leftovers(output: Path) -> None:
     for pattern in (f".{output.name}.draft-*", f".{output.name}.old-*", f".{output.name}.probe-*"):
         for stale in output.parent.glob(pattern):
             pid = stale.name.rpartition("-")[2]
-            if not (pid.isdigit() and Path(f"/proc/{pid}").exists() and int(pid) != os.getpid()):
+            if pid == str(os.getpid()) or not is_alive(pid):
                 shutil.rmtree(stale, ignore_errors=True)
 
 
@@ -183,10 +187,14 @@ def changed_files(bundle: Bundle) -> list[str]:
             problems.append(f"{record.path} has {path.stat().st_size} bytes, {record.bytes} recorded")
         elif file_digest(path) != record.sha256:
             problems.append(f"{record.path} has changed")
-    for path in list_files(bundle.path):
+    for artifact in bundle.manifest.artifacts:
+        if not any(Path(file.path).is_relative_to(artifact.main) for file in artifact.files):
+            problems.append(f"{artifact.main} is none of the files of its artifact")
+    folders = {parent.as_posix() for name in known for parent in Path(name).parents}
+    for path in sorted(bundle.path.rglob("*")):
         name = path.relative_to(bundle.path).as_posix()
-        if name not in known:
-            problems.append(f"{name} is not in the manifest")
+        if path.is_symlink() or name not in (folders if path.is_dir() else known):
+            problems.append(f"{name} is {'a link' if path.is_symlink() else 'not in the manifest'}")
     return problems
 
 
