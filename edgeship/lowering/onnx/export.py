@@ -44,7 +44,7 @@ def export_graph(program: TorchProgram) -> tuple[ir.Model, dict[str, ir.Value]]:
             raise LoweringError("the ONNX exporter gave nothing back", fix="report this as a bug")
         model: ir.Model = exported.model
         weights = _hide_weights(model, program)
-        _optimize(model)
+        _optimize(model, static=bool(program.activations))
     for value in weights.values():
         model.graph.inputs.remove(value)
     _rename_ends(model, program)
@@ -94,10 +94,25 @@ def _hide_weights(model: ir.Model, program: TorchProgram) -> dict[str, ir.Value]
     return weights
 
 
-def _optimize(model: ir.Model) -> None:
+def _optimize(model: ir.Model, static: bool) -> None:
+    """Fold shapes and constants, and fuse what onnxscript knows; between static pairs there is nothing to fuse."""
     import onnxscript.optimizer
+    from onnx_ir.passes import Sequential, common
 
-    onnxscript.optimizer.optimize_ir(model)
+    if not static:
+        onnxscript.optimizer.optimize_ir(model)
+        return
+    # The rules alone take longer than the rest of the lowering on graphs three times as long.
+    common.InlinePass()(model)
+    onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
+    Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.NameFixPass(),
+    )(model)
 
 
 def _rename_ends(model: ir.Model, program: TorchProgram) -> None:
