@@ -12,11 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# Before anything imports torch: the two workers of `make test` are the machine's two cores.
-for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import pytest
 
 from edgeship.core.model import TensorSpec, TFLiteModel, TorchModel
@@ -25,6 +20,10 @@ from edgeship.core.weights import EncodedTensor
 from edgeship.program.program import TorchProgram
 
 ROOT = Path(__file__).resolve().parents[1]
+# Before anything imports torch, which the lines above do not: two workers of `make test` are the machine's two cores.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @dataclass(frozen=True)
@@ -244,10 +243,15 @@ def with_encoded() -> Callable[[TorchProgram, dict[str, EncodedTensor]], TorchPr
 
 @pytest.fixture(scope="session")
 def lower_to_tflite(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TFLiteModel]:
-    """Save a program and lower it: ``lower(program, activations="float")``."""
+    """Save a program and lower it, each program once: ``lower(program, activations="float")``."""
     from edgeship.passes.lower.torch_to_tflite import TorchToTFLite
 
+    made: dict[tuple[int, str], tuple[TorchProgram, TFLiteModel]] = {}
+
     def lower(program: TorchProgram, activations: str = "float", folder: Path | None = None) -> TFLiteModel:
+        key = (id(program), activations)
+        if folder is None and key in made:
+            return made[key][1]
         base = tmp_path_factory.mktemp("tflite")
         program.save(base / "program")
         folder = folder or base / "out"
@@ -256,6 +260,7 @@ def lower_to_tflite(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., T
         step = TorchToTFLite(activations=activations)  # type: ignore[arg-type]
         artifact = step.run(model, Context(folder))
         step.ensures(artifact, model=model)
+        made.setdefault(key, (program, artifact))
         return artifact
 
     return lower

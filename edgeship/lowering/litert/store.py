@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeship.core.model import Placement
-from edgeship.core.weights import Affine, AffineTensor, EncodedTensor, FloatTensor
+from edgeship.core.weights import AffineTensor, EncodedTensor, FloatTensor
 from edgeship.errors import EncodingError, LoweringError
 from edgeship.lowering.litert.flatbuffer import builtin_code
 from edgeship.lowering.litert.fold import Layout, Use, start, trace
@@ -15,7 +15,35 @@ from edgeship.lowering.litert.fold import Layout, Use, start, trace
 if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as schema
 
+    from edgeship.program.program import TorchProgram
+
 ActivationMath = Literal["float", "dynamic"]
+
+
+def refuse_encodings(program: TorchProgram, activations: ActivationMath) -> None:
+    """Raise `EncodingError` for a weight that has no exact and safe form here, before the slow conversion."""
+    uses = {use.name: use for use in program.record.inventory.weights}
+    for name, weight in program.encoded.items():
+        if isinstance(weight, FloatTensor):
+            continue
+        if not isinstance(weight, AffineTensor) or weight.encoding.bits not in _DEQUANTIZE_VERSIONS:
+            raise EncodingError(
+                f"LiteRT cannot hold {weight.encoding} ({name})", fix="use floats, or int8, int4 or int2"
+            )
+        if weight.zero_point is not None:
+            raise EncodingError(
+                f"LiteRT cannot hold the zero points of {name}: its kernels ignore them", fix="use symmetric integers"
+            )
+        op = uses[name].op if name in uses else "other"
+        if weight.encoding.granularity == "group" and not (op == "embedding" or (op, activations) == _GROUPED_LINEAR):
+            raise _no_groups(name)
+
+
+def _no_groups(name: str) -> EncodingError:
+    return EncodingError(
+        f"LiteRT cannot dequantize the groups of {name} outside a linear layer with dynamic activations",
+        fix="use per-channel scales, or dynamic activations",
+    )
 
 
 @dataclass
@@ -68,17 +96,14 @@ class WeightStorer:
         if not through:
             return []
         if isinstance(weight, AffineTensor) and weight.encoding.granularity == "group":
-            raise EncodingError(
-                f"LiteRT cannot dequantize the groups of {name} outside a linear layer with dynamic activations",
-                fix="use per-channel scales, or dynamic activations",
-            )
+            raise _no_groups(name)
         from ai_edge_litert import schema_py_generated as schema
 
         shape = self.subgraph.tensors[constant].shape
         floats = self._add_tensor(f"{name} in float32", schema.TensorType.FLOAT32, shape, 0)
         for use in through:
             use.operator.inputs[use.slot] = floats
-        version = _DEQUANTIZE_VERSIONS[_container_bits(weight)] if isinstance(weight, AffineTensor) else 3
+        version = _DEQUANTIZE_VERSIONS[weight.encoding.bits] if isinstance(weight, AffineTensor) else 3
         return [
             schema.OperatorT(
                 opcodeIndex=self._operator_code(schema.BuiltinOperator.DEQUANTIZE, version),
@@ -105,13 +130,13 @@ class WeightStorer:
         if code == kinds.FULLY_CONNECTED:
             use.operator.builtinOptions.asymmetricQuantizeInputs = True
             return True
-        if encoding.granularity != "channel" or _container_bits(weight) == 2:
+        if encoding.granularity != "channel" or weight.encoding.bits == 2:
             return False
         if code == kinds.CONV_2D:
             # Grouped convolutions have no hybrid kernel.
             channels = self.subgraph.tensors[use.operator.inputs[0]].shape[3]
             return int(channels) == use.layout.shape[3]
-        return bool(code == kinds.DEPTHWISE_CONV_2D and _container_bits(weight) == 8)
+        return bool(code == kinds.DEPTHWISE_CONV_2D and weight.encoding.bits == 8)
 
     def _add_constant(self, name: str, weight: EncodedTensor, layout: Layout) -> int:
         from ai_edge_litert import schema_py_generated as schema
@@ -121,18 +146,12 @@ class WeightStorer:
         if isinstance(weight, FloatTensor):
             half = weight.values.dtype == "float16"
             data, kind = _rearranged(weight.values, layout), types.FLOAT16 if half else types.FLOAT32
-        elif isinstance(weight, AffineTensor):
-            if weight.zero_point is not None:
-                raise EncodingError(
-                    f"LiteRT cannot hold the zero points of {name}: its kernels ignore them",
-                    fix="use symmetric integers",
-                )
-            bits = _container_bits(weight)
+        else:
+            assert isinstance(weight, AffineTensor)
+            bits = weight.encoding.bits
             kind = {8: types.INT8, 4: types.INT4, 2: types.INT2}[bits]
             data = _packed(_rearranged(weight.values, layout), bits)
             quantization = self._quantization(name, weight, layout)
-        else:
-            raise EncodingError(f"LiteRT cannot hold {weight.encoding} ({name})", fix="use float or affine weights")
         return self._add_tensor(name, kind, layout.shape, self._add_buffer(data), quantization)
 
     def _quantization(self, name: str, weight: AffineTensor, layout: Layout) -> schema.QuantizationParametersT:
@@ -158,7 +177,7 @@ class WeightStorer:
         import numpy as np
         from ai_edge_litert import schema_py_generated as schema
 
-        if layout.axes != (0, 1) or _container_bits(weight) != 4:
+        if layout.axes != (0, 1) or weight.encoding.bits != 4:
             raise EncodingError(
                 f"LiteRT cannot hold {weight.encoding} for {name}", fix="use int4 groups on linear layers"
             )
@@ -213,13 +232,8 @@ class WeightStorer:
             code.version = max(code.version, versions[kind])
 
 
+_GROUPED_LINEAR = ("linear", "dynamic")
 _DEQUANTIZE_VERSIONS: Mapping[int, int] = {8: 5, 4: 6, 2: 6}
-
-
-def _container_bits(weight: AffineTensor) -> int:
-    """Bits of the stored integer: LiteRT has none of 3 bits."""
-    encoding: Affine = weight.encoding
-    return 4 if encoding.bits == 3 else encoding.bits
 
 
 def _rearranged(values: Any, layout: Layout) -> Any:

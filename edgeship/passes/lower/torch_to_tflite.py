@@ -48,13 +48,14 @@ class TorchToTFLite(Pass):
         from edgeship.lowering.litert.flatbuffer import main_graph, parse, write
         from edgeship.lowering.litert.interface import name_interface, on_device
         from edgeship.lowering.litert.opened import open_weights
-        from edgeship.lowering.litert.store import WeightStorer
+        from edgeship.lowering.litert.store import WeightStorer, refuse_encodings
         from edgeship.lowering.litert.survey import survey
         from edgeship.program.program import TorchProgram
 
         program = TorchProgram.open(model)
         if program.activations:
             raise LoweringError("this .tflite lowering keeps activations float", fix="leave out static activations")
+        refuse_encodings(program, self.activations)
         ctx.progress(0, 3, "convert")
         opened = open_weights(program, stored_weights(program))
         converted = parse(convert(opened))

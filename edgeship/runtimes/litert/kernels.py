@@ -22,6 +22,8 @@ def refusal(op: WeightOp, encoding: Encoding, activations: ActivationMode) -> st
         return ""
     if not isinstance(encoding, Affine):
         return "the format has integers with scales and floats, nothing else"
+    if encoding.bits == 3:
+        return "it has no 3-bit integers; int4 takes the same bytes and loses less"
     if not encoding.symmetric:
         return "its kernels ignore zero points of weights"
     if op not in _STORED:
@@ -34,7 +36,7 @@ def refusal(op: WeightOp, encoding: Encoding, activations: ActivationMode) -> st
 def _group_refusal(op: WeightOp, encoding: Affine, activations: ActivationMode) -> str:
     if op not in ("linear", "embedding"):
         return "groups of input channels exist for linear layers and embeddings only"
-    if encoding.bits not in (3, 4):
+    if encoding.bits != 4:
         return f"groups hold 4-bit integers only; {encoding.bits}-bit groups answer wrongly"
     if encoding.group_size not in GROUP_SIZES:
         return f"group sizes are {', '.join(map(str, GROUP_SIZES))}"
