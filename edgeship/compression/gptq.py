@@ -67,7 +67,7 @@ def quantize_gptq(
 
     Args:
         hessian: of the layer's inputs. Input channels that were always zero are rounded to nearest.
-        damping: share of the mean diagonal that is added to it; raised tenfold while the Cholesky factor does not exist.
+        damping: share of the mean diagonal that is added to it; raised tenfold while no Cholesky factor exists.
         clip: choose each scale by the weighted squared error of rounding, not by the largest weight alone.
         block: columns whose errors are propagated together.
 

@@ -106,12 +106,19 @@ def walk(
                 if use is None or use.op == "other" or name in visited or not node.all_input_nodes:
                     continue
                 first = next((item for item in node.all_input_nodes if item in values), None)
-                if first is None:
+                # A table that is also the head (tied) is met where it multiplies, not where its rows are looked up.
+                if first is None or (use.op == "linear" and node.target != torch.ops.aten.linear.default):
                     continue
                 visited.add(name)
                 progress(done, len(steps), name)
 
-                def evaluate(weight: torch.Tensor, index: int, node: Node = node, arg: Node = arg) -> torch.Tensor:
+                def evaluate(
+                    weight: torch.Tensor,
+                    index: int,
+                    node: Node = node,
+                    arg: Node = arg,
+                    loaded: dict[Node, torch.Tensor] = loaded,
+                ) -> torch.Tensor:
                     return cast("torch.Tensor", call(node, index, {**loaded, arg: weight}))
 
                 replacement = visit(Layer(use, node, loaded[arg].float(), tuple(values[first]), evaluate))

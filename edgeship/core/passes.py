@@ -77,6 +77,9 @@ class Pass(ABC):
 
     run: ClassVar[Callable[..., Any]]
 
+    def confirm(self, request: Request) -> None:  # noqa: B027  most passes have nothing to refuse
+        """Called while planning, once the options are final: raise an `EdgeshipError` when they cannot be met."""
+
     def ensures(self, output: Any, **inputs: Any) -> None:  # noqa: B027  a promise is optional
         """Check the promise of the pass on its output; raise an `EdgeshipError` when it is broken."""
 

@@ -1,14 +1,17 @@
-"""Questions that more than one pass asks while it is planned."""
+"""Questions that passes ask while they are planned."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from edgeship.core.inventory import WeightUse
 from edgeship.core.profile import Request
 from edgeship.core.weights import Encoding
 from edgeship.errors import EncodingError
 
 
-def refuse_unholdable(request: Request, encoding: Encoding) -> None:
-    """Raise `EncodingError` when the runtime cannot hold ``encoding`` for an operator that the model has.
+def refuse_unholdable(request: Request, decide: Callable[[WeightUse], Encoding | None]) -> None:
+    """Raise `EncodingError` when the runtime cannot hold what ``decide`` says of a weight of the model.
 
     Asked while planning, before anything is converted; names the first weight it would fail on.
     """
@@ -17,14 +20,15 @@ def refuse_unholdable(request: Request, encoding: Encoding) -> None:
     if request.inventory is None:
         return
     runtime = runtimes()[request.runtime]
-    seen = set()
+    asked = set()
     for use in request.inventory.weights:
-        if use.op == "other" or use.op in seen:
+        encoding = decide(use)
+        if encoding is None or (use.op, encoding) in asked:
             continue
-        seen.add(use.op)
+        asked.add((use.op, encoding))
         reason = runtime.holds(use.op, encoding, request.choice.activations)
         if reason:
             raise EncodingError(
                 f"{runtime.title} cannot hold {encoding} for {use.op} ({use.name}): {reason}",
-                fix="choose another profile, or leave the runtime out with --runtime",
+                fix="choose another profile or encoding, or leave the runtime out with --runtime",
             )

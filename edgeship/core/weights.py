@@ -1,7 +1,8 @@
 """Encoded weights: the integers, scales and palettes that compression decides and every runtime stores.
 
 An *encoding* (`Float`, `Affine`, `Palette`, `Sparse`) says how a weight is stored; an *encoded tensor* (`FloatTensor`,
-`AffineTensor`, `PaletteTensor`, `SparseTensor`) is a weight stored so. Arrays are NumPy; NumPy is imported where it is needed.
+`AffineTensor`, `PaletteTensor`, `SparseTensor`) is a weight stored so. Arrays are NumPy, which is imported where it is
+needed.
 
 Rules for the numbers (each runtime stores them exactly only if they hold):
   - scales per tensor and per channel lie on the float16 grid, scales per group on the bfloat16 grid inside float16's

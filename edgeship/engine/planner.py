@@ -128,8 +128,13 @@ class _Builder:
             if cls.__module__.startswith("edgeship."):
                 raise
             return Skip(f"its plug-in failed: {type(error).__name__}: {error}")
+        if isinstance(task, Skip):
+            return task
         given = request.options.get(cls.name, {})
-        return task if isinstance(task, Skip) or not given else apply_options(task, given)
+        if given:
+            task = apply_options(task, given)
+        task.confirm(request)
+        return task
 
     def _add(self, task: Pass, request: Request, newest: Mapping[type[Model], int], first_torch: int | None) -> int:
         inputs = {}
