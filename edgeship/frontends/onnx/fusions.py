@@ -71,12 +71,11 @@ def _normalized(node: Any) -> tuple[fx.Node | None, float]:
     if not _over_last_axis(variance):
         return nothing
     square = variance.args[0]
-    if _calls(square, torch.pow) and square.args[1] == 2:
-        root = square.args[0]
-    elif _calls(square, torch.mul) and square.args[0] is square.args[1]:
-        root = square.args[0]
-    else:
+    squared = _calls(square, torch.pow) and square.args[1] == 2
+    multiplied = _calls(square, torch.mul) and square.args[0] is square.args[1]
+    if not squared and not multiplied:
         return nothing
+    root = square.args[0]
     return (x, epsilon) if root is centred or _centred_from(root) is x else nothing
 
 

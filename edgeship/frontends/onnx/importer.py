@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from onnx import ModelProto
 
+from edgeship.errors import EdgeshipError, SourceError
 from edgeship.frontends.onnx.dtypes import numpy_name, torch_dtype
 from edgeship.frontends.onnx.graph import check_tensor_type, graph_inputs, load_model, opset_versions
 from edgeship.frontends.onnx.interpreter import Interpreter
 from edgeship.frontends.onnx.values import Recorder
+
+CHECK = "check the file with onnx.checker, or export it again"
 
 
 @dataclass(frozen=True)
@@ -59,18 +65,16 @@ def import_onnx(path: Path, *, sizes: Mapping[str, tuple[int, ...]] | None = Non
         UnsupportedOpError: an operator, a type or a data-dependent shape that is not imported.
     """
     model = load_model(Path(path))
-    feeds = graph_inputs(model.graph, sizes or {})
-    for info in model.graph.output:
-        if info.type.WhichOneof("value") is not None:
-            check_tensor_type(info)
     recorder = Recorder()
-    with torch.no_grad():
-        values = {
-            feed.name: recorder.input(feed.name, feed.shape, torch_dtype(feed.elem_type, f'input "{feed.name}"'))
-            for feed in feeds
-        }
-        with recorder:
-            results = Interpreter(model, Path(path), recorder).run_main(model.graph, values)
+    with torch.no_grad(), _quiet_torch():
+        try:
+            values, results = _run(model, Path(path), sizes or {}, recorder)
+        except EdgeshipError:
+            raise
+        except Exception as error:
+            # Damage can sit in any field, names that are no text included; the cause stays chained for the log.
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise SourceError(f"{Path(path).name} contradicts itself: {reason}", fix=CHECK) from error
         module = recorder.finish(results)
     inputs = tuple(TensorInfo(name, numpy_name(value.dtype), tuple(value.shape)) for name, value in values.items())
     outputs = tuple(
@@ -78,3 +82,31 @@ def import_onnx(path: Path, *, sizes: Mapping[str, tuple[int, ...]] | None = Non
         for info, value in zip(model.graph.output, results, strict=True)
     )
     return ImportedOnnx(module, inputs, outputs, opset_versions(model).get("", 1))
+
+
+def _run(
+    model: ModelProto, path: Path, sizes: Mapping[str, tuple[int, ...]], recorder: Recorder
+) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    """Graph inputs by name, and what the graph makes of them."""
+    feeds = graph_inputs(model.graph, sizes)
+    for info in model.graph.output:
+        if info.type.WhichOneof("value") is not None:
+            check_tensor_type(info)
+    values = {
+        feed.name: recorder.input(feed.name, feed.shape, torch_dtype(feed.elem_type, f'input "{feed.name}"'))
+        for feed in feeds
+    }
+    with recorder:
+        return values, Interpreter(model, path, recorder).run_main(model.graph, values)
+
+
+@contextlib.contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Torch logs a traceback for each shape that does not fit; ours is the error that users see."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
