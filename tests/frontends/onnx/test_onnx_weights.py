@@ -94,7 +94,7 @@ def test_dequantized_constants_fold_to_a_float_weight(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "names",
     [("a", "a.b"), ("a.b", "a"), ("forward", "graph"), ("class", "1"), ("w/x:0", "w_x_0"), ("a..b", "a.b")],
-    ids=lambda names: "|".join(names),
+    ids="|".join,
 )
 def test_awkward_names_are_free_of_collisions(tmp_path: Path, names: tuple[str, str]) -> None:
     x = floats(2, 3)
