@@ -16,7 +16,6 @@ import torch
 from coreai._compiler.dialects import coreai
 from coreai._compiler.ir import DenseResourceElementsAttr, F16Type, F32Type, IntegerType, RankedTensorType
 from coreai_torch import TorchConverter
-from coreai_torch._aten_to_core import _aten_to_core_resolver
 
 from edgeship.core.weights import AffineTensor, FloatTensor
 from edgeship.errors import EdgeshipError, EncodingError, LoweringError, UnsupportedOpError
@@ -47,12 +46,11 @@ def convert(
     """A Core AI program, and the name that each encoded weight has in it.
 
     Raises:
-        UnsupportedOpError: an operator has no lowering. LoweringError: the converter failed on one.
+        UnsupportedOpError: the converter failed on an operator. LoweringError: it failed as a whole.
     """
     converter = _ExactConverter(encoded, aliases, weight_nodes(exported))
     converter.register_torch_lowering("quantized_decomposed::quantize_per_tensor.default")(_quantize)
     converter.register_torch_lowering("quantized_decomposed::dequantize_per_tensor.default")(_dequantize)
-    _refuse_unknown(exported, converter)
     try:
         converter.add_exported_program(
             exported,
@@ -163,20 +161,6 @@ def _constant(name: str, data: Array, element: Type, shape: tuple[int, ...] | No
     attribute = DenseResourceElementsAttr.get_from_buffer(np.ascontiguousarray(data), name, kind)
     value = coreai.ConstantOp(value=attribute).result
     return value, str(attribute).split("<", 1)[1].split(">", 1)[0].strip('"')
-
-
-def _refuse_unknown(exported: ExportedProgram, converter: TorchConverter) -> None:
-    """Name the first operator without a lowering, and where it sits, before the converter starts."""
-    for node in exported.graph.nodes:
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        namespace, _, key = str(node.target).partition(".")
-        known = key in _aten_to_core_resolver or f"{namespace}::{key}" in converter._user_defined_torch_lowering
-        if namespace == "aten" and not known and "_assert" not in key and "sym_constrain" not in key:
-            raise UnsupportedOpError(
-                f"Core AI has no lowering for {node.target} at {where(node)}",
-                fix="rewrite that layer, or leave Core AI out with --runtime",
-            )
 
 
 def _quantize(values: Mapping[str, Value], node: Node, location: Any) -> Value:

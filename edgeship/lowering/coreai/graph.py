@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
-from coreai_torch import get_decomp_table
 
+from edgeship.lowering.coreai.rewrites import in_coreai_operators
 from edgeship.program.activations import insert_pairs
 from edgeship.program.hollow import fit_scalars, hollow
 
@@ -39,7 +39,7 @@ def decomposed(program: TorchProgram, compute: Compute) -> ExportedProgram:
     examples = program.example_inputs()
     with torch.no_grad():
         exported = torch.export.export(module, examples, strict=False)
-    return cast("ExportedProgram", exported.run_decompositions(get_decomp_table()))
+    return in_coreai_operators(exported)
 
 
 def _compute_in_half(module: GraphModule) -> None:

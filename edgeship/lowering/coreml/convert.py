@@ -1,4 +1,4 @@
-"""Run coremltools on a rewritten program: our storage pass first, and without the passes that change decided numbers."""
+"""Run coremltools on a rewritten program: our storage pass first, and without passes that change decided numbers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from edgeship.errors import EdgeshipError, EncodingError, LoweringError, UnsupportedOpError
-from edgeship.lowering.coreml.rewrites import rewritten
+from edgeship.lowering.coreml.rewrites import in_coreml_operators
 from edgeship.lowering.coreml.store import PASS, order
+from edgeship.lowering.operators import separate_outputs
 from edgeship.program.activations import insert_pairs
 from edgeship.program.hollow import fit_scalars, hollow
 from edgeship.program.inventory import weight_nodes
@@ -48,7 +49,8 @@ def convert(program: TorchProgram, target: str, compute: Compute) -> tuple[Any, 
     if program.activations:
         _check_activations(program, compute)
         exported = insert_pairs(exported, program.activations)
-    exported = rewritten(exported)
+    exported = in_coreml_operators(exported)
+    separate_outputs(exported)
     if half:
         fit_scalars(exported.graph)
     names = {node.name: program.record.aliases.get(name, name) for name, node in weight_nodes(exported).items()}

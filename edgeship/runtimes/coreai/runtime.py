@@ -44,9 +44,10 @@ class CoreAIRuntime(Runtime):
 
     def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
         """Every placed weight, from the bytes of the saved program. Raises `ArtifactError` when one is not there."""
-        from edgeship.runtimes.coreai.stored import in_torch_layout, stored_weights
+        from edgeship.runtimes.coreai.stored import check_digest, in_torch_layout, stored_weights
 
         self.versions()
+        check_digest(artifact.path)
         found = stored_weights(artifact.path)
         weights: dict[str, EncodedTensor] = {}
         for placement in artifact.placements:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.model import Artifact, CoreMLModel, Signature
 from edgeship.core.runtimes import ActivationMode, Arrays, Execution, Runtime, Session, as_numpy
-from edgeship.errors import ArtifactError, DataError
+from edgeship.errors import ArtifactError, DataError, EdgeshipError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -42,7 +43,12 @@ class CoreMLRuntime(Runtime):
         from edgeship.runtimes.coreml.stored import encoded_weights, in_torch_layout
 
         self.versions()
-        found = encoded_weights(artifact.path)
+        try:
+            found = encoded_weights(artifact.path)
+        except EdgeshipError:
+            raise
+        except Exception as error:
+            raise _damaged(artifact.path, error) from error
         weights: dict[str, EncodedTensor] = {}
         for placement in artifact.placements:
             if placement.stored not in found:
@@ -68,7 +74,13 @@ class _EvaluatedSession(Session):
         from edgeship.runtimes.coreml.evaluator import Evaluator
 
         self._signature: Signature = artifact.signature
-        self._evaluator = Evaluator(artifact.path)
+        self._path = artifact.path
+        try:
+            self._evaluator = Evaluator(artifact.path)
+        except EdgeshipError:
+            raise
+        except Exception as error:
+            raise _damaged(artifact.path, error) from error
         for kind, features, specs in (
             ("takes", self._evaluator.inputs, artifact.signature.inputs),
             ("gives", self._evaluator.outputs, artifact.signature.outputs),
@@ -81,7 +93,13 @@ class _EvaluatedSession(Session):
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Run once."""
-        results = self._evaluator.run(_given(self._signature, inputs))
+        given = _given(self._signature, inputs)
+        try:
+            results = self._evaluator.run(given)
+        except EdgeshipError:
+            raise
+        except Exception as error:
+            raise _damaged(self._path, error) from error
         return {spec.name: as_numpy(results[spec.name], spec.numpy_dtype) for spec in self._signature.outputs}
 
 
@@ -103,6 +121,11 @@ class _NativeSession(Session):
         """Run once, on the units that Core ML chooses."""
         results = self._model.predict(_given(self._signature, inputs))
         return {spec.name: as_numpy(results[spec.name], spec.numpy_dtype) for spec in self._signature.outputs}
+
+
+def _damaged(path: Path, error: Exception) -> ArtifactError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return ArtifactError(f"{path} does not hold a program that runs: {reason}", fix="build it again")
 
 
 def _given(signature: Signature, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:

@@ -1,0 +1,52 @@
+"""What coreai-torch 0.4.3 lacks, or lowers to something else, in one table.
+
+An entry is dropped when coreai-torch has the operator and its test passes without the entry.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from coreai_torch import get_decomp_table
+from coreai_torch._aten_to_core import _aten_to_core_resolver
+
+from edgeship.lowering.operators import (
+    Rewrite,
+    average_pool,
+    index_copy,
+    new_ones,
+    ordered,
+    remainder,
+    rewritten,
+    variance,
+)
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+aten = torch.ops.aten
+
+REWRITES: dict[Any, Rewrite] = {
+    # Lowered as if ceil_mode were off and padding counted, silently.
+    aten.avg_pool2d.default: average_pool,
+    aten.index_copy.default: index_copy,
+    aten.new_ones.default: new_ones,
+    aten.remainder.Scalar: remainder,
+    aten.sort.default: ordered,
+    aten.var.correction: variance,
+}
+
+
+def in_coreai_operators(exported: ExportedProgram) -> ExportedProgram:
+    """The program in operators that Core AI's converter has. Raises `UnsupportedOpError` naming one that it has not."""
+    return rewritten(exported, _known, REWRITES, "Core AI", get_decomp_table())
+
+
+def _known(node: Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True
+    namespace, _, key = str(node.target).partition(".")
+    # The converter is told about quantized_decomposed by us.
+    return namespace == "quantized_decomposed" or (namespace == "aten" and key in _aten_to_core_resolver)
