@@ -1,0 +1,76 @@
+"""Palettes by k-means in one dimension, weighted by how much each weight matters.
+
+With weights from the diagonal of a layer's Hessian this is the sensitivity-weighted clustering of SqueezeLLM (Kim et
+al. 2023, arXiv:2306.07629); with none it is plain k-means. Tables are rounded to float16, the form in which artifacts store
+them, before the indices are final.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeship.core.weights import Palette, PaletteTensor
+from edgeship.errors import EncodingError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+ITERATIONS = 25
+
+
+def palettize(
+    weight: torch.Tensor, encoding: Palette, *, importance: torch.Tensor | None = None, name: str = "weight"
+) -> PaletteTensor:
+    """Cluster a weight into look-up tables.
+
+    Args:
+        weight: any shape, output channels first. importance: same shape, not negative; how much an error there costs.
+
+    Raises:
+        EncodingError: the channels of a group do not divide the output channels. WeightsError: not finite, or beyond
+            float16.
+    """
+    import torch
+
+    value = weight.detach().to(torch.float32)
+    if not bool(torch.isfinite(value).all()) or float(value.abs().max()) > 65504:
+        raise WeightsError(f"{name} holds NaN, infinity or values beyond float16", fix="scale or retrain the layer")
+    channels = encoding.group_channels or value.shape[0]
+    if value.shape[0] % channels:
+        raise EncodingError(
+            f"{channels} channels a palette do not divide the {value.shape[0]} output channels of {name}",
+            fix="use one palette for the tensor",
+        )
+    rows = value.reshape(value.shape[0] // channels, -1)
+    cost = torch.ones_like(rows) if importance is None else importance.detach().float().reshape(rows.shape)
+    table = _cluster(rows, cost, 1 << encoding.bits)
+    table = table.to(torch.float16).to(torch.float32).sort(dim=1).values
+    indices = _nearest(rows, table)
+    return PaletteTensor(indices.to(torch.uint8).reshape(value.shape).numpy(), table.numpy(), encoding)
+
+
+def _cluster(rows: torch.Tensor, cost: torch.Tensor, entries: int) -> torch.Tensor:
+    """Lloyd's algorithm on each row, started at quantiles; ``(groups, entries)``, deterministic."""
+    import torch
+
+    shares = (torch.arange(entries, dtype=torch.float32) + 0.5) / entries
+    ordered = rows.sort(dim=1).values
+    table = ordered[:, (shares * (rows.shape[1] - 1)).round().long()].clone()
+    for _ in range(ITERATIONS):
+        indices = _nearest(rows, table)
+        mass = torch.zeros_like(table).scatter_add_(1, indices, cost)
+        total = torch.zeros_like(table).scatter_add_(1, indices, cost * rows)
+        # An entry that nobody uses stays where it is.
+        moved = torch.where(mass > 0, total / mass.clamp(min=1e-30), table).sort(dim=1).values
+        if bool(torch.equal(moved, table)):
+            break
+        table = moved
+    return table
+
+
+def _nearest(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Index of the nearest entry of a sorted table, row by row."""
+    import torch
+
+    middles = (table[:, 1:] + table[:, :-1]) / 2
+    return torch.searchsorted(middles.contiguous(), rows.contiguous())

@@ -1,0 +1,62 @@
+"""Which weights become zero: by magnitude (Han et al. 2015, arXiv:1506.02626) or by Wanda (Sun et al. 2023,
+arXiv:2306.11695), unstructured or 2:4."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from edgeship.errors import EncodingError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+Pattern = Literal["unstructured", "2:4"]
+
+
+def magnitude_score(weight: torch.Tensor) -> torch.Tensor:
+    """``|W|``, in the weight's shape."""
+    return weight.detach().float().abs()
+
+
+def wanda_score(weight: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """``|W| * ||X||``: each weight times the norm of its input channel over all calibration tokens.
+
+    Args:
+        weight: ``(N, K)``. norms: ``(K,)``, the L2 norm of each input channel.
+    """
+    return weight.detach().float().abs() * norms
+
+
+def keep_mask(
+    score: torch.Tensor, sparsity: float, *, pattern: Pattern = "unstructured", per_row: bool = False
+) -> torch.Tensor:
+    """True where a weight is kept: all but the ``sparsity`` share with the lowest scores.
+
+    Args:
+        per_row: compare within each output channel (Wanda's own choice) instead of over the whole tensor.
+        pattern: ``2:4`` keeps the two best of every four consecutive input channels, whatever ``sparsity`` says.
+
+    Ties go to the earlier weight, so that exactly the share asked for is removed.
+
+    Raises:
+        UsageError: a share outside 0..1. EncodingError: 2:4 on input channels that four does not divide.
+    """
+    import torch
+
+    if not 0 <= sparsity < 1:
+        raise UsageError(f"a sparsity of {sparsity} leaves nothing", fix="give a share from 0 up to, not including, 1")
+    rows = score.reshape(score.shape[0], -1)
+    if pattern == "2:4":
+        if rows.shape[1] % 4:
+            raise EncodingError(f"2:4 needs input channels in fours, not {rows.shape[1]}", fix="use unstructured")
+        rows, count = rows.reshape(-1, 4), 2
+    elif per_row:
+        count = round(sparsity * rows.shape[1])
+    else:
+        rows = rows.reshape(1, -1)
+        count = round(sparsity * rows.shape[1])
+    # Sorting from the end makes the later of two equal scores go first.
+    order = rows.flip(1).sort(dim=1, stable=True).indices
+    drop = rows.shape[1] - 1 - order[:, :count]
+    mask = torch.ones_like(rows, dtype=torch.bool).scatter_(1, drop, False)
+    return mask.reshape(score.shape)
