@@ -1,8 +1,8 @@
 """Palettes by k-means in one dimension, weighted by how much each weight matters.
 
 With weights from the diagonal of a layer's Hessian this is the sensitivity-weighted clustering of SqueezeLLM (Kim et
-al. 2023, arXiv:2306.07629); with none it is plain k-means. Tables are rounded to float16, the form in which artifacts store
-them, before the indices are final.
+al. 2023, arXiv:2306.07629); with none it is plain k-means. Tables are rounded to float16, the form in which artifacts
+store them, before the indices are final.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, "npt.NDArray[Any]"]
 Execution = Literal["native", "emulated"]
+# Distributions whose versions decide what an engine answers.
+ENGINE_PACKAGES = ("onnxruntime", "coremltools", "coreai-core", "ai-edge-litert", "onnxruntime-qnn")
 ActivationMode = Literal["float", "int8", "int16", "dynamic"]
 
 

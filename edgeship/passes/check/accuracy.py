@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -9,13 +10,16 @@ from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.report import Measurement, Verdict
+from edgeship.core.runtimes import ENGINE_PACKAGES
 from edgeship.errors import DataError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-NATIVE_LIMIT = 2000
-EMULATED_LIMIT = 600
+# Emulators take up to a second a run: after SECONDS the rest of the data is left, but not before LEAST samples ran.
+LIMIT = 2000
+LEAST = 100
+SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -24,30 +28,33 @@ class CheckAccuracy(Pass):
 
     Args:
         max_drop: the largest loss allowed, as a fraction of all samples; not gated when None.
-        limit: how many samples at most, spread evenly; fewer where only an emulator runs.
+        limit: how many samples at most, spread evenly over the data.
+        least, seconds: a slow engine stops after so many seconds, once it has run the least number of samples. The
+            report says how many it ran; the baseline is taken on the same ones.
     """
 
     name: ClassVar[str] = "check/accuracy"
-    tools: ClassVar[tuple[str, ...]] = ("torch", "onnxruntime", "coremltools", "coreai-core", "ai-edge-litert")
+    tools: ClassVar[tuple[str, ...]] = ("torch", *ENGINE_PACKAGES)
 
     runtime: str = ""
     data: DataRef | None = None
     max_drop: float | None = None
-    limit: int = NATIVE_LIMIT
+    limit: int = LIMIT
+    least: int = LEAST
+    seconds: float = SECONDS
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Planned when there is evaluation data."""
-        from edgeship.core.registry import runtimes
-
         if request.evaluation is None:
             return Skip("no --eval data")
-        emulated = runtimes()[request.runtime].execution == "emulated"
         drop = request.max_drop if request.max_drop is not None else request.profile.max_drop
-        return cls(request.runtime, request.evaluation, drop, EMULATED_LIMIT if emulated else NATIVE_LIMIT)
+        return cls(request.runtime, request.evaluation, drop)
 
     def run(self, model: Artifact, original: TorchModel, ctx: Context) -> Verdict:
         """Top-1 accuracy of the first output, on the artifact and on the original, over the same samples."""
+        import numpy as np
+
         from edgeship.core.registry import runtimes
         from edgeship.core.runtimes import as_numpy
         from edgeship.data.batches import load_samples
@@ -62,21 +69,27 @@ class CheckAccuracy(Pass):
         runtime = runtimes()[self.runtime]
         output = program.signature.outputs[0].name
         baseline = Reference(program)
-        right_before = right_after = 0
+        right_before = right_after = count = 0
+        # A fixed shuffle, so that a run cut short has met every class.
+        order = np.random.default_rng(0).permutation(len(samples))
+        begin = time.monotonic()
         with runtime.open(model) as session:
-            for done, (batch, label) in enumerate(zip(samples.inputs, samples.labels, strict=True)):
-                if done % 16 == 0:
-                    ctx.progress(done, len(samples), "evaluating")
+            for count, index in enumerate(order, 1):
+                batch, label = samples.inputs[index], samples.labels[index]
+                if count % 16 == 0:
+                    ctx.progress(count, len(samples), "evaluating")
                 fitted = {spec.name: as_numpy(batch[spec.name], spec.numpy_dtype) for spec in model.signature.inputs}
                 right_before += top1(baseline.run(batch)[output]) == int(label)
                 right_after += top1(session.run(fitted)[output]) == int(label)
-        before, after = right_before / len(samples), right_after / len(samples)
+                if count >= self.least and time.monotonic() - begin > self.seconds:
+                    break
+        before, after = right_before / count, right_after / count
         how = "emulated" if runtime.execution == "emulated" else "measured"
         figures = tuple(
-            Measurement(name, value, "fraction", how, runtime=runtime.name, runs=len(samples))  # type: ignore[arg-type]
+            Measurement(name, value, "fraction", how, runtime=runtime.name, runs=count)  # type: ignore[arg-type]
             for name, value in (("accuracy", after), ("accuracy_original", before), ("accuracy_drop", before - after))
         )
-        summary = f"accuracy {after:.2%} against {before:.2%} of the original, on {len(samples)} samples"
+        summary = f"accuracy {after:.2%} against {before:.2%} of the original, on {count} of {len(samples)} samples"
         if self.max_drop is not None and before - after > self.max_drop + 1e-9:
             summary = f"{summary}: more than the {self.max_drop:.2%} allowed"
             return Verdict(

@@ -9,7 +9,7 @@ from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.report import Measurement, Verdict
-from edgeship.core.runtimes import ActivationMode, Runtime
+from edgeship.core.runtimes import ENGINE_PACKAGES, ActivationMode, Runtime
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 MIN_SNR_DB: dict[str, float] = {"f32": 70.0, "f16": 38.0, "int16": 30.0, "int8": 18.0, "dynamic": 18.0}
 NATIVE_SAMPLES = 16
 EMULATED_SAMPLES = 4
-PACKAGES = ("torch", "onnxruntime", "coremltools", "coreai-core", "ai-edge-litert", "onnxruntime-qnn")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class VerifyArtifact(Pass):
     """
 
     name: ClassVar[str] = "check/verify"
-    tools: ClassVar[tuple[str, ...]] = PACKAGES
+    tools: ClassVar[tuple[str, ...]] = ("torch", *ENGINE_PACKAGES)
 
     runtime: str = ""
     samples: int = NATIVE_SAMPLES
