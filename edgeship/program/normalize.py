@@ -14,6 +14,7 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from edgeship.errors import SourceError
+from edgeship.program.rewrites import index_as_view
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,7 @@ def export_normalised(
     with torch.no_grad():
         normal: ExportedProgram = torch.export.export(flat, inputs, strict=False).run_decompositions({})
     _drop_no_ops(normal.graph_module.graph)
+    index_as_view(normal)
     normal.graph_module.recompile()
     return normal
 

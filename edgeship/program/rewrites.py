@@ -75,7 +75,7 @@ def _static_forms(bits: int) -> dict[Any, Callable[..., Any]]:
         return between(x, low, high)
 
     # A 16-bit Clip does nothing on Hexagon, silently (onnxruntime-qnn 2.7.0); 8-bit ones vanish in their own grid.
-    clips = {
+    clips: dict[Any, Callable[..., Any]] = {
         aten.relu6.default: functools.partial(between, low=0.0, high=6.0),
         aten.hardtanh.default: hardtanh,
         aten.clamp.default: between,

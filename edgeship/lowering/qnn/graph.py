@@ -22,11 +22,13 @@ def rewrite_graph(source: Path, written: Path) -> None:
 
     from edgeship.lowering.qnn.embedding import lookup_integers
     from edgeship.lowering.qnn.norms import quantize_norms
+    from edgeship.lowering.qnn.tanh import keep_tanh_apart
 
     model = onnx.load(source)
     graph = Graph(model)
     lookup_integers(graph)
     quantize_norms(graph)
+    keep_tanh_apart(graph)
     graph.finish()
     onnx.save(model, written)
 
