@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import IO
 
@@ -42,27 +42,35 @@ class Log:
 
 @contextmanager
 def silenced(log: Log) -> Iterator[None]:
-    """Send file descriptors 1 and 2, Python warnings and logging to the log while a step runs."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """Send file descriptors 1 and 2, Python's own streams, warnings and logging to the log while a step runs.
+
+    The streams apart from the descriptors: in a notebook they are something else.
+    """
+    _flush()
     saved = os.dup(1), os.dup(2)
-    target = log.file().fileno()
     root = logging.getLogger()
-    handler = logging.StreamHandler(sys.stderr)
-    handlers, root.handlers = root.handlers, [handler]
+    handlers = root.handlers
+    target = log.file().fileno()
+    stream = os.fdopen(os.dup(target), "w", encoding="utf-8", errors="replace", buffering=1)
     try:
         os.dup2(target, 1)
         os.dup2(target, 2)
-        with warnings.catch_warnings():
+        with redirect_stdout(stream), redirect_stderr(stream), warnings.catch_warnings():
+            root.handlers = [logging.StreamHandler(stream)]
             warnings.simplefilter("ignore")
             yield
     finally:
-        # On a full disk these fail, and the terminal must come back all the same.
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):
-                stream.flush()
         root.handlers = handlers
-        os.dup2(saved[0], 1)
-        os.dup2(saved[1], 2)
-        os.close(saved[0])
-        os.close(saved[1])
+        _flush()
+        # On a full disk this fails, and the terminal must come back all the same.
+        with suppress(OSError):
+            stream.close()
+        for number, old in zip((1, 2), saved, strict=True):
+            os.dup2(old, number)
+            os.close(old)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()

@@ -59,8 +59,17 @@ def find_source(
     Raises:
         SourceError: it does not exist, or is of no known form. UsageError: options that do not belong to its form.
     """
+    try:
+        return _find(reference, inputs, outputs, factory)
+    except OSError as error:
+        raise SourceError(f"{reference[:200]} cannot be read: {error.strerror}", fix="check the path") from None
+
+
+def _find(reference: str, inputs: tuple[str, ...], outputs: tuple[str, ...], factory: str | None) -> Found:
     load: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "factory": factory, "notes": {}}
     path = Path(reference)
+    if not reference:
+        raise SourceError("the source is empty and does not exist", fix=_KNOWN)
     if path.is_dir() and (path / SAMPLE_FILE).is_file():
         return _from_sample(path, load)
     if _is_factory(reference):
@@ -69,7 +78,11 @@ def find_source(
             raise UsageError("--factory belongs to a weights file; this source is a factory", fix="leave it out")
         if head.endswith(".py") and not Path(head).is_file():
             raise SourceError(f"{head} does not exist", fix=_nearby(Path(head)))
-        digest = _digest([Path(head)]) if head.endswith(".py") else hashlib.sha256(reference.encode()).hexdigest()
+        digest = (
+            _digest([Path(head)], Path(head))
+            if head.endswith(".py")
+            else hashlib.sha256(reference.encode()).hexdigest()
+        )
         return Found(_source(path, "torch", reference, digest), load)
     if not path.exists():
         raise SourceError(f"{reference} does not exist", fix=_nearby(path))
@@ -79,7 +92,7 @@ def find_source(
         raise SourceError(f"{reference} is {kind}: weights without a model", fix="add --factory file.py:function")
     if form not in ("safetensors", "pickle") and factory:
         raise UsageError(f"--factory belongs to a weights file; {reference} is {form}", fix="leave it out")
-    return Found(_source(path, form, reference, _digest(_files(path))), load)
+    return Found(_source(path, form, reference, _digest(_files(path), path)), load)
 
 
 def _form(path: Path) -> str:
@@ -87,6 +100,8 @@ def _form(path: Path) -> str:
         if (path / "config.json").is_file():
             return "huggingface"
         raise SourceError(f"{path} is a folder without config.json or {SAMPLE_FILE}", fix=_KNOWN)
+    if not path.is_file():
+        raise SourceError(f"{path} is neither a file nor a folder", fix=_KNOWN)
     with path.open("rb") as file:
         head = file.read(16)
     suffix = path.suffix.lower()
@@ -120,7 +135,7 @@ def _from_sample(folder: Path, load: dict[str, Any]) -> Found:
     load["outputs"] = load["outputs"] or sample.outputs
     load["notes"] = {name: vars(notes) for name, notes in sample.input.items()}
     if inner == ".":
-        source = _source(folder, "huggingface", str(folder), _digest(_files(folder)))
+        source = _source(folder, "huggingface", str(folder), _digest(_files(folder), folder))
     else:
         source = find_source(inner, factory=load["factory"]).source
 
@@ -147,10 +162,11 @@ def _files(path: Path) -> list[Path]:
     return [path, *sorted(item for item in beside if item != path)]
 
 
-def _digest(files: list[Path]) -> str:
+def _digest(files: list[Path], root: Path) -> str:
     digest = hashlib.sha256()
     for item in files:
-        digest.update(item.name.encode() + b"\0" + file_digest(item).encode())
+        name = item.relative_to(root).as_posix() if root.is_dir() else item.name
+        digest.update(name.encode() + b"\0" + file_digest(item).encode())
     return digest.hexdigest()
 
 
