@@ -166,7 +166,7 @@ def test_steps_already_done_in_this_command_are_not_looked_up_again(run):
     loaded = run().results[0]
     execution = run(done=[(Load(), loaded)])
     assert execution.results[0] is loaded
-    assert [time.step for time in execution.times][0] == "1 lower/test"
+    assert next(time.step for time in execution.times) == "1 lower/test"
 
 
 def test_gathering_sees_everything(run):

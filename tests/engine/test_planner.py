@@ -142,7 +142,7 @@ def test_a_width_that_does_not_exist_is_refused_before_anything_runs():
 
 
 def test_a_target_without_the_hardware_says_why():
-    with pytest.raises(UsageError, match="no way from m.py:f to QnnModel for qnn on iphone15pro") as raised:
+    with pytest.raises(UsageError, match=r"no way from m\.py:f to QnnModel for qnn on iphone15pro") as raised:
         plan_build([request("qnn", "iphone15pro")])
     assert "has no Hexagon" in str(raised.value)
 

@@ -138,7 +138,8 @@ def test_a_special_file_is_no_source(place):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("source = ", "sample.toml"), ('input = "x"', "sample.toml"), ('source = "m.py:f"\nmodel = 1', "unknown key 'model'"),
+    [("source = ", "sample.toml"),
+     ('input = "x"', "sample.toml"), ('source = "m.py:f"\nmodel = 1', "unknown key 'model'"),
      ('source = "gone.py:f"', "gone.py does not exist")],
 )  # fmt: skip
 def test_a_sample_file_with_mistakes_is_named(place, text, says):

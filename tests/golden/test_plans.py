@@ -1,0 +1,30 @@
+"""The plan of digits_cnn for two phones, as people read it. A refactor must plan the same steps.
+
+When a plan was meant to change: ``EDGESHIP_UPDATE_GOLDEN=1 make test`` (or pytest tests/golden), then read the diff.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+PLANS = Path(__file__).parent / "plans"
+ORDERS = {
+    "iphone15pro": ("--target", "iphone15pro"),
+    "galaxy-s24": ("--target", "galaxy-s24"),
+    "both_fast": ("--target", "iphone15pro", "--target", "galaxy-s24", "--profile", "fast"),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_plan_is_the_same(name, root, cli):
+    ran = cli("plan", "samples/digits_cnn", *ORDERS[name], cwd=root)
+    assert ran.code == 0, ran.err
+    path = PLANS / f"{name}.txt"
+    if os.environ.get("EDGESHIP_UPDATE_GOLDEN"):
+        path.write_text(ran.out, encoding="utf-8")
+    assert ran.out == path.read_text(encoding="utf-8"), "EDGESHIP_UPDATE_GOLDEN=1 writes the plan anew"
+
+
+def test_every_golden_plan_is_checked():
+    assert {path.stem for path in PLANS.iterdir()} == set(ORDERS)
