@@ -37,6 +37,7 @@ class BuildOrder:
     Args:
         source: factory, file or folder. targets: names. runtimes: names; empty means each target's own list.
         output: bundle folder; ``<name>.edgeship`` here when None. options: ``{"compress/quantize": {"bits": "8"}}``.
+        metric: see `edgeship.data.metrics`; accuracy when None.
         max_drop: fraction. max_size_bytes: limit for each artifact's files.
     """
 
@@ -50,6 +51,7 @@ class BuildOrder:
     factory: str | None = None
     calibration: str | None = None
     evaluation: str | None = None
+    metric: str | None = None
     max_size_bytes: int | None = None
     max_drop: float | None = None
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -139,6 +141,7 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     evaluation = order.evaluation or found.evaluation
     calibration_ref: DataRef | None = describe_data(calibration) if calibration else None
     evaluation_ref: DataRef | None = describe_data(evaluation) if evaluation else None
+    metric = order.metric or (None if order.evaluation else found.metric)
     requests: list[Request] = []
     for target in chosen:
         for name in order.runtimes or target.runtime_names:
@@ -147,7 +150,7 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
             requests.append(
                 Request(
                     found.source, target, name, profile, None, calibration_ref, evaluation_ref,
-                    order.max_size_bytes, order.max_drop, (), order.options, found.load,
+                    metric, order.max_size_bytes, order.max_drop, (), order.options, found.load,
                 )
             )  # fmt: skip
     for name in order.runtimes:

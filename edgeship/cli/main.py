@@ -45,8 +45,9 @@ def order_options(command: F) -> F:
             "--calibration", metavar="DATA", help="Inputs to calibrate on: npz, npy, images, file.py:function."
         ),
         click.option("--eval", "evaluation", metavar="DATA", help="Inputs to compare on, with labels for accuracy."),
+        click.option("--metric", metavar="NAME", help="accuracy, perplexity, cosine, snr, or file.py:function."),
         click.option("--max-size", metavar="SIZE", help="Limit for each artifact's files, such as 3GB."),
-        click.option("--max-drop", metavar="SHARE", help="Largest loss of accuracy allowed, such as 1%."),
+        click.option("--max-drop", metavar="SHARE", help="Largest drop of the metric allowed, such as 1%."),
         click.option("--set", "settings", multiple=True, metavar="PASS.FIELD=VALUE", help="Set an option of a pass."),
         click.option("--no-cache", is_flag=True, help="Run every step again."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout."),

@@ -83,7 +83,7 @@ def console() -> Console:
 
 def print_report(report: Report) -> None:
     """The table that ends a build, then where the bundle is."""
-    labelled = any(row.figure("accuracy") for row in report.rows)
+    metric = next((found.name for row in report.rows if (found := _metric(row))), "")
     table = Table(
         title=f"{report.source} for {', '.join(report.targets)}, profile {report.profile}", title_justify="left"
     )
@@ -92,14 +92,14 @@ def print_report(report: Report) -> None:
     table.add_column("activations")
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("error to original", justify="right")
-    if labelled:
-        table.add_column("accuracy", justify="right", no_wrap=True)
+    if metric:
+        table.add_column(metric, justify="right", no_wrap=True)
     table.add_column("latency here", justify="right")
     table.add_column("verdict", no_wrap=True)
     for row in report.rows:
         cells = [f"{row.runtime}/{row.file}", row.weights, row.activations, human_bytes(row.size_bytes), _error(row)]
-        if labelled:
-            cells.append(_accuracy(row))
+        if metric:
+            cells.append(_score(row))
         table.add_row(*cells, _latency(row), _verdict(row))
     out = console()
     out.print(table)
@@ -120,11 +120,20 @@ def _error(row: ArtifactRow) -> str:
     return f"{snr.value:.1f} dB, max {largest.value:.2g}"
 
 
-def _accuracy(row: ArtifactRow) -> str:
-    after, before = row.figure("accuracy"), row.figure("accuracy_original")
+def _metric(row: ArtifactRow) -> Measurement | None:
+    """The figure of check/accuracy, whatever its metric is."""
+    verdict = next((item for item in row.verdicts if item.check == "check/accuracy" and item.measurements), None)
+    return verdict.measurements[0] if verdict else None
+
+
+def _score(row: ArtifactRow) -> str:
+    after = _metric(row)
+    before = row.figure(f"{after.name}_original") if after else None
     if after is None or before is None or after.value is None or before.value is None:
         return "-"
-    return f"{after.value:.1%} ({before.value:.1%})"
+    if after.unit == "fraction":
+        return f"{after.value:.1%} ({before.value:.1%})"
+    return f"{after.value:.4g} ({before.value:.4g})"
 
 
 def _latency(row: ArtifactRow) -> str:

@@ -72,6 +72,7 @@ class Request:
     inventory: Inventory | None = None
     calibration: DataRef | None = None
     evaluation: DataRef | None = None
+    metric: str | None = None
     max_size_bytes: int | None = None
     max_drop: float | None = None
     estimate_targets: tuple[Target, ...] = ()

@@ -49,6 +49,7 @@ class Found:
     load: dict[str, Any]
     calibration: str | None = None
     evaluation: str | None = None
+    metric: str | None = None
 
 
 def find_source(
@@ -142,7 +143,7 @@ def _from_sample(folder: Path, load: dict[str, Any]) -> Found:
     def beside(name: str | None) -> str | None:
         return None if name is None else str(folder / name)
 
-    return Found(source, load, beside(sample.calibration), beside(sample.evaluation))
+    return Found(source, load, beside(sample.calibration), beside(sample.evaluation), sample.metric)
 
 
 def _source(path: Path, form: str, reference: str, digest: str) -> Source:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from pathlib import Path
+from typing import ClassVar, Self
 
+from edgeship.core.artifact import file_digest
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.report import Measurement, Verdict
 from edgeship.core.runtimes import ENGINE_PACKAGES
 from edgeship.errors import DataError
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 # Emulators take up to a second a run: after SECONDS the rest of the data is left, but not before LEAST samples ran.
 LIMIT = 2000
@@ -24,10 +24,12 @@ SECONDS = 60.0
 
 @dataclass(frozen=True)
 class CheckAccuracy(Pass):
-    """Measure accuracy on labelled data, on the artifact itself, beside the model it came from.
+    """Measure accuracy, or another metric, on the artifact itself, beside the model it came from.
 
     Args:
-        max_drop: the largest loss allowed, as a fraction of all samples; not gated when None.
+        metric: ``accuracy``, ``perplexity``, ``cosine``, ``snr``, or ``file.py:function``.
+        max_drop: the largest drop allowed, as a fraction; not gated when None.
+        required: the user asked for the figure, so data that cannot give it is an error.
         limit: how many samples at most, spread evenly over the data.
         least, seconds: a slow engine stops after so many seconds, once it has run the least number of samples. The
             report says how many it ran; the baseline is taken on the same ones.
@@ -38,10 +40,18 @@ class CheckAccuracy(Pass):
 
     runtime: str = ""
     data: DataRef | None = None
+    metric: str = "accuracy"
     max_drop: float | None = None
+    required: bool = False
     limit: int = LIMIT
     least: int = LEAST
     seconds: float = SECONDS
+
+    def confirm(self, request: Request) -> None:
+        """Refuse a metric that nobody knows."""
+        from edgeship.data.metrics import find_metric
+
+        find_metric(self.metric)
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
@@ -49,59 +59,67 @@ class CheckAccuracy(Pass):
         if request.evaluation is None:
             return Skip("no --eval data")
         drop = request.max_drop if request.max_drop is not None else request.profile.max_drop
-        return cls(request.runtime, request.evaluation, drop)
+        required = request.max_drop is not None or request.metric is not None
+        return cls(request.runtime, request.evaluation, request.metric or "accuracy", drop, required)
 
     def run(self, model: Artifact, original: TorchModel, ctx: Context) -> Verdict:
-        """Top-1 accuracy of the first output, on the artifact and on the original, over the same samples."""
+        """The metric on the artifact and on the original, over the same samples."""
         import numpy as np
 
         from edgeship.core.registry import runtimes
         from edgeship.core.runtimes import as_numpy
         from edgeship.data.batches import load_samples
+        from edgeship.data.metrics import find_metric
         from edgeship.program.compare import Reference
         from edgeship.program.program import TorchProgram
 
         assert self.data is not None
         program = TorchProgram.open(original)
         samples = load_samples(self.data.reference, program.signature, self.limit)
-        if samples.labels is None:
-            return Verdict(self.name, self.runtime, True, "the evaluation data has no labels: no accuracy")
+        metric = find_metric(self.metric)
+        if metric.needs_labels and samples.labels is None:
+            if self.required:
+                raise DataError(
+                    f"{self.data.reference} has no labels, and {metric.name} needs them",
+                    fix="add an array named label, or choose another --metric",
+                )
+            return Verdict(self.name, self.runtime, True, f"the evaluation data has no labels: no {metric.name}")
+        if Path(self.metric.rpartition(":")[0]).is_file():
+            script = Path(self.metric.rpartition(":")[0]).absolute()
+            dependencies = json.dumps({str(script): file_digest(script)})
+            (ctx.folder / "dependencies.json").write_text(dependencies, encoding="utf-8")
         runtime = runtimes()[self.runtime]
-        output = program.signature.outputs[0].name
         baseline = Reference(program)
-        right_before = right_after = count = 0
+        count = 0
         # A fixed shuffle, so that a run cut short has met every class.
         order = np.random.default_rng(0).permutation(len(samples))
         begin = time.monotonic()
         with runtime.open(model) as session:
             for count, index in enumerate(order, 1):
-                batch, label = samples.inputs[index], samples.labels[index]
+                batch, label = samples.inputs[index], None if samples.labels is None else samples.labels[index]
                 if count % 16 == 0:
                     ctx.progress(count, len(samples), "evaluating")
                 fitted = {spec.name: as_numpy(batch[spec.name], spec.numpy_dtype) for spec in model.signature.inputs}
-                right_before += top1(baseline.run(batch)[output]) == int(label)
-                right_after += top1(session.run(fitted)[output]) == int(label)
+                metric.add(batch, session.run(fitted), baseline.run(batch), label)
                 if count >= self.least and time.monotonic() - begin > self.seconds:
                     break
-        before, after = right_before / count, right_after / count
+        score = metric.checked()
         how = "emulated" if runtime.execution == "emulated" else "measured"
         figures = tuple(
-            Measurement(name, value, "fraction", how, runtime=runtime.name, runs=count)  # type: ignore[arg-type]
-            for name, value in (("accuracy", after), ("accuracy_original", before), ("accuracy_drop", before - after))
+            Measurement(name, value, unit, how, runtime=runtime.name, runs=count)  # type: ignore[arg-type]
+            for name, value, unit in (
+                (metric.name, score.after, metric.unit),
+                (f"{metric.name}_original", score.before, metric.unit),
+                (f"{metric.name}_drop", score.drop, "fraction"),
+            )
         )
-        summary = f"accuracy {after:.2%} against {before:.2%} of the original, on {count} of {len(samples)} samples"
-        if self.max_drop is not None and before - after > self.max_drop + 1e-9:
-            summary = f"{summary}: more than the {self.max_drop:.2%} allowed"
+        shown = f"{score.after:.2%} against {score.before:.2%}"
+        if metric.unit != "fraction":
+            shown = f"{score.after:.4g} against {score.before:.4g} {metric.unit}"
+        summary = f"{metric.name} {shown} of the original, on {count} of {len(samples)} samples"
+        if self.max_drop is not None and score.drop > self.max_drop + 1e-9:
+            summary = f"{summary}: a drop of {score.drop:.2%}, {self.max_drop:.2%} allowed"
             return Verdict(
                 self.name, self.runtime, False, summary, figures, fix="try --profile exact, or raise --max-drop"
             )
         return Verdict(self.name, self.runtime, True, summary, figures)
-
-
-def top1(scores: npt.NDArray[Any]) -> int:
-    """The class with the highest score of one sample, ``[..., classes]``. Raises `DataError` when it is NaN."""
-    import numpy as np
-
-    if not bool(np.isfinite(scores).all()):
-        raise DataError("the model's scores are not finite, so there is no accuracy", fix="check the artifact's inputs")
-    return int(np.argmax(scores.reshape(-1)))
