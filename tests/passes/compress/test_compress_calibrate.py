@@ -1,0 +1,83 @@
+"""compress/calibrate as a pass: planning, data, the record it leaves."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeship.core.model import Source, TensorSpec, TorchModel
+from edgeship.core.passes import Context, Skip
+from edgeship.core.profile import DataRef, Request
+from edgeship.core.registry import profiles, targets
+from edgeship.data.batches import describe_data
+from edgeship.errors import DataError, UsageError
+from edgeship.passes.compress.calibrate import CalibrateActivations
+from edgeship.program.export import make_program
+from edgeship.program.program import TorchProgram, read_record
+
+
+def request_for(runtime: str, profile: str = "balanced", calibration: DataRef | None = None) -> Request:
+    source = Source(Path("model.py"), (), reference="model.py:f")  # type: ignore[arg-type]
+    return Request(source, targets()["galaxy-s24"], runtime, profiles()[profile], calibration=calibration)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> TorchModel:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU6(), nn.Flatten(), nn.Linear(144, 3))
+    program = make_program(net, [TensorSpec("image", "f32", (1, 1, 8, 8))], [torch.randn(1, 1, 8, 8)])
+    folder = tmp_path_factory.mktemp("program")
+    program.save(folder)
+    return TorchModel(folder, program.signature)
+
+
+def test_it_follows_the_profile() -> None:
+    assert isinstance(CalibrateActivations.plan(request_for("onnx")), Skip)
+    planned = CalibrateActivations.plan(request_for("qnn", calibration=DataRef("data.npz", "d")))
+    assert planned == CalibrateActivations(16, "minmax", data=DataRef("data.npz", "d"))
+
+
+def test_the_record_holds_grids_and_history(saved: TorchModel, tmp_path: Path) -> None:
+    step = CalibrateActivations(8, "mse", samples=4)
+    model = step.run(saved, Context(tmp_path))
+    step.ensures(model, model=saved)
+    record = read_record(model)
+    assert set(record.activations) >= {"image", "linear"}
+    assert "4 generated samples" in record.history[-1]
+    assert not read_record(saved).activations
+    with torch.no_grad():
+        assert TorchProgram.open(model).module()(torch.randn(1, 1, 8, 8))[0].shape == (1, 3)
+
+
+def test_it_uses_the_users_data(saved: TorchModel, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", image=np.full((3, 1, 8, 8), 7, np.float32))
+    step = CalibrateActivations(16, "minmax", data=describe_data(str(tmp_path / "data.npz")))
+    (tmp_path / "out").mkdir()
+    record = read_record(step.run(saved, Context(tmp_path / "out")))
+    assert record.activations["image"].scale * 32767 == pytest.approx(7, rel=1e-3)
+    assert "3 samples" in record.history[-1]
+
+
+def test_bad_data_is_one_clear_error(saved: TorchModel, tmp_path: Path) -> None:
+    for name, array, message in (
+        ("nan", np.full((2, 1, 8, 8), np.nan, np.float32), "NaN or infinity"),
+        ("shape", np.zeros((2, 1, 9, 8), np.float32), "shape"),
+        ("empty", np.zeros((0, 1, 8, 8), np.float32), "no samples"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", image=array)
+        step = CalibrateActivations(data=DataRef(str(tmp_path / f"{name}.npz"), "d"))
+        with pytest.raises(DataError, match=message):
+            step.run(saved, Context(tmp_path))
+    with pytest.raises(UsageError, match="samples"):
+        CalibrateActivations(samples=0).run(saved, Context(tmp_path))
+
+
+def test_two_runs_write_the_same(saved: TorchModel, tmp_path: Path) -> None:
+    written = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        model = CalibrateActivations(8, "mse", samples=3).run(saved, Context(tmp_path / name))
+        written.append((model.path / "program.json").read_bytes())
+    assert written[0] == written[1]
