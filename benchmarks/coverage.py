@@ -24,8 +24,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from models import ARCHITECTURES, SHARED, cifar_files
 
-from edgeship.api import machine
 from edgeship.core.units import human_bytes
+from edgeship.engine.gathering import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"

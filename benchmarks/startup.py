@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from edgeship.api import machine
+from edgeship.engine.gathering import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 EDGESHIP = str(Path(sys.executable).parent / "edgeship")

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import math
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from edgeship import __version__
-from edgeship.core.artifact import INVENTORY, BuiltArtifact, EncodingRecord, Gathered
+from edgeship.core.artifact import INVENTORY
+from edgeship.core.device import Shipped
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context
 from edgeship.core.plan import Plan, Step
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.records import read_json
-from edgeship.core.registry import find, profiles, runtimes, targets
-from edgeship.core.report import ArtifactRow, Measurement, Measurements, Report, Verdict
+from edgeship.core.registry import devices, find, profiles, runtimes, targets
+from edgeship.core.report import Measurement, Report
 from edgeship.core.runtimes import Availability
 from edgeship.engine.cache import Cache, default_cache_root
 from edgeship.engine.chatter import Log
 from edgeship.engine.executor import Execution, Progress, Silence, execute
+from edgeship.engine.gathering import Prepared, gather_all
 from edgeship.engine.planner import plan_build, plan_load
 from edgeship.engine.sources import find_source
 from edgeship.errors import GateError, MissingToolError, UsageError
@@ -67,17 +65,6 @@ class BuildOrder:
         return Path(f"{name or Path(self.source).resolve().stem}.edgeship")
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A planned build: the plan, and what running it needs."""
-
-    plan: Plan
-    requests: tuple[Request, ...]
-    loaded: TorchModel
-    load_step: Step
-    load_execution: Execution
-
-
 def build(order: BuildOrder, progress: Progress | None = None, log: Log | None = None) -> Report:
     """Build, check, and publish a bundle.
 
@@ -99,7 +86,7 @@ def build(order: BuildOrder, progress: Progress | None = None, log: Log | None =
     result: list[Report] = []
 
     def gather(step: Step, execution: Execution) -> None:
-        gathered = _gathered(order, prepared, execution, log)
+        gathered = gather_all(prepared, execution, order.bundle, order.source, log)
         result[:] = [gathered.report]
         if gathered.report.passed:
             step.task.run(gathered, ctx=Context(order.bundle))
@@ -172,139 +159,6 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     return Prepared(plan_build(ready), ready, loaded, load_plan.steps[-1], execution)
 
 
-def _gathered(order: BuildOrder, prepared: Prepared, execution: Execution, log: Log) -> Gathered:
-    built: list[BuiltArtifact] = []
-    rows: list[ArtifactRow] = []
-    for step in prepared.plan.steps:
-        result = execution.results.get(step.index)
-        final = isinstance(result, Artifact) and not any(
-            step.index in later.inputs.values() and later.name.startswith("lower/") and later.routes == step.routes
-            for later in prepared.plan.steps
-        )
-        if not final or not isinstance(result, Artifact):
-            continue
-        mine = [route for route in step.routes if runtimes()[route[1]].artifact is type(result)]
-        if not mine:
-            continue
-        names = tuple(dict.fromkeys(target for target, _ in mine))
-        encodings, activations = _decided(prepared.plan, step, execution, result)
-        choice = next(item for item in prepared.requests if item.runtime == mine[0][1]).choice
-        built.append(BuiltArtifact(names, result, choice, encodings, activations))
-        rows.append(_row(prepared, step, execution, result, names, encodings, activations))
-    report = Report(
-        source=order.source,
-        profile=order.profile,
-        targets=order.targets,
-        bundle="",
-        rows=tuple(rows),
-        steps=(*prepared.load_execution.times, *execution.times),
-        skipped=prepared.plan.skipped,
-        machine=machine(),
-        versions=_versions(prepared.requests),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        log=str(log.path),
-    )
-    inventory = prepared.requests[0].inventory
-    assert inventory is not None
-    return Gathered(
-        order.bundle, prepared.requests[0], prepared.plan, tuple(built), report, inventory, prepared.loaded.digest
-    )
-
-
-def _decided(
-    plan: Plan, step: Step, execution: Execution, artifact: Artifact
-) -> tuple[dict[str, EncodingRecord], dict[str, tuple[int, float, int]]]:
-    """What compression decided for the program behind an artifact, with where the artifact keeps it."""
-    from edgeship.program.program import read_record
-
-    index = next(iter(step.inputs.values()))
-    while not isinstance(execution.results[index], TorchModel):
-        index = next(iter(plan.steps[index].inputs.values()))
-    program = execution.results[index]
-    assert isinstance(program, TorchModel)
-    record = read_record(program)
-    placements = {placement.weight: placement for placement in artifact.placements}
-    shapes = {use.name: use.shape for use in record.inventory.weights}
-    encodings = {
-        name: EncodingRecord(str(encoding), encoding.bits, shapes[name], placements[name])
-        for name, encoding in record.encodings.items()
-    }
-    activations = {name: (item.bits, item.scale, item.zero_point) for name, item in record.activations.items()}
-    return encodings, activations
-
-
-def _row(
-    prepared: Prepared,
-    step: Step,
-    execution: Execution,
-    artifact: Artifact,
-    names: tuple[str, ...],
-    encodings: Mapping[str, EncodingRecord],
-    activations: Mapping[str, Any],
-) -> ArtifactRow:
-    from edgeship.core.artifact import total_bytes
-
-    runtime = runtimes()[artifact.runtime]
-    verdicts: list[Verdict] = []
-    measurements: list[Measurement] = []
-    for later in prepared.plan.steps:
-        result = execution.results.get(later.index)
-        if later.inputs.get("model") != step.index:
-            continue
-        if isinstance(result, Verdict):
-            verdicts.append(result)
-        elif isinstance(result, Measurements):
-            measurements.extend(result.items)
-    kinds = dict.fromkeys(record.encoding for record in encodings.values())
-    request = next(item for item in prepared.requests if item.runtime == runtime.name)
-    row = ArtifactRow(
-        target=",".join(names),
-        runtime=runtime.name,
-        file=artifact.path.name,
-        size_bytes=total_bytes(artifact.path),
-        weights=", ".join(kinds) or ("float16" if artifact.compute == "f16" else "float32"),
-        activations=request.choice.activations if activations or request.choice.activations == "dynamic" else "float",
-        execution="emulated" if runtime.execution == "emulated" else "measured",
-        verdicts=tuple(verdicts),
-        measurements=tuple(measurements),
-    )
-    memory = row.figure("memory_bytes")
-    return dataclasses.replace(row, memory_bytes=int(memory.value or 0) if memory else 0)
-
-
-def machine() -> dict[str, str]:
-    """What the numbers were taken on: processor, cores, memory, system."""
-    import os
-
-    import psutil
-
-    return {
-        "processor": _processor(),
-        "cores": str(os.cpu_count()),
-        "memory_gib": f"{psutil.virtual_memory().total / 2**30:.0f}",
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
-
-
-def _versions(requests: Sequence[Request]) -> dict[str, str]:
-    from importlib import metadata
-
-    found = {"edgeship": __version__, "torch": metadata.version("torch")}
-    for request in requests:
-        found.update(runtimes()[request.runtime].versions())
-    return dict(sorted(found.items()))
-
-
 def verify(bundle_path: Path, *, run: bool = True, log: Log | None = None) -> list[str]:
     """Check a bundle: the manifest against its schema, every byte against its digest, and that every artifact opens
     and runs here.
@@ -351,32 +205,28 @@ def _runs(artifact: Artifact, log: Log | None) -> str:
 
 
 def bench(bundle_path: Path, *, seconds: float = 2.0, device: str = "host") -> list[tuple[str, Measurement]]:
-    """Time every artifact of a bundle on this host, or estimate it for a device (``estimate:TARGET``).
+    """The figures of every artifact of a bundle on a device: ``host``, ``estimate:TARGET``, or a plug-in's.
 
     Returns:
         (artifact, measurement) pairs; artifacts that cannot be timed here say why in the note.
     """
-    from edgeship.devices.estimate import estimate
-    from edgeship.devices.host import time_artifact
     from edgeship.shipping.bundle import changed_files, opened, read_bundle
 
     bundle = read_bundle(bundle_path)
     problems = changed_files(bundle)
     if problems:
         raise GateError(f"{bundle_path}: {problems[0]}", fix="build it again")
-    kind, _, name = device.partition(":")
-    if kind not in ("host", "estimate") or (kind == "estimate") != bool(name):
-        raise UsageError(f"no device {device!r}", fix="use host or estimate:TARGET")
+    name, _, argument = device.partition(":")
+    place = find("device", devices(), name)
+    if bool(argument) != bool(place.argument):
+        shown = f"{name}:{place.argument}" if place.argument else name
+        raise UsageError(f"{device!r} is not how the device {name} is named", fix=f"write {shown}")
+    inventory = read_json(Inventory, bundle.path / INVENTORY)
     rows: list[tuple[str, Measurement]] = []
-    if kind == "estimate":
-        inventory = read_json(Inventory, bundle.path / INVENTORY)
-        target = find("target", targets(), name)
-        for record in bundle.manifest.artifacts:
-            stored = {key: math.ceil(math.prod(item.shape) * item.bits / 8) for key, item in record.encodings.items()}
-            rows.append((record.main, estimate(inventory, target, record.runtime, record.choice, stored)))
-        return rows
     for record in bundle.manifest.artifacts:
-        rows += [(record.main, item) for item in time_artifact(opened(bundle, record), seconds)]
+        stored = {key: math.ceil(math.prod(item.shape) * item.bits / 8) for key, item in record.encodings.items()}
+        shipped = Shipped(opened(bundle, record), inventory, record.choice, stored)
+        rows += [(record.main, item) for item in place.measure(shipped, argument, seconds)]
     return rows
 
 

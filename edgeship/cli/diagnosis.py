@@ -29,9 +29,10 @@ def diagnose() -> Diagnosis:
     """Look at everything once; nothing is changed."""
     import shutil
 
-    from edgeship.api import availability, machine
+    from edgeship.api import availability
     from edgeship.core.artifact import total_bytes
     from edgeship.engine.cache import default_cache_root
+    from edgeship.engine.gathering import machine
 
     root = default_cache_root()
     existing = next(path for path in (root, *root.parents) if path.exists())

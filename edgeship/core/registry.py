@@ -1,8 +1,8 @@
-"""What is there: passes, runtimes, targets and profiles, built in by folder and added by entry points.
+"""What is there: passes, runtimes, devices, targets and profiles, built in by folder and added by entry points.
 
-Entry point groups: ``edgeship.passes`` and ``edgeship.runtimes`` name an object (a Pass subclass, a Runtime instance);
-``edgeship.targets`` and ``edgeship.profiles`` name a function returning a folder of TOML files. A plug-in that fails to
-load is kept as `Broken` for ``doctor`` and never stops a build.
+Entry point groups: ``edgeship.passes``, ``edgeship.runtimes`` and ``edgeship.devices`` name an object (a Pass subclass, a
+Runtime, a Device); ``edgeship.targets`` and ``edgeship.profiles`` name a function returning a folder of TOML files. A
+plug-in that fails to load is kept as `Broken` for ``doctor`` and never stops a build.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgeship.core.device import Device
 from edgeship.core.passes import Pass
 from edgeship.core.profile import Profile
 from edgeship.core.records import read_toml, suggest
@@ -45,7 +46,7 @@ _broken: dict[tuple[str, str], Broken] = {}
 
 def broken() -> tuple[Broken, ...]:
     """Plug-ins that failed to load, after everything was asked for once."""
-    for ask in (passes, runtimes, targets, profiles):
+    for ask in (passes, runtimes, devices, targets, profiles):
         ask()
     return tuple(_broken.values())
 
@@ -73,23 +74,13 @@ def passes() -> dict[str, type[Pass]]:
 @cache
 def runtimes() -> dict[str, Runtime]:
     """Every runtime by name."""
-    found: dict[str, Runtime] = {}
-    package = importlib.import_module("edgeship.runtimes")
-    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda item: item.name):
-        place = f"{package.__name__}.{info.name}" + (".runtime" if info.ispkg else "")
-        if importlib.util.find_spec(place) is not None:
-            runtime = getattr(importlib.import_module(place), "RUNTIME", None)
-            if isinstance(runtime, Runtime):
-                found[runtime.name] = runtime
-    for name, value in _plugins("edgeship.runtimes"):
-        reason = "" if isinstance(value, Runtime) and hasattr(value, "name") else "is not a Runtime with a name"
-        if not reason and value.name in found:
-            reason = f"{value.name} exists already"
-        if reason:
-            _broken["edgeship.runtimes", name] = Broken("edgeship.runtimes", name, reason)
-        else:
-            found[value.name] = value
-    return found
+    return _instances("runtimes", Runtime)  # type: ignore[type-abstract]
+
+
+@cache
+def devices() -> dict[str, Device]:
+    """Every device by name."""
+    return _instances("devices", Device)  # type: ignore[type-abstract]
 
 
 @cache
@@ -109,6 +100,31 @@ def find(kind: str, known: dict[str, T], name: str) -> T:
     if name not in known:
         raise UsageError(f'no {kind} "{name}"', fix=suggest(name, known))
     return known[name]
+
+
+def _instances(group: str, cls: type[T]) -> dict[str, T]:
+    """One instance a module of ``edgeship/<group>/`` (a folder keeps it in ``runtime.py``), then those of plug-ins."""
+    found: dict[str, T] = {}
+    package = importlib.import_module(f"edgeship.{group}")
+    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda item: item.name):
+        place = f"{package.__name__}.{info.name}" + (".runtime" if info.ispkg else "")
+        if importlib.util.find_spec(place) is not None:
+            for value in vars(importlib.import_module(place)).values():
+                if isinstance(value, cls):
+                    found[_name(value)] = value
+    for name, value in _plugins(f"edgeship.{group}"):
+        reason = "" if isinstance(value, cls) and _name(value) else f"is not a {cls.__name__} with a name"
+        if not reason and _name(value) in found:
+            reason = f"{_name(value)} exists already"
+        if reason:
+            _broken[f"edgeship.{group}", name] = Broken(f"edgeship.{group}", name, reason)
+        else:
+            found[_name(value)] = value
+    return found
+
+
+def _name(value: object) -> str:
+    return str(getattr(value, "name", ""))
 
 
 def _records(group: str, cls: type[T]) -> dict[str, T]:

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
+from edgeship.core.device import Device, Shipped
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
 from edgeship.core.profile import Choice
+from edgeship.core.registry import find, targets
 from edgeship.core.report import Measurement
 from edgeship.core.target import Target
 
@@ -142,3 +145,20 @@ def _traffic(op: OpCost, sizes: Mapping[str, float], activation_bytes: int, on_c
         return float(op.elements_out * activation_bytes)
     activations = (op.elements_in + op.elements_out) * activation_bytes
     return sum(sizes.get(name, 0.0) for name in op.weights) + (activations if activations > on_chip_bytes else 0)
+
+
+class Estimate(Device):
+    """A roofline for a target that is not here."""
+
+    name: ClassVar[str] = "estimate"
+    argument: ClassVar[str] = "TARGET"
+    summary: ClassVar[str] = "a rough estimate for a target, with a wide band"
+
+    def measure(self, shipped: Shipped, argument: str, seconds: float) -> tuple[Measurement, ...]:
+        """As `estimate`, with the weights as the artifact stores them."""
+        target = find("target", targets(), argument)
+        runtime = shipped.artifact.runtime
+        return (estimate(shipped.inventory, target, runtime, shipped.choice, shipped.weight_bytes),)
+
+
+DEVICE = Estimate()

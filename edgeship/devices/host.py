@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import ClassVar
 
+from edgeship.core.device import Device, Shipped
 from edgeship.core.model import ARTIFACTS, Artifact
 from edgeship.core.records import from_plain, to_plain
 from edgeship.core.registry import runtimes
@@ -51,6 +53,20 @@ def time_artifact(artifact: Artifact, seconds: float = SECONDS) -> tuple[Measure
         figure("peak_memory", found["peak_bytes"], "bytes"),
         figure("engine_memory", found["baseline_bytes"], "bytes"),
     )
+
+
+class Host(Device):
+    """This machine."""
+
+    name: ClassVar[str] = "host"
+    summary: ClassVar[str] = "this machine: latency and peak memory, in a process of its own"
+
+    def measure(self, shipped: Shipped, argument: str, seconds: float) -> tuple[Measurement, ...]:
+        """As `time_artifact`."""
+        return time_artifact(shipped.artifact, seconds)
+
+
+DEVICE = Host()
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -1,0 +1,48 @@
+"""What a device is: a place where a shipped artifact gets its figures. This host, an estimate; later a phone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edgeship.core.inventory import Inventory
+from edgeship.core.model import Artifact
+from edgeship.core.profile import Choice
+from edgeship.core.report import Measurement
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """One artifact of a bundle with what its figures depend on.
+
+    Args:
+        inventory: weights and operators of the program it came from. choice: how weights are stored.
+        weight_bytes: bytes of each encoded weight as stored, by name.
+    """
+
+    artifact: Artifact
+    inventory: Inventory
+    choice: Choice
+    weight_bytes: dict[str, int]
+
+
+class Device(ABC):
+    """Where a benchmark runs. ``bench --device NAME`` or ``--device NAME:ARGUMENT`` finds it by name.
+
+    Class attributes:
+        name: the part before the colon. argument: what the part after it is called, empty when there is none.
+        summary: one sentence for people.
+    """
+
+    name: ClassVar[str]
+    argument: ClassVar[str] = ""
+    summary: ClassVar[str]
+
+    @abstractmethod
+    def measure(self, shipped: Shipped, argument: str, seconds: float) -> tuple[Measurement, ...]:
+        """The figures of one artifact; without a value, and with the reason in the note, where there are none.
+
+        Args:
+            argument: the part after the colon. seconds: how long to time, where it is timed.
+        """

@@ -1,0 +1,168 @@
+"""From the results of the steps to the report: which artifacts were made, what was decided for them, how they did."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeship import __version__
+from edgeship.core.artifact import BuiltArtifact, EncodingRecord, Gathered, total_bytes
+from edgeship.core.model import Artifact, TorchModel
+from edgeship.core.plan import Plan, Step
+from edgeship.core.profile import Request
+from edgeship.core.registry import runtimes
+from edgeship.core.report import ArtifactRow, Measurement, Measurements, Report, Verdict
+from edgeship.engine.chatter import Log
+from edgeship.engine.executor import Execution
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A planned build: the plan, and what running it needs."""
+
+    plan: Plan
+    requests: tuple[Request, ...]
+    loaded: TorchModel
+    load_step: Step
+    load_execution: Execution
+
+
+def gather_all(prepared: Prepared, execution: Execution, output: Path, source: str, log: Log) -> Gathered:
+    """Everything the steps made, for the report and for the passes that end a build.
+
+    Args:
+        output: the bundle. source: as the user named it.
+    """
+    built: list[BuiltArtifact] = []
+    rows: list[ArtifactRow] = []
+    for step in prepared.plan.steps:
+        result = execution.results.get(step.index)
+        final = isinstance(result, Artifact) and not any(
+            step.index in later.inputs.values() and later.name.startswith("lower/") and later.routes == step.routes
+            for later in prepared.plan.steps
+        )
+        if not final or not isinstance(result, Artifact):
+            continue
+        mine = [route for route in step.routes if runtimes()[route[1]].artifact is type(result)]
+        if not mine:
+            continue
+        names = tuple(dict.fromkeys(target for target, _ in mine))
+        encodings, activations = _decided(prepared.plan, step, execution, result)
+        choice = next(item for item in prepared.requests if item.runtime == mine[0][1]).choice
+        built.append(BuiltArtifact(names, result, choice, encodings, activations))
+        rows.append(_row(prepared, step, execution, result, names, encodings, activations))
+    report = Report(
+        source=source,
+        profile=prepared.requests[0].profile.name,
+        targets=tuple(dict.fromkeys(request.target.name for request in prepared.requests)),
+        bundle="",
+        rows=tuple(rows),
+        steps=(*prepared.load_execution.times, *execution.times),
+        skipped=prepared.plan.skipped,
+        machine=machine(),
+        versions=_versions(prepared.requests),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        log=str(log.path),
+    )
+    inventory = prepared.requests[0].inventory
+    assert inventory is not None
+    return Gathered(
+        output, prepared.requests[0], prepared.plan, tuple(built), report, inventory, prepared.loaded.digest
+    )
+
+
+def _decided(
+    plan: Plan, step: Step, execution: Execution, artifact: Artifact
+) -> tuple[dict[str, EncodingRecord], dict[str, tuple[int, float, int]]]:
+    """What compression decided for the program behind an artifact, with where the artifact keeps it."""
+    from edgeship.program.program import read_record
+
+    index = next(iter(step.inputs.values()))
+    while not isinstance(execution.results[index], TorchModel):
+        index = next(iter(plan.steps[index].inputs.values()))
+    program = execution.results[index]
+    assert isinstance(program, TorchModel)
+    record = read_record(program)
+    placements = {placement.weight: placement for placement in artifact.placements}
+    shapes = {use.name: use.shape for use in record.inventory.weights}
+    encodings = {
+        name: EncodingRecord(str(encoding), encoding.bits, shapes[name], placements[name])
+        for name, encoding in record.encodings.items()
+    }
+    activations = {name: (item.bits, item.scale, item.zero_point) for name, item in record.activations.items()}
+    return encodings, activations
+
+
+def _row(
+    prepared: Prepared,
+    step: Step,
+    execution: Execution,
+    artifact: Artifact,
+    names: tuple[str, ...],
+    encodings: Mapping[str, EncodingRecord],
+    activations: Mapping[str, Any],
+) -> ArtifactRow:
+    runtime = runtimes()[artifact.runtime]
+    verdicts: list[Verdict] = []
+    measurements: list[Measurement] = []
+    for later in prepared.plan.steps:
+        result = execution.results.get(later.index)
+        if later.inputs.get("model") != step.index:
+            continue
+        if isinstance(result, Verdict):
+            verdicts.append(result)
+        elif isinstance(result, Measurements):
+            measurements.extend(result.items)
+    kinds = dict.fromkeys(record.encoding for record in encodings.values())
+    request = next(item for item in prepared.requests if item.runtime == runtime.name)
+    row = ArtifactRow(
+        target=",".join(names),
+        runtime=runtime.name,
+        file=artifact.path.name,
+        size_bytes=total_bytes(artifact.path),
+        weights=", ".join(kinds) or ("float16" if artifact.compute == "f16" else "float32"),
+        activations=request.choice.activations if activations or request.choice.activations == "dynamic" else "float",
+        execution="emulated" if runtime.execution == "emulated" else "measured",
+        verdicts=tuple(verdicts),
+        measurements=tuple(measurements),
+    )
+    memory = row.figure("memory_bytes")
+    return dataclasses.replace(row, memory_bytes=int(memory.value or 0) if memory else 0)
+
+
+def machine() -> dict[str, str]:
+    """What the numbers were taken on: processor, cores, memory, system."""
+    import os
+
+    import psutil
+
+    return {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "memory_gib": f"{psutil.virtual_memory().total / 2**30:.0f}",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def _versions(requests: Sequence[Request]) -> dict[str, str]:
+    from importlib import metadata
+
+    found = {"edgeship": __version__, "torch": metadata.version("torch")}
+    for request in requests:
+        found.update(runtimes()[request.runtime].versions())
+    return dict(sorted(found.items()))
