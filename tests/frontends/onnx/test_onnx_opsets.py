@@ -159,3 +159,14 @@ def test_a_value_in_between_that_is_read_elsewhere_keeps_its_parts(tmp_path: Pat
     imported = assert_matches_onnxruntime(path, {"x": x})
     targets = [node.target for node in imported.module.graph.nodes if node.op == "call_function"]
     assert targets == [F.linear, torch.add, torch.relu]
+
+
+@pytest.mark.parametrize(("scale", "target"), [(2.0, F.interpolate), (1.5, torch.index_select)])
+def test_nearest_by_a_broken_factor_is_a_selection(tmp_path: Path, scale: float, target: object) -> None:
+    x = floats(1, 2, 4, 6)
+    node = helper.make_node(
+        "Resize", ["x", "", "s"], ["y"], coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+    )
+    weights = {"s": np.array([1, 1, scale, scale], np.float32)}
+    imported = assert_matches_onnxruntime(save_model(tmp_path / "m.onnx", [node], {"x": x}, ["y"], weights), {"x": x})
+    assert target in [node.target for node in imported.module.graph.nodes]

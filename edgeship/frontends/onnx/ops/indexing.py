@@ -27,6 +27,15 @@ def wrapped(call: OpCall, indices: Tensor, size: int) -> Tensor:
     return torch.where(indices < 0, torch.add(indices, size), indices)
 
 
+def select(x: Tensor, axis: int, indices: Tensor) -> Tensor:
+    """``index_select``, or a slice where the indices are known and follow one another."""
+    if is_constant(indices) and not is_constant(x) and indices.numel():
+        first, count = int(indices[0]), indices.numel()
+        if torch.equal(indices, torch.arange(first, first + count)):
+            return x if count == x.shape[axis] else torch.narrow(x, axis, first, count)
+    return torch.index_select(x, axis, indices)
+
+
 @op("Gather")
 def gather(call: OpCall) -> Tensor:
     """Rows of a constant matrix by data-dependent indices are an embedding, whose indices are never negative."""
@@ -38,8 +47,8 @@ def gather(call: OpCall) -> Tensor:
     if is_constant(indices) and indices.dim() == 0:
         return torch.select(x, axis, int(indices))
     if indices.dim() == 1:
-        return torch.index_select(x, axis, indices)
-    picked = torch.index_select(x, axis, torch.reshape(indices, (indices.numel(),)))
+        return select(x, axis, indices)
+    picked = select(x, axis, torch.reshape(indices, (indices.numel(),)))
     return torch.reshape(picked, (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
@@ -67,7 +76,7 @@ def gather_nd(call: OpCall) -> Tensor:
     if batch:
         flat_index = torch.add(flat_index, torch.arange(rows).reshape(rows, 1) * per_row)
     flat = torch.reshape(x, (rows * per_row, *inner))
-    picked = torch.index_select(flat, 0, torch.reshape(flat_index, (flat_index.numel(),)))
+    picked = select(flat, 0, torch.reshape(flat_index, (flat_index.numel(),)))
     return torch.reshape(picked, (*indices.shape[:-1], *inner))
 
 
@@ -160,8 +169,8 @@ def compress(call: OpCall) -> Tensor:
     x, condition = call.x(0), call.const(1, "the condition").to(torch.bool)
     chosen = torch.nonzero(condition).reshape(-1)
     if not call.has("axis"):
-        return torch.index_select(torch.reshape(x, (x.numel(),)), 0, chosen)
-    return torch.index_select(x, call.axis(call.attr_int("axis"), x.dim()), chosen)
+        return select(torch.reshape(x, (x.numel(),)), 0, chosen)
+    return select(x, call.axis(call.attr_int("axis"), x.dim()), chosen)
 
 
 @op("NonZero")

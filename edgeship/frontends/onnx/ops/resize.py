@@ -238,13 +238,10 @@ def _by_torch(x: Tensor, sizes: Sequence[int], tables: dict[int, np.ndarray], ru
         return None
     size = tuple(sizes[2:])
     if rule.mode == "nearest":
-        for nearest, coordinates, rounding in (
-            ("nearest", "asymmetric", "floor"),
-            ("nearest-exact", "half_pixel", "round_prefer_ceil"),
-        ):
-            if _same(x, sizes, tables, Rule("nearest", coordinates, rounding)):
-                return F.interpolate(x, size=size, mode=nearest)
-        return None
+        # By whole factors only: converters disagree with torch, and with each other, about the rest.
+        whole = all(after % before == 0 for before, after in zip(x.shape[2:], size, strict=True))
+        plain = whole and _same(x, sizes, tables, Rule("nearest", "asymmetric", "floor"))
+        return F.interpolate(x, size=size, mode="nearest") if plain else None
     for align, coordinates in ((False, "half_pixel"), (True, "align_corners")):
         if _same(x, sizes, tables, Rule(rule.mode, coordinates)):
             return F.interpolate(x, size=size, mode=mode, align_corners=align)
