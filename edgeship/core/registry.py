@@ -1,8 +1,8 @@
 """What is there: passes, runtimes, devices, targets and profiles, built in by folder and added by entry points.
 
-Entry point groups: ``edgeship.passes``, ``edgeship.runtimes`` and ``edgeship.devices`` name an object (a Pass subclass, a
-Runtime, a Device); ``edgeship.targets`` and ``edgeship.profiles`` name a function returning a folder of TOML files. A
-plug-in that fails to load is kept as `Broken` for ``doctor`` and never stops a build.
+Entry point groups: ``edgeship.passes``, ``edgeship.runtimes`` and ``edgeship.devices`` name an object (a Pass subclass,
+a Runtime, a Device); ``edgeship.targets`` and ``edgeship.profiles`` name a function returning a folder of TOML files.
+A plug-in that fails to load is kept as `Broken` for ``doctor`` and never stops a build.
 """
 
 from __future__ import annotations
