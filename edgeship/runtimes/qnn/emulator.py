@@ -100,7 +100,10 @@ class Emulator:
 
     def _last_line(self) -> str:
         self._log.seek(0)
-        text = re.sub(r"\x1b\[[0-9;]*m", "", self._log.read().decode(errors="replace"))
-        return next(
-            (" ".join(line.split())[:300] for line in reversed(text.splitlines()) if line.strip()), "no message"
-        )
+        return last_line(self._log.read().decode(errors="replace"))
+
+
+def last_line(printed: str) -> str:
+    """The last line that a process printed, without colours."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", printed).splitlines()
+    return next((" ".join(line.split())[:300] for line in reversed(lines) if line.strip()), "no message")
