@@ -1,7 +1,7 @@
 """What the model loses by each layer's encoding: noise over signal at its outputs, one layer changed at a time.
 
-As in HAWQ-V3 (Yao et al. 2021, arXiv:2011.10680), but taken on the outputs themselves: the losses of several layers add,
-as independent noise does.
+As in HAWQ-V3 (Yao et al. 2021, arXiv:2011.10680), but taken on the outputs themselves: the losses of several layers
+add, as independent noise does.
 """
 
 from __future__ import annotations
