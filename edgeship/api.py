@@ -20,7 +20,7 @@ from edgeship.core.registry import devices, find, profiles, runtimes, targets
 from edgeship.core.report import Measurement, Report
 from edgeship.core.runtimes import Availability
 from edgeship.engine.cache import Cache, default_cache_root
-from edgeship.engine.chatter import Log
+from edgeship.engine.chatter import Log, silenced
 from edgeship.engine.executor import Execution, Progress, Silence, execute
 from edgeship.engine.gathering import Prepared, gather_all
 from edgeship.engine.planner import plan_build, plan_load
@@ -105,7 +105,7 @@ def plan(order: BuildOrder, log: Log | None = None, progress: Progress | None = 
 
 def log_path(bundle: Path) -> Path:
     """The log file beside a bundle."""
-    return bundle.with_name(bundle.name + ".log")
+    return bundle.parent / f"{bundle.name}.log"
 
 
 def side_log() -> Log:
@@ -115,7 +115,7 @@ def side_log() -> Log:
 
 def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Prepared:
     """Check the order, load the source, and plan every route."""
-    from edgeship.data.batches import describe_data
+    from edgeship.data.batches import describe_data, load_samples
 
     if not order.targets:
         raise UsageError("no target", fix=f"add --target, one of {', '.join(targets())}")
@@ -154,7 +154,12 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     assert isinstance(loaded, TorchModel)
     from edgeship.program.program import read_record
 
-    inventory = read_record(loaded).inventory
+    record = read_record(loaded)
+    with silenced(log):
+        for data in filter(None, (calibration_ref, evaluation_ref)):
+            # Read once before minutes of conversion; whole columns are checked, whatever the limit.
+            load_samples(data.reference, record.signature, limit=1)
+    inventory = record.inventory
     ready = tuple(dataclasses.replace(request, inventory=inventory) for request in requests)
     return Prepared(plan_build(ready), ready, loaded, load_plan.steps[-1], execution)
 
@@ -189,7 +194,6 @@ def _runs(artifact: Artifact, log: Log | None) -> str:
 
     from edgeship.core.model import Signature
     from edgeship.data.batches import generate_batches
-    from edgeship.engine.chatter import silenced
 
     runtime = runtimes()[artifact.runtime]
     runtime.versions()

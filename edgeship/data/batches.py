@@ -12,6 +12,7 @@ A sample has the model's input shape without its batch axis when that is 1, or t
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,12 @@ def _is_function(reference: str) -> bool:
 def _from_function(reference: str) -> Mapping[str, Any]:
     from edgeship.data.functions import load_function
 
-    result = load_function(reference)()
+    function = load_function(reference)
+    try:
+        result = function()
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise DataError(f"{reference} failed: {reason}", fix="run it with python to see where") from error
     if not isinstance(result, Mapping):
         raise DataError(f"{reference} returned {type(result).__name__}", fix="return a dict of arrays by input name")
     return result
@@ -144,7 +150,7 @@ def _from_file(path: Path, signature: Signature) -> Mapping[str, Any]:
         loaded = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", fix="give an .npz, a folder of images, or file.py:function") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a NumPy file: {error}", fix="write it with numpy.savez") from None
     if isinstance(loaded, np.ndarray):
         if len(signature.inputs) != 1:

@@ -19,6 +19,8 @@ def load_function(reference: str) -> Callable[..., Any]:
         UsageError: no such file, module or function, or the file fails while it is imported.
     """
     head, _, name = reference.rpartition(":")
+    if not head or not name.isidentifier():
+        raise UsageError(f"{reference!r} names no function", fix="give path/to/file.py:function")
     try:
         module = _load_file(Path(head)) if head.endswith(".py") else importlib.import_module(head)
     except UsageError:

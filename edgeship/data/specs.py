@@ -30,6 +30,16 @@ def parse_input(text: str) -> TensorSpec:
     return TensorSpec(match["name"], match["dtype"], tuple(int(size) for size in sizes))  # type: ignore[arg-type]
 
 
+def parse_inputs(texts: Sequence[str]) -> list[TensorSpec]:
+    """Every ``--input``, in order. Raises `UsageError` for a form nobody reads, or a name given twice."""
+    specs = [parse_input(text) for text in texts]
+    names = [spec.name for spec in specs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two inputs are called {twice}", fix="give each --input a name of its own")
+    return specs
+
+
 def with_notes(specs: Sequence[TensorSpec], notes: Mapping[str, Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
     """Specs with layout, range and normalisation added by name. Raises `UsageError` for a note on no input."""
     names = {spec.name for spec in specs}

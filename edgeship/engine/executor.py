@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import time
 import traceback
@@ -105,12 +106,9 @@ def execute(
             progress.failed(step)
             log.line(traceback.format_exc())
             raise _disk_error(error, cache) from error
-        except BaseException as error:
+        except BaseException:
             progress.failed(step)
             log.line(traceback.format_exc())
-            # Libraries that write in C++ or Rust have errors of their own for a full disk.
-            if isinstance(error, Exception) and _is_full(cache):
-                raise _disk_error(OSError(errno.ENOSPC, "", str(cache.root)), cache) from error
             raise
         seconds = time.perf_counter() - begin
         execution.times.append(StepTime(f"{step.index} {step.name}", seconds, cached))
@@ -135,6 +133,13 @@ def _run_step(step: Step, source: Source, cache: Cache, log: Log, progress: Prog
         if type(result).kind not in KINDS:
             raise TypeError(f"{step.name} made a {type(result).__name__}, which is no result of a pass")
         execution.results[step.index] = cache.put(key, folder, result)
+    except (EdgeshipError, OSError):
+        raise
+    except Exception as error:
+        # Libraries that write in C++ or Rust have errors of their own for a full disk.
+        if "No space left" in str(error) or _is_full(cache):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache.root)) from error
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return False
@@ -156,7 +161,7 @@ def _is_full(cache: Cache) -> bool:
 
 
 def _disk_error(error: OSError, cache: Cache) -> EdgeshipError:
-    place = error.filename or cache.root
+    place = error.filename2 or error.filename or cache.root
     if error.errno == errno.ENOSPC:
         return OutputError(f"no space left on the disk of {place}", fix="free some, or set EDGESHIP_CACHE elsewhere")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

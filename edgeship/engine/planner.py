@@ -180,7 +180,10 @@ def apply_options(task: Pass, given: Mapping[str, str]) -> Pass:
         if name not in names:
             raise UsageError(f"{task.name} has no option {name}", fix=suggest(name, names))
         plain[name] = _parse(hints[name], text, f"{task.name}.{name}")
-    return from_plain(type(task), plain, task.name)
+    try:
+        return from_plain(type(task), plain, task.name)
+    except UsageError as error:
+        raise UsageError(error.what, fix=error.fix or "see its options in edgeship passes") from None
 
 
 def _parse(hint: Any, text: str, where: str) -> Any:

@@ -54,6 +54,10 @@ def load_folder(folder: Path, given: Sequence[TensorSpec] = ()) -> LoadedFolder:
         )
     name = (config_data.get("architectures") or ["AutoModel"])[0]
     model_class = getattr(transformers, name, None)
+    if model_class is None and "auto_map" in config_data:
+        raise UnsafeSourceError(
+            f"{folder} brings its own model code", fix="edgeship runs no code from a folder; write a factory that does"
+        )
     if model_class is None:
         raise SourceError(f"{folder}: transformers has no class {name}", fix="mend architectures in config.json")
     _check_weights(folder)

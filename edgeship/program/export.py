@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeship.core.model import NUMPY_DTYPES, Dtype, Signature, TensorSpec
-from edgeship.errors import SourceError, WeightsError
+from edgeship.errors import SourceError, UsageError, WeightsError
 from edgeship.program.inventory import take_inventory
 from edgeship.program.normalize import export_normalised
 from edgeship.program.program import ProgramRecord, TorchProgram
@@ -53,17 +53,15 @@ def make_program(
         try:
             wanted = wrapper(*examples)
         except Exception as error:
-            shapes = ", ".join(map(str, inputs))
-            raise SourceError(
-                f"the model does not run on {shapes}: {' '.join(str(error).split())[:300]}",
-                fix="give its inputs with --input name:dtype[sizes]",
-            ) from error
+            raise does_not_run(inputs, error) from error
     exported = export_normalised(wrapper, tuple(examples), tuple(spec.name for spec in inputs), prefix="model")
     with torch.no_grad():
         found = exported.module()(*examples)
     names = list(output_names) or ["output" if i == 0 else f"output_{i}" for i in range(len(wanted))]
     if len(names) != len(wanted):
-        raise SourceError(f"{len(names)} output names for {len(wanted)} outputs", fix="give one name an output")
+        raise UsageError(f"{len(names)} output names for {len(wanted)} outputs", fix="give one name an output")
+    if len(set(names)) != len(names):
+        raise UsageError("two outputs have the same name", fix="give each --output-name once")
     for name, want, have in zip(names, wanted, found, strict=True):
         _check_same(name, want, have)
     outputs = tuple(
@@ -77,6 +75,14 @@ def make_program(
     )
     weights = {name: value.detach() for name, value in exported.state_dict.items() if name not in record.aliases}
     return TorchProgram(exported, weights, {}, record)
+
+
+def does_not_run(inputs: Sequence[TensorSpec], error: Exception) -> SourceError:
+    """What a user reads when the model fails on inputs of these shapes."""
+    return SourceError(
+        f"the model does not run on {', '.join(map(str, inputs))}: {' '.join(str(error).split())[:300]}",
+        fix="give its inputs with --input name:dtype[sizes]",
+    )
 
 
 def dtype_of(value: torch.Tensor) -> Dtype:

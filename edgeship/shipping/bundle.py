@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -41,12 +42,12 @@ def check_output(output: Path) -> None:
         OutputError: not writable. UsageError: a file, or a folder that is no bundle.
     """
     place = output.resolve()
-    if place.exists() and not place.is_dir():
-        raise UsageError(f"{output} is a file", fix="choose a folder with -o")
     parent = place.parent
-    if parent == place:
-        raise UsageError(f"{output} cannot be replaced by a bundle", fix="choose a folder with -o")
+    if Path.cwd().is_relative_to(place):
+        raise UsageError(f"{output} holds the current folder, and cannot be replaced", fix="choose a folder with -o")
     try:
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"{output} is a file", fix="choose a folder with -o")
         if place.is_dir() and any(place.iterdir()) and not (place / MANIFEST).is_file():
             raise UsageError(f"{output} is not empty and not a bundle", fix="choose another folder with -o")
         parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +84,10 @@ def publish(gathered: Gathered) -> Bundle:
         (draft / SEAL).write_text(f"{file_digest(draft / MANIFEST)}  {MANIFEST}\n", encoding="utf-8")
         _flush(draft)
         put_in_place(draft, output)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OutputError(f"no space left on the disk of {output}", fix="free some, or choose another -o") from error
+        raise OutputError(f"{output} cannot be written: {error.strerror}", fix="choose another folder with -o") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Bundle(gathered.output, manifest)

@@ -33,16 +33,19 @@ class LoadHuggingFace(Pass):
         """Load, trace with generated inputs, bring into normal form. Outputs keep the model's own names."""
         import torch
 
-        from edgeship.data.specs import example_tensors, parse_input, with_notes
+        from edgeship.data.specs import example_tensors, parse_inputs, with_notes
         from edgeship.frontends.huggingface import call_by_name, load_folder, outputs_of
-        from edgeship.program.export import make_program
+        from edgeship.program.export import does_not_run, make_program
 
-        loaded = load_folder(model.path, [parse_input(text) for text in self.inputs])
+        loaded = load_folder(model.path, parse_inputs(self.inputs))
         specs = with_notes(loaded.inputs, self.notes)
         examples = example_tensors(specs)
         names = [spec.name for spec in specs]
         with torch.no_grad():
-            found = list(outputs_of(loaded.model, dict(zip(names, examples, strict=True))))
+            try:
+                found = list(outputs_of(loaded.model, dict(zip(names, examples, strict=True))))
+            except Exception as error:
+                raise does_not_run(specs, error) from error
         note = f"{self.name}: {type(loaded.model).__name__} {loaded.task}".strip()
         program = make_program(
             loaded.model, specs, examples, call=call_by_name(names), output_names=self.outputs or found, note=note

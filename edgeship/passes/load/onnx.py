@@ -32,12 +32,12 @@ class LoadOnnx(Pass):
     def run(self, model: Source, ctx: Context) -> TorchModel:
         """Import the file and bring it into normal form."""
         from edgeship.core.model import NUMPY_DTYPES, TensorSpec
-        from edgeship.data.specs import example_tensors, parse_input, with_notes
+        from edgeship.data.specs import example_tensors, parse_inputs, with_notes
         from edgeship.frontends.onnx.importer import import_onnx
         from edgeship.frontends.reads import recorded_reads
         from edgeship.program.export import make_program
 
-        given = {spec.name: spec for spec in map(parse_input, self.inputs)}
+        given = {spec.name: spec for spec in parse_inputs(self.inputs)}
         # External data may go by any name, which only the file knows.
         with recorded_reads() as reads:
             imported = import_onnx(model.path, sizes={name: spec.shape for name, spec in given.items()})

@@ -35,7 +35,7 @@ class LoadFactory(Pass):
 
     def run(self, model: Source, ctx: Context) -> TorchModel:
         """Call the factory with a fixed seed, export what it returns, and note every file it read."""
-        from edgeship.data.specs import example_tensors, parse_input, with_notes
+        from edgeship.data.specs import example_tensors, parse_inputs, with_notes
         from edgeship.frontends.factory import call_factory
         from edgeship.frontends.reads import recorded_reads
         from edgeship.program.export import make_program
@@ -46,7 +46,7 @@ class LoadFactory(Pass):
             raise UsageError(
                 f"{self.reference} does not say what its inputs are", fix="add --input name:f32[1,3,224,224]"
             )
-        specs = with_notes([parse_input(text) for text in self.inputs], self.notes)
+        specs = with_notes(parse_inputs(self.inputs), self.notes)
         program = make_program(
             module, specs, example_tensors(specs), output_names=self.outputs, note=f"{self.name}: {self.reference}"
         )

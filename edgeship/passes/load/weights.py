@@ -46,7 +46,7 @@ class LoadWeights(Pass):
 
     def run(self, model: Source, ctx: Context) -> TorchModel:
         """Read the weights, put them into the module strictly, export it."""
-        from edgeship.data.specs import example_tensors, parse_input, with_notes
+        from edgeship.data.specs import example_tensors, parse_inputs, with_notes
         from edgeship.frontends.factory import call_factory
         from edgeship.frontends.reads import recorded_reads
         from edgeship.program.export import make_program
@@ -57,7 +57,7 @@ class LoadWeights(Pass):
         with recorded_reads() as reads:
             module = call_factory(self.factory.reference)
         fill(module, state, model.path)
-        specs = with_notes([parse_input(text) for text in self.inputs], self.notes)
+        specs = with_notes(parse_inputs(self.inputs), self.notes)
         note = f"{self.name}: {model.path.name} into {self.factory.reference}"
         program = make_program(module, specs, example_tensors(specs), output_names=self.outputs, note=note)
         program.save(ctx.folder / "program")
