@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 INTRA_OP_THREADS = 2
 ERRORS_ONLY = 3
+STATIC = ("int8", "int16")
 
 
 class OnnxSession(Session):
@@ -93,14 +94,28 @@ class OnnxRuntime(Runtime):
         if isinstance(encoding, Float):
             return ""
         if not isinstance(encoding, Affine):
-            return "it has no compressed form that stays exact; float16 is as small"
+            return "it would be widened to float32 at load; integers stay as small and run faster"
         if op == "other":
-            return "biases, norms and shared tensors stay float"
-        if activations in ("int8", "int16") and not encoding.symmetric:
+            return "only weights of layers are stored as integers"
+        if encoding.bits == 3:
+            return "ONNX has no 3-bit integers; 4 bits take the same bytes"
+        if activations in STATIC and encoding.bits == 2:
+            return "its integer kernels do not load with 2-bit weights"
+        if activations in STATIC and not encoding.symmetric:
             return "its integer kernels want zero point 0 in the weights"
         if encoding.granularity == "group" and op not in ("linear", "embedding"):
-            return "groups are for linear and embedding weights"
+            return "groups are for linear layers and embeddings"
         return ""
+
+    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
+        """Float16, and 8 bits with float activations, are widened at load (see the artifact's session options)."""
+        widened = isinstance(encoding, Float) or (encoding.bits == 8 and activations == "float")
+        return 32 if widened else encoding.bits
+
+    def warm_imports(self) -> None:
+        """Import onnxruntime, and onnx, which checks files before they are loaded."""
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
 
 
 def _fitting(inputs: Arrays, spec: TensorSpec) -> npt.NDArray[Any]:

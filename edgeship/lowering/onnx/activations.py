@@ -227,10 +227,10 @@ def _set_axis(value: ir.Value, axis: int) -> None:
 
 
 def _guard_softmax(model: ir.Model) -> None:
-    """Keep ONNX Runtime from fusing an 8-bit softmax with a scale below 1/256.
+    """Keep ONNX Runtime from fusing an 8-bit softmax where its QLinearSoftmax is silently wrong (seen in 1.31.1).
 
-    Its QLinearSoftmax divides in 32 bits and wraps around there, silently (seen in 1.31.1: 0.85 becomes 0.45). A Min
-    a quarter step below the top of the grid changes no integer, and is no operator that its optimizers drop.
+    It divides in 32 bits and wraps around below a scale of 1/256 (0.85 becomes 0.45), and over a single element below
+    1/128 (1 becomes 0). A Min a quarter step below the top of the grid changes no integer, and stays in the graph.
     """
     import numpy as np
 
@@ -238,7 +238,11 @@ def _guard_softmax(model: ir.Model) -> None:
         value = quantize.inputs[0]
         node = None if value is None else value.producer()
         scale, zero = _number(quantize.inputs[1]), _number(quantize.inputs[2])
-        if value is None or node is None or node.op_type != "Softmax" or zero.dtype != np.uint8 or scale >= 1 / 256:
+        if value is None or node is None or node.op_type != "Softmax" or zero.dtype != np.uint8:
+            continue
+        axis = node.attributes.get("axis")
+        size = (value.shape or (1,))[-1 if axis is None else axis.as_int()]
+        if scale >= (1 / 128 if size == 1 else 1 / 256):
             continue
         top = _constant(model, f"{value.name}_top", np.asarray((254.75 - int(zero)) * scale, np.float32))
         capped = _insert(model, quantize, "Min", [value, top], f"{value.name}_capped")

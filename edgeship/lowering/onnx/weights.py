@@ -37,8 +37,10 @@ def place_weights(model: ir.Model, weights: dict[str, ir.Value], program: TorchP
     for name, value in weights.items():
         if not value.uses():
             continue
-        transposed = _untranspose(model, value) if _is_linear(value) else False
         tensor = program.encoded.get(name)
+        transposed = _is_linear(value) and not _fused_wrongly(value, tensor)
+        if transposed:
+            _untranspose(model, value)
         if tensor is None:
             _store_float(model, value, name, program, transposed)
             continue
@@ -74,7 +76,12 @@ def _integer(node: ir.Node, name: str) -> int:
     return 0 if attribute is None else int(attribute.as_int())
 
 
-def _untranspose(model: ir.Model, value: ir.Value) -> bool:
+def _fused_wrongly(value: ir.Value, tensor: EncodedTensor | None) -> bool:
+    """ONNX Runtime 1.31.1 fuses 2-bit products wrongly, silently, unless 4 divides the output channels; [N, K] stays."""
+    return tensor is not None and tensor.encoding.bits == 2 and int((value.shape or (0,))[0]) % 4 != 0
+
+
+def _untranspose(model: ir.Model, value: ir.Value) -> None:
     """Drop the transposition at every use, and swap the value's own axes instead."""
     import onnx_ir as ir
 
@@ -86,7 +93,6 @@ def _untranspose(model: ir.Model, value: ir.Value) -> bool:
             model.graph.remove(use.node, safe=True)
     shape = value.shape
     value.shape = ir.Shape([shape[1], shape[0]]) if shape is not None else None
-    return True
 
 
 def _store_float(model: ir.Model, value: ir.Value, name: str, program: TorchProgram, transposed: bool) -> None:
@@ -123,7 +129,7 @@ def _store(
         raise EncodingError(f"ONNX cannot hold {tensor.encoding} for {name}", fix="use float16 or int8")
     values, scale = turned(tensor.values), turned(tensor.scale)
     attributes, squeezed = block_layout(values.shape, scale.shape, name)
-    dtype = _integer_type(tensor)
+    dtype = _integer_type(model, tensor)
     inputs = [
         _initializer(model, f"{name}_q", values, dtype),
         _initializer(model, f"{name}_scale", scale.reshape(squeezed), ir.DataType.FLOAT),
@@ -162,13 +168,18 @@ def block_layout(
     )
 
 
-def _integer_type(tensor: AffineTensor) -> ir.DataType:
-    """Container of the integers: 8 bits, or 4 bits for anything shorter."""
+def _integer_type(model: ir.Model, tensor: AffineTensor) -> ir.DataType:
+    """Container of the integers. 2 bits came with opset 25 (IR 13), which is asked for only when they are there."""
     import onnx_ir as ir
 
-    if tensor.encoding.bits == 8:
-        return ir.DataType.INT8 if tensor.encoding.symmetric else ir.DataType.UINT8
-    return ir.DataType.INT4 if tensor.encoding.symmetric else ir.DataType.UINT4
+    bits, types = tensor.encoding.bits, ir.DataType
+    if bits == 8:
+        return types.INT8 if tensor.encoding.symmetric else types.UINT8
+    if bits == 2:
+        model.graph.opset_imports[""] = max(model.graph.opset_imports[""], 25)
+        model.ir_version = max(model.ir_version, 13)
+        return types.INT2 if tensor.encoding.symmetric else types.UINT2
+    return types.INT4 if tensor.encoding.symmetric else types.UINT4
 
 
 def _replace(model: ir.Model, value: ir.Value, node: ir.Node, name: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from edgeship.core.model import OnnxModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
 from edgeship.core.runtimes import ActivationMode
+from edgeship.errors import LoweringError
 
 
 @dataclass(frozen=True)
@@ -49,5 +50,21 @@ class TorchToOnnx(Pass):
         graph.metadata_props.update(options)
         path = ctx.folder / "model.onnx"
         files = save_model(graph, path)
-        compute: Literal["f32", "int"] = "int" if program.activations else "f32"
-        return OnnxModel(path, program.signature, "", files, placements, compute, facts=dict(options))
+        integer = bool(program.activations) or self.activations == "dynamic"
+        return OnnxModel(
+            path,
+            program.signature,
+            files=files,
+            placements=placements,
+            compute="int" if integer else "f32",
+            facts=dict(options),
+        )
+
+    def ensures(self, output: Any, **inputs: Any) -> None:
+        """Every weight that compression decided has a place in the file."""
+        from edgeship.program.program import read_record
+
+        placed = {placement.weight for placement in output.placements}
+        missing = [name for name in read_record(inputs["model"]).encodings if name not in placed]
+        if missing:
+            raise LoweringError(f"weight {missing[0]} is not in {output.path.name}", fix="report this as a bug")
