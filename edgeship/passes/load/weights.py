@@ -108,6 +108,9 @@ def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) ->
     """Load a state dict strictly. Raises `WeightsError` that names the first weight that does not fit."""
     wanted = module.state_dict()
     for name, value in wanted.items():
+        if name not in state and name.endswith("num_batches_tracked"):
+            # Old checkpoints lack this counter; inference does not read it.
+            state = {**state, name: value}
         if name not in state:
             raise WeightsError(f"{path} lacks the weight {name}", fix="give the checkpoint of this model")
         if state[name].shape != value.shape:
