@@ -51,7 +51,8 @@ def make_program(
     wrapper = _Wrapper(module, call)
     with torch.no_grad():
         try:
-            wanted = wrapper(*examples)
+            # A model may write into what it is given.
+            wanted = wrapper(*(example.clone() for example in examples))
         except Exception as error:
             raise does_not_run(inputs, error) from error
     exported = export_normalised(wrapper, tuple(examples), tuple(spec.name for spec in inputs), prefix="model")

@@ -1,0 +1,170 @@
+"""Folding on a flat graph: constants computed ahead, batch norms merged into the layer before them."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, cast
+
+from edgeship.program.mutation import root, unsettled, written, written_roots
+
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import Graph, GraphModule, Node
+
+# Folding larger constants than this (in elements) would grow the file for nothing.
+MAX_FOLDED_ELEMENTS = 1 << 22
+
+
+def fold_constants(module: GraphModule) -> None:
+    """Compute everything that depends on neither inputs nor parameters; keep the results as buffers."""
+    import torch
+
+    apart: set[Node] = set()
+    known = _known_values(module, apart)
+    while found := _not_foldable(module.graph, known) - apart:
+        apart |= found
+        known = _known_values(module, apart)
+    count = 0
+    for node in list(module.graph.nodes):
+        value = known.get(node)
+        if node.op != "call_function" or not isinstance(value, torch.Tensor) or value.numel() > MAX_FOLDED_ELEMENTS:
+            continue
+        if all(user in known for user in node.users):
+            continue
+        name = f"folded_{count}"
+        count += 1
+        module.register_buffer(name, value.detach().clone().contiguous())
+        with module.graph.inserting_before(node), quiet_get_attr():
+            constant = module.graph.get_attr(name)
+        constant.meta = dict(node.meta)
+        node.replace_all_uses_with(constant)
+    for node in reversed(list(module.graph.nodes)):
+        # Operators that write in place are never dead code to fx.
+        if node in known and not node.users and written(node):
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+
+
+def _known_values(module: GraphModule, apart: set[Node]) -> dict[Node, Any]:
+    """The value of every node that depends on neither inputs nor parameters, nor shows storage of one ``apart``."""
+    import torch
+    from torch.fx.node import map_arg
+
+    known: dict[Node, Any] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            value = fetch(module, str(node.target))
+            if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+                known[node] = value
+            continue
+        if node.op != "call_function" or _is_random(node) or root(node) in apart:
+            continue
+        table = _fixed_table(node, known)
+        if table is not None:
+            known[table] = fetch(module, str(table.target))
+        if all(arg in known for arg in node.all_input_nodes):
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n: known[n])  # type: ignore[misc]
+            with torch.no_grad():
+                known[node] = cast("Any", node.target)(*args, **kwargs)
+    return known
+
+
+def _not_foldable(graph: Graph, known: dict[Node, Any]) -> set[Node]:
+    """Written storage that must stay in the graph: partly written by others, or too large to keep as a buffer."""
+    large = {
+        owner
+        for owner in written_roots(graph)
+        if owner in known and getattr(known[owner], "numel", int)() > MAX_FOLDED_ELEMENTS
+    }
+    return unsettled(graph, known) | large
+
+
+def _fixed_table(node: Node, known: dict[Node, Any]) -> Node | None:
+    """The table of a lookup of constant rows, as position embeddings are: a fixed length needs those rows only."""
+    import torch
+
+    if node.target != torch.ops.aten.embedding.default or node.args[1] not in known:
+        return None
+    table = cast("Node", node.args[0])
+    return table if table.op == "get_attr" and len(table.users) == 1 else None
+
+
+def _is_random(node: Node) -> bool:
+    import torch
+
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def fold_batch_norms(module: GraphModule) -> None:
+    """Scale the weights of the convolution or linear before each inference batch norm, and drop the norm."""
+    import torch
+
+    aten = torch.ops.aten
+    targets = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
+    uses: dict[str, int] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            uses[str(node.target)] = uses.get(str(node.target), 0) + len(node.users)
+    for norm in list(module.graph.nodes):
+        if norm.op != "call_function" or norm.target != aten.batch_norm.default:
+            continue
+        layer, scale, shift, mean, variance, training, _, epsilon = norm.args[:8]
+        weight = layer.args[1] if layer.op == "call_function" and layer.target in targets else None
+        if weight is None or training or len(layer.users) != 1 or mean is None:
+            continue
+        if weight.op != "get_attr" or uses[str(weight.target)] != 1:
+            continue
+
+        def value(node: Any) -> torch.Tensor | None:
+            return None if node is None else cast("torch.Tensor", fetch(module, str(node.target))).double()
+
+        factor = (value(variance) + epsilon).rsqrt()  # type: ignore[operator]
+        factor = factor if scale is None else factor * value(scale)
+        old = fetch(module, str(weight.target))
+        folded = old.double() * factor.reshape(-1, *[1] * (old.dim() - 1))
+        bias = value(layer.args[2]) if len(layer.args) > 2 else None
+        offset = -value(mean) if bias is None else bias - value(mean)  # type: ignore[operator]
+        offset = offset * factor + (0 if shift is None else value(shift))
+        _attach_over(module, str(weight.target), folded.to(old.dtype))
+        name = str(weight.target).rpartition(".")[0]
+        bias_name = f"{name}.bias" if name else f"{weight.target}_bias"
+        _attach_over(module, bias_name, offset.to(old.dtype))
+        with module.graph.inserting_before(layer):
+            bias_node = module.graph.get_attr(bias_name)
+            bias_node.meta["val"] = layer.meta["val"].new_empty(offset.shape)
+        args = list(layer.args)
+        layer.args = (args[0], args[1], bias_node, *args[3:])
+        norm.replace_all_uses_with(layer)
+        module.graph.erase_node(norm)
+
+
+def _attach_over(module: torch.nn.Module, target: str, value: torch.Tensor) -> None:
+    import torch
+
+    *path, leaf = target.split(".")
+    for part in path:
+        if part not in module._modules:
+            module.add_module(part, torch.nn.Module())
+        module = getattr(module, part)
+    module._parameters.pop(leaf, None)
+    module._buffers.pop(leaf, None)
+    module.register_parameter(leaf, torch.nn.Parameter(value, requires_grad=False))
+
+
+class quiet_get_attr:
+    """fx warns of attributes that are not parameters; ours are tensors on purpose."""
+
+    def __enter__(self) -> None:
+        import warnings
+
+        self._context = warnings.catch_warnings()
+        self._context.__enter__()
+        warnings.simplefilter("ignore")
+
+    def __exit__(self, *exc: object) -> None:
+        self._context.__exit__(*exc)  # type: ignore[arg-type]
+
+
+def fetch(module: torch.nn.Module, target: str) -> Any:
+    """The attribute behind a dotted name."""
+    return operator.attrgetter(target)(module)
