@@ -66,12 +66,12 @@ def torch_dtype(elem_type: int, where: str) -> torch.dtype:
     """The torch dtype for an ONNX element type.
 
     Raises:
-        UnsupportedOpError: strings, and number formats without a torch dtype.
+        UnsupportedOpError: strings, and number formats that torch cannot compute with.
     """
     dtype = TORCH_DTYPE.get(elem_type)
     if dtype is None:
         raise UnsupportedOpError(
-            f"{where} holds {type_name(elem_type)}, which has no torch dtype",
+            f"{where} holds {type_name(elem_type)}, a type that is not imported",
             fix="keep that part of the model outside the exported graph",
         )
     return dtype

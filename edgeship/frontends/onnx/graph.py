@@ -86,7 +86,7 @@ def check_tensor_type(info: ValueInfoProto) -> None:
     if kind != "tensor_type":
         what = (kind or "value of unknown type").removesuffix("_type").replace("_", " ")
         raise UnsupportedOpError(
-            f'"{info.name}" is a {what}; only tensors cross the graph\'s border',
+            f'"{info.name}" is {"an" if what == "optional" else "a"} {what}; only tensors cross the graph\'s border',
             fix="export a model whose inputs and outputs are tensors",
         )
     torch_dtype(info.type.tensor_type.elem_type, f'"{info.name}"')

@@ -23,7 +23,7 @@ _DECLINED: dict[str, str] = {
     ),
     **dict.fromkeys(
         ("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"),
-        "strings have no tensor type on a phone's runtimes",
+        "preparing text belongs to the app",
     ),
     **dict.fromkeys(("Optional", "OptionalGetElement", "OptionalHasElement"), "optional types are not imported"),
     "ImageDecoder": "decoding image files belongs to the app",

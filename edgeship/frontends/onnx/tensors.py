@@ -32,7 +32,7 @@ def read_tensor(proto: TensorProto, model: Path, where: str) -> torch.Tensor:
     Raises:
         WeightsError: too few or too many values, a file that is missing or too short.
         UnsafeSourceError: external data outside the model's folder.
-        UnsupportedOpError: strings, and number formats without a torch dtype.
+        UnsupportedOpError: strings, and number formats that torch cannot compute with.
     """
     dtype = torch_dtype(proto.data_type, where)
     shape = tuple(proto.dims)
