@@ -127,7 +127,7 @@ def _rename_ends(model: ir.Model, program: TorchProgram) -> None:
         value.name = spec.name
     seen: set[int] = set()
     for index, (value, spec) in enumerate(zip(list(graph.outputs), program.signature.outputs, strict=True)):
-        if id(value) in seen or value.is_graph_input() or value.is_initializer():
+        if id(value) in seen or value.producer() is None:
             node = ir.node("Identity", [value], name=f"copy_{spec.name}")
             graph.append(node)
             (copied,) = node.outputs

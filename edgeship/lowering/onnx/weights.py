@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgeship.core.model import Placement
 from edgeship.core.weights import AffineTensor, EncodedTensor, FloatTensor
 from edgeship.errors import EncodingError, LoweringError
+from edgeship.lowering.onnx.edit import free_name
 from edgeship.lowering.onnx.embedding import gather_integers
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def place_weights(model: ir.Model, weights: dict[str, ir.Value], program: TorchP
     for name in program.encoded:
         if name not in weights or not weights[name].uses():
             raise LoweringError(f"the encoded weight {name} is not used in the ONNX graph", fix="keep it in float32")
-    for name, value in weights.items():
+    # Floats first: they keep the torch name, and what encoded ones add must not take it.
+    for name, value in sorted(weights.items(), key=lambda item: item[0] in program.encoded):
         if not value.uses():
             continue
         tensor = program.encoded.get(name)
@@ -77,7 +79,7 @@ def _integer(node: ir.Node, name: str) -> int:
 
 
 def _fused_wrongly(value: ir.Value, tensor: EncodedTensor | None) -> bool:
-    """ONNX Runtime 1.31.1 fuses 2-bit products wrongly, silently, unless 4 divides the output channels; [N, K] stays."""
+    """ONNX Runtime 1.31.1 fuses 2-bit products wrongly unless 4 divides the output channels, silently; not [N, K]."""
     return tensor is not None and tensor.encoding.bits == 2 and int((value.shape or (0,))[0]) % 4 != 0
 
 
@@ -124,7 +126,7 @@ def _store(
             return name
         half = _initializer(model, f"{name}_f16", turned(tensor.values), ir.DataType.FLOAT16)
         _replace(model, value, ir.node("Cast", [half], {"to": ir.DataType.FLOAT}, name=f"{name}_cast"), name)
-        return f"{name}_f16"
+        return str(half.name)
     if not isinstance(tensor, AffineTensor):
         raise EncodingError(f"ONNX cannot hold {tensor.encoding} for {name}", fix="use float16 or int8")
     values, scale = turned(tensor.values), turned(tensor.scale)
@@ -143,7 +145,7 @@ def _store(
         gather_integers(model, value, inputs)
     if value.uses():
         _replace(model, value, ir.node("DequantizeLinear", inputs, attributes, name=f"{name}_dequantize"), name)
-    return f"{name}_q"
+    return str(inputs[0].name)
 
 
 def block_layout(
@@ -195,6 +197,7 @@ def _replace(model: ir.Model, value: ir.Value, node: ir.Node, name: str) -> None
 def _initializer(model: ir.Model, name: str, array: npt.NDArray[Any], dtype: ir.DataType) -> ir.Value:
     import onnx_ir as ir
 
+    name = free_name(model, name)
     value = ir.Value(
         name=name, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=_eager(name, array, dtype)
     )
