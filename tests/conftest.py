@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeship.core.model import TensorSpec, TFLiteModel, TorchModel
+from edgeship.core.model import OnnxModel, TensorSpec, TFLiteModel, TorchModel
 from edgeship.core.passes import Context
 from edgeship.core.weights import EncodedTensor
 from edgeship.program.program import TorchProgram
@@ -258,6 +258,31 @@ def lower_to_tflite(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., T
         folder.mkdir(exist_ok=True)
         model = TorchModel(base / "program", program.signature)
         step = TorchToTFLite(activations=activations)  # type: ignore[arg-type]
+        artifact = step.run(model, Context(folder))
+        step.ensures(artifact, model=model)
+        made.setdefault(key, (program, artifact))
+        return artifact
+
+    return lower
+
+
+@pytest.fixture(scope="session")
+def lower_to_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., OnnxModel]:
+    """Save a program and lower it, each program once: ``lower(program, activations="float")``."""
+    from edgeship.passes.lower.torch_to_onnx import TorchToOnnx
+
+    made: dict[tuple[int, str], tuple[TorchProgram, OnnxModel]] = {}
+
+    def lower(program: TorchProgram, activations: str = "float", folder: Path | None = None) -> OnnxModel:
+        key = (id(program), activations)
+        if folder is None and key in made:
+            return made[key][1]
+        base = tmp_path_factory.mktemp("onnx")
+        program.save(base / "program")
+        folder = folder or base / "out"
+        folder.mkdir(exist_ok=True)
+        model = TorchModel(base / "program", program.signature)
+        step = TorchToOnnx(activations=activations)  # type: ignore[arg-type]
         artifact = step.run(model, Context(folder))
         step.ensures(artifact, model=model)
         made.setdefault(key, (program, artifact))
