@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 TARGET = ("--target", "linux-x86", "--runtime", "onnx")
-MODELS = '''
+MODELS = """
 import sys
 import torch
 from torch import nn
@@ -75,7 +75,7 @@ def remembers():
             self.count += 1
             return x + self.count
     return Remembers()
-'''
+"""
 INPUT = ("--input", "x:f32[1,4]")
 
 

@@ -255,7 +255,9 @@ def test_leftovers_of_dead_builds_go_and_those_of_living_ones_stay(tmp_path):
         (tmp_path / ".y.edgeship.draft-1").mkdir()
         remove_leftovers(output)
         left = {path.name for path in tmp_path.iterdir()}
-        assert left == {f".x.edgeship.{kind}-{other.pid}" for kind in ("draft", "old", "probe")} | {".y.edgeship.draft-1"}
+        assert left == {f".x.edgeship.{kind}-{other.pid}" for kind in ("draft", "old", "probe")} | {
+            ".y.edgeship.draft-1"
+        }
     finally:
         other.kill()
         other.wait()
