@@ -40,7 +40,7 @@ def predict(inventory: Inventory, runtime: Runtime, choice: Choice) -> Footprint
     stored = resident = 0
     for use in inventory.weights:
         encoding = encoding_of(choice) if use.op != "other" else rest
-        stored += use.elements * encoding.bits // 8 + _scale_bytes(use, encoding)
+        stored += use.elements * runtime.container_bits(use.op, encoding) // 8 + _scale_bytes(use, encoding)
         resident += use.elements * runtime.resident_bits(use.op, encoding, choice.activations) // 8
     width = {"int8": 1, "int16": 2}.get(choice.activations, 2 if halves else 4)
     return Footprint(stored, resident, inventory.peak_activation_elements * width, runtime.overhead_bytes)

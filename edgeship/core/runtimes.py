@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edgeship.core.inventory import WeightOp
-    from edgeship.core.weights import EncodedTensor, Encoding
+    from edgeship.core.weights import ActivationEncoding, EncodedTensor, Encoding
 
 Arrays = Mapping[str, "npt.NDArray[Any]"]
 Execution = Literal["native", "emulated"]
@@ -94,9 +94,17 @@ class Runtime(ABC):
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """Empty when a weight of ``op`` can be stored so, exactly and safely; else the reason why not."""
 
+    def read_activations(self, artifact: Artifact) -> dict[str, ActivationEncoding] | None:
+        """Static grids as the saved file holds them, by graph node; None where that cannot be read back."""
+        return None
+
+    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
+        """Bits a weight takes in the file: more than decided where the format lacks that width (int3 in int4)."""
+        return encoding.bits
+
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """Bits a weight takes in memory while the model runs: more than stored where the engine decompresses it."""
-        return encoding.bits
+        return self.container_bits(op, encoding)
 
     def versions(self) -> dict[str, str]:
         """Installed versions of the packages it needs. Raises `MissingToolError` naming the first that is absent."""

@@ -372,11 +372,15 @@ class ActivationEncoding:
         return (1 << (self.bits - 1)) - 1
 
 
-def same_numbers(ours: EncodedTensor, stored: EncodedTensor) -> str:
-    """Empty when two encoded tensors hold the same bits, else a sentence that names the first difference."""
+def same_numbers(ours: EncodedTensor, stored: EncodedTensor, *, container_bits: int | None = None) -> str:
+    """Empty when two encoded tensors hold the same numbers, else a sentence that names the first difference.
+
+    ``container_bits`` is the width that the file must have, where that is not the decided one (3-bit integers stored
+    in 4 bits).
+    """
     import numpy as np
 
-    if type(ours) is not type(stored) or ours.encoding.bits != stored.encoding.bits:
+    if type(ours) is not type(stored) or stored.encoding.bits != (container_bits or ours.encoding.bits):
         return f"decided {ours.encoding}, stored {stored.encoding}"
     mine, theirs = ours.arrays(), stored.arrays()
     if mine.keys() != theirs.keys():

@@ -134,16 +134,22 @@ class VerifyArtifact(Pass):
 
 
 def stored_problem(runtime: Runtime, model: Artifact, program: TorchProgram) -> tuple[str, int]:
-    """Why the saved weights are not the decided ones (empty when they are), and how many were compared."""
+    """Why the saved weights or grids are not the decided ones (empty when they are), and how many were compared."""
     from edgeship.core.weights import same_numbers
 
+    grids = runtime.read_activations(model)
+    for node, grid in program.activations.items():
+        if grids is not None and grids.get(node) != grid:
+            return f"activation {node} was decided as {grid}, and is stored as {grids.get(node)}", 0
     if not program.encoded:
         return "", 0
     stored = runtime.read_weights(model)
+    uses = {use.name: use.op for use in program.record.inventory.weights}
     for name, tensor in program.encoded.items():
         if name not in stored:
             return f"weight {name} was decided but is not found in the artifact", 0
-        difference = same_numbers(tensor, stored[name])
+        container = runtime.container_bits(uses.get(name, "other"), tensor.encoding)
+        difference = same_numbers(tensor, stored[name], container_bits=container)
         if difference:
             return f"weight {name} is not stored as decided: {difference}", 0
     return "", len(program.encoded)
