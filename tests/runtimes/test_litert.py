@@ -38,10 +38,16 @@ def _inputs(artifact):
         ("linear", Affine(2, granularity="group", group_size=32), "dynamic", "wrongly"),
         ("linear", Affine(4, granularity="group", group_size=48), "dynamic", "group sizes"),
         ("linear", Affine(8, symmetric=False), "float", "zero points"),
-        ("linear", Affine(3), "float", "same bytes"),
+        ("linear", Affine(3), "float", ""),
+        ("depthwise_conv", Affine(3), "int16", "answer wrongly"),
         ("linear", Palette(4), "float", "nothing else"),
         ("other", Affine(8), "float", "only weights"),
-        ("linear", Affine(8), "int8", "static"),
+        ("linear", Affine(8), "int8", ""),
+        ("conv", Affine(4), "int16", ""),
+        ("depthwise_conv", Affine(4), "int16", "answer wrongly"),
+        ("linear", GROUP, "int8", "no groups"),
+        ("conv", Affine(2), "int8", "8 and 4 bits"),
+        ("embedding", GROUP, "int8", ""),
     ],
 )
 def test_the_matrix_says_why_not(op, encoding, activations, reason):

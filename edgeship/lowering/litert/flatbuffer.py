@@ -46,6 +46,36 @@ def constant(model: schema.ModelT, tensor: Any, dtype: str) -> Any:
     return None if data is None or len(data) == 0 else np.frombuffer(bytes(data), dtype=dtype)
 
 
+def drop_unused(model: schema.ModelT) -> None:
+    """Remove tensors of the main graph that nothing reads or makes, and the data that no tensor holds any more."""
+    graph, signature = main_graph(model), model.signatureDefs[0]
+    used = {*graph.inputs, *graph.outputs}
+    for operator in graph.operators:
+        used.update(index for index in (*operator.inputs, *operator.outputs) if index >= 0)
+    blocks = [tensor.quantization.details for tensor in graph.tensors if _has_blocks(tensor)]
+    used.update(block.scales for block in blocks)
+    kept = sorted(used)
+    moved = {old: new for new, old in enumerate(kept)}
+    graph.tensors = [graph.tensors[index] for index in kept]
+    for operator in graph.operators:
+        operator.inputs = [moved.get(index, -1) for index in operator.inputs]
+        operator.outputs = [moved[index] for index in operator.outputs]
+    for block in blocks:
+        block.scales = moved[block.scales]
+    for entry in (*signature.inputs, *signature.outputs):
+        entry.tensorIndex = moved[entry.tensorIndex]
+    graph.inputs = [moved[index] for index in graph.inputs]
+    graph.outputs = [moved[index] for index in graph.outputs]
+    held = {tensor.buffer for item in model.subgraphs for tensor in item.tensors}
+    for index, buffer in enumerate(model.buffers):
+        if index not in held:
+            buffer.data = None
+
+
+def _has_blocks(tensor: Any) -> bool:
+    return tensor.quantization is not None and hasattr(tensor.quantization.details, "blockSize")
+
+
 def write(model: schema.ModelT, path: Path, *, max_inline_bytes: int = MAX_INLINE_BYTES) -> None:
     """Write a model. Constants over ``max_inline_bytes`` in all go behind the flatbuffer, 64-byte aligned."""
     total = sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None)

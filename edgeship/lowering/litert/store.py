@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeship.core.model import Placement
+from edgeship.core.runtimes import ActivationMode
 from edgeship.core.weights import AffineTensor, EncodedTensor, FloatTensor
 from edgeship.errors import EncodingError, LoweringError
 from edgeship.lowering.litert.flatbuffer import builtin_code
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 ActivationMath = Literal["float", "dynamic"]
 
 
-def refuse_encodings(program: TorchProgram, activations: ActivationMath) -> None:
+def refuse_encodings(program: TorchProgram, activations: ActivationMode) -> None:
     """Raise `EncodingError` for a weight that has no exact and safe form here, before the slow conversion."""
     uses = {use.name: use for use in program.record.inventory.weights}
     for name, weight in program.encoded.items():
         if isinstance(weight, FloatTensor):
             continue
-        if not isinstance(weight, AffineTensor) or weight.encoding.bits not in _DEQUANTIZE_VERSIONS:
+        if not isinstance(weight, AffineTensor) or weight.encoding.bits not in _CONTAINERS:
             raise EncodingError(
-                f"LiteRT cannot hold {weight.encoding} ({name})", fix="use floats, or int8, int4 or int2"
+                f"LiteRT cannot hold {weight.encoding} ({name})", fix="use floats, or int8, int4, int3 or int2"
             )
         if weight.zero_point is not None:
             raise EncodingError(
@@ -148,7 +149,7 @@ class WeightStorer:
             data, kind = _rearranged(weight.values, layout), types.FLOAT16 if half else types.FLOAT32
         else:
             assert isinstance(weight, AffineTensor)
-            bits = weight.encoding.bits
+            bits = _CONTAINERS[weight.encoding.bits]
             kind = {8: types.INT8, 4: types.INT4, 2: types.INT2}[bits]
             data = _packed(_rearranged(weight.values, layout), bits)
             quantization = self._quantization(name, weight, layout)
@@ -177,7 +178,7 @@ class WeightStorer:
         import numpy as np
         from ai_edge_litert import schema_py_generated as schema
 
-        if layout.axes != (0, 1) or weight.encoding.bits != 4:
+        if layout.axes != (0, 1) or _CONTAINERS[weight.encoding.bits] != 4:
             raise EncodingError(
                 f"LiteRT cannot hold {weight.encoding} for {name}", fix="use int4 groups on linear layers"
             )
@@ -233,7 +234,9 @@ class WeightStorer:
 
 
 _GROUPED_LINEAR = ("linear", "dynamic")
-_DEQUANTIZE_VERSIONS: Mapping[int, int] = {8: 5, 4: 6, 2: 6}
+_DEQUANTIZE_VERSIONS: Mapping[int, int] = {8: 5, 4: 6, 3: 6, 2: 6}
+# Decided bits -> bits in the file.
+_CONTAINERS: Mapping[int, int] = {8: 8, 4: 4, 3: 4, 2: 2}
 
 
 def _rearranged(values: Any, layout: Layout) -> Any:

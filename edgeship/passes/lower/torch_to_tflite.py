@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from edgeship.core.model import TFLiteModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
+from edgeship.core.runtimes import ActivationMode
 from edgeship.errors import LoweringError
 
 if TYPE_CHECKING:
@@ -21,22 +22,20 @@ class TorchToTFLite(Pass):
 
     Args:
         activations: ``float`` computes in float32, with integer weights dequantized first; ``dynamic`` lets kernels
-            quantize activations to int8 while running, where they can.
+            quantize activations to int8 while running, where they can; ``int8`` and ``int16`` compute in integers on
+            the grids that calibration decided, and in float where no integer kernel is known to be right.
     """
 
     name: ClassVar[str] = "lower/torch_to_tflite"
     tools: ClassVar[tuple[str, ...]] = ("torch", "litert-torch", "litert-converter", "ai-edge-litert")
-    activations: Literal["float", "dynamic"] = "float"
+    activations: ActivationMode = "float"
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Itself for the LiteRT runtime, with the activations that the profile chose."""
         if request.runtime != TFLiteModel.runtime:
             return Skip(f"runtime is {request.runtime}")
-        mode = request.choice.activations
-        if mode not in ("float", "dynamic"):
-            return Skip(f"static {mode} activations are not stored in .tflite files yet")
-        return cls(activations=mode)
+        return cls(activations=request.choice.activations)
 
     def run(self, model: TorchModel, ctx: Context) -> TFLiteModel:
         """Convert the graph with its weights as inputs, then store the weights.
@@ -45,7 +44,9 @@ class TorchToTFLite(Pass):
             UnsupportedOpError, LoweringError, EncodingError: see `edgeship.lowering.litert`.
         """
         from edgeship.lowering.litert.convert import convert, refuse_unrunnable
-        from edgeship.lowering.litert.flatbuffer import main_graph, parse, write
+        from edgeship.lowering.litert.flatbuffer import drop_unused, main_graph, parse, write
+        from edgeship.lowering.litert.grids import unmark, with_marked_pairs
+        from edgeship.lowering.litert.integer import IntegerGraph
         from edgeship.lowering.litert.interface import name_interface, on_device
         from edgeship.lowering.litert.opened import open_weights
         from edgeship.lowering.litert.store import WeightStorer, refuse_encodings
@@ -53,17 +54,20 @@ class TorchToTFLite(Pass):
         from edgeship.program.program import TorchProgram
 
         program = TorchProgram.open(model)
-        if program.activations:
-            raise LoweringError("this .tflite lowering keeps activations float", fix="leave out static activations")
         refuse_encodings(program, self.activations)
         ctx.progress(0, 3, "convert")
-        opened = open_weights(program, stored_weights(program))
+        opened = open_weights(with_marked_pairs(program), stored_weights(program))
         converted = parse(convert(opened))
         refuse_unrunnable(converted)
         ctx.progress(1, 3, "store weights")
+        graph = main_graph(converted)
+        nodes = unmark(converted, graph, program.activations)
         tensors = name_interface(converted, program.signature, len(opened.weights))
-        storer = WeightStorer(converted, main_graph(converted), self.activations)
+        storer = WeightStorer(converted, graph, "dynamic" if self.activations == "dynamic" else "float")
         placements = storer.store(tensors, [(name, _as_stored(program, name)) for name in opened.weights])
+        if nodes:
+            IntegerGraph(converted, graph, nodes, program.activations).fuse()
+            drop_unused(converted)
         ctx.progress(2, 3, "write")
         path = ctx.folder / "model.tflite"
         write(converted, path)
@@ -72,7 +76,7 @@ class TorchToTFLite(Pass):
             on_device(program.signature),
             files=(path.name,),
             placements=tuple(placements),
-            compute="f32" if self.activations == "float" else "int",
+            compute="int" if nodes or self.activations == "dynamic" else "f32",
             facts={"activations": self.activations, **survey(converted)},
         )
 

@@ -16,27 +16,40 @@ GROUP_SIZES = (32, 64, 128)
 
 def refusal(op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
     """Empty when LiteRT holds this weight exactly and computes with it safely; else why not."""
-    if activations in ("int8", "int16"):
-        return "static activations are not stored in .tflite files yet; use float or dynamic"
     if isinstance(encoding, Float):
         return ""
     if not isinstance(encoding, Affine):
         return "the format has integers with scales and floats, nothing else"
-    if encoding.bits == 3:
-        return "it has no 3-bit integers; int4 takes the same bytes and loses less"
     if not encoding.symmetric:
         return "its kernels ignore zero points of weights"
     if op not in _STORED:
         return "only weights of linear layers, convolutions and embeddings are kept in integers"
+    if activations in ("int8", "int16"):
+        return _static_refusal(op, encoding, activations)
     if encoding.granularity == "group":
         return _group_refusal(op, encoding, activations)
     return ""
 
 
+def container_bits(encoding: Encoding) -> int:
+    """Bits of one weight in the file: the format has no 3-bit integers, and 4 bits hold them exactly."""
+    return 4 if isinstance(encoding, Affine) and encoding.bits == 3 else encoding.bits
+
+
+def _static_refusal(op: WeightOp, encoding: Affine, activations: ActivationMode) -> str:
+    if encoding.granularity == "group" and op != "embedding":
+        return "its integer kernels have no groups; use scales per channel, or dynamic activations"
+    if encoding.bits == 2 and op != "embedding":
+        return "its integer kernels take weights of 8 and 4 bits"
+    if op == "depthwise_conv" and container_bits(encoding) == 4 and activations == "int16":
+        return "depthwise convolutions of 4-bit weights and 16-bit activations answer wrongly"
+    return _group_refusal(op, encoding, activations) if encoding.granularity == "group" else ""
+
+
 def _group_refusal(op: WeightOp, encoding: Affine, activations: ActivationMode) -> str:
     if op not in ("linear", "embedding"):
         return "groups of input channels exist for linear layers and embeddings only"
-    if encoding.bits != 4:
+    if container_bits(encoding) != 4:
         return f"groups hold 4-bit integers only; {encoding.bits}-bit groups answer wrongly"
     if encoding.group_size not in GROUP_SIZES:
         return f"group sizes are {', '.join(map(str, GROUP_SIZES))}"

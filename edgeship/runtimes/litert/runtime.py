@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.model import Artifact, Placement, Signature, TFLiteModel
 from edgeship.core.runtimes import ActivationMode, Arrays, Runtime, Session, as_numpy
-from edgeship.core.weights import Affine, AffineTensor, EncodedTensor, Encoding, FloatTensor
+from edgeship.core.weights import ActivationEncoding, Affine, AffineTensor, EncodedTensor, Encoding, FloatTensor
 from edgeship.errors import ArtifactError, DataError, EncodingError
-from edgeship.runtimes.litert.kernels import refusal
+from edgeship.runtimes.litert.kernels import container_bits, refusal
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from edgeship.runtimes.litert.checked import CheckedFile
 
 THREADS = 2
+# How the lowering names a tensor of activations: nodes of the graph, bits, and a number when there are several.
+_ACTIVATION = re.compile(r"(\S+) \(int(?:8|16)\)(?:#\d+)?")
 
 
 class LiteRTRuntime(Runtime):
@@ -74,6 +77,29 @@ class LiteRTRuntime(Runtime):
             found[placement.weight] = weight
         return found
 
+    def read_activations(self, artifact: Artifact) -> dict[str, ActivationEncoding]:
+        """The grids of the tensors that are named after graph nodes: ``conv2d+relu (int8)``, ``relu (int8)#1``."""
+        self.versions()
+        from edgeship.runtimes.litert.checked import open_checked
+
+        file = open_checked(artifact.path)
+        graph = file.root.Subgraphs(file.root.SignatureDefs(0).SubgraphIndex())
+        found: dict[str, ActivationEncoding] = {}
+        for index in range(graph.TensorsLength()):
+            tensor = graph.Tensors(index)
+            named = _ACTIVATION.fullmatch((tensor.Name() or b"").decode(errors="replace"))
+            if named is None:
+                continue
+            grid = _read_grid(artifact, tensor)
+            for node in named.group(1).split("+"):
+                if found.setdefault(node, grid) != grid:
+                    raise ArtifactError(f"{artifact.path} has two grids for activation {node}", fix="build again")
+        return found
+
+    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
+        """Four bits for 3-bit integers."""
+        return container_bits(encoding)
+
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """See `edgeship.runtimes.litert.kernels`."""
         return refusal(op, encoding, activations)
@@ -102,6 +128,16 @@ class _LiteRTSession(Session):
 
     def close(self) -> None:
         self.runner = self.interpreter = None
+
+
+def _read_grid(artifact: Artifact, tensor: Any) -> ActivationEncoding:
+    from ai_edge_litert import schema_py_generated as schema
+
+    bits = {schema.TensorType.INT8: 8, schema.TensorType.INT16: 16}.get(tensor.Type())
+    grid = tensor.Quantization()
+    if bits is None or grid is None or grid.ScaleLength() != 1 or grid.ZeroPointLength() != 1:
+        raise ArtifactError(f"{artifact.path} holds an activation without a grid", fix="build again")
+    return ActivationEncoding(bits, float(grid.Scale(0)), int(grid.ZeroPoint(0)))
 
 
 def _read_weight(file: CheckedFile, graph: Any, tensor: Any, placement: Placement) -> EncodedTensor:

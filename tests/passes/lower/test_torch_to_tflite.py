@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from edgeship.core.model import Source, TensorSpec
 from edgeship.core.passes import Skip
 from edgeship.core.profile import Choice, Profile, Request
 from edgeship.core.target import Fact, Target
-from edgeship.core.weights import ActivationEncoding, Affine, Float, same_numbers
+from edgeship.core.weights import Affine, Float, same_numbers
 from edgeship.errors import EncodingError, LoweringError, UnsupportedOpError
 from edgeship.passes.lower.torch_to_tflite import TorchToTFLite
 from edgeship.runtimes.litert.runtime import RUNTIME
@@ -23,7 +22,7 @@ GROUP = Affine(4, granularity="group", group_size=32)
 # Each weight takes the next of these that LiteRT holds; two mixes give every kind of layer several encodings.
 MIXES = {
     "mostly int8": (Affine(8), Float(16), Affine(4), Affine(8, granularity="tensor"), Affine(8)),
-    "mostly small": (Affine(4), Affine(8), Affine(2), Affine(4), Affine(8), Affine(2)),
+    "mostly small": (Affine(4), Affine(3), Affine(2), Affine(4), Affine(8), Affine(3)),
     "groups": (GROUP, Affine(8), Affine(4), Affine(8), GROUP),
 }
 
@@ -85,7 +84,10 @@ def test_encoded_weights_are_stored_exactly_and_answer_as_the_reference_does(mix
     stored = RUNTIME.read_weights(artifact)
     assert len(mixed.encoded) == 9
     for name, tensor in mixed.encoded.items():
-        assert same_numbers(tensor, stored[name]) == "", name
+        container = RUNTIME.container_bits("linear", tensor.encoding)
+        assert same_numbers(tensor, stored[name], container_bits=container) == "", name
+        # Three bits lie in four, which is a difference unless it is expected.
+        assert bool(same_numbers(tensor, stored[name])) == (tensor.encoding == Affine(3)), name
 
 
 @pytest.mark.parametrize("mix", ["mostly int8", "groups"])
@@ -184,14 +186,8 @@ def _request(runtime, activations):
 
 
 def test_plan_takes_the_activations_of_the_profile():
-    assert TorchToTFLite.plan(_request("tflite", "dynamic")) == TorchToTFLite(activations="dynamic")
+    for mode in ("float", "dynamic", "int8", "int16"):
+        assert TorchToTFLite.plan(_request("tflite", mode)) == TorchToTFLite(activations=mode)
     other = TorchToTFLite.plan(_request("onnx", "float"))
     assert isinstance(other, Skip)
     assert "onnx" in other.reason
-
-
-def test_static_activations_are_refused(layers_program, lower_to_tflite):
-    assert isinstance(TorchToTFLite.plan(_request("tflite", "int8")), Skip)
-    record = replace(layers_program.record, activations={"x": ActivationEncoding(8, 0.1, 0)})
-    with pytest.raises(LoweringError, match="static"):
-        lower_to_tflite(replace(layers_program, record=record))
