@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -264,6 +265,23 @@ def lower_to_tflite(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., T
         return artifact
 
     return lower
+
+
+@pytest.fixture(scope="session")
+def lower(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Save a program and lower it: ``lower(program, step)`` returns the artifact, whose folder stays for the session."""
+
+    def run(program: TorchProgram, step: Any, folder: Path | None = None) -> Any:
+        base = tmp_path_factory.mktemp("lowered")
+        program.save(base / "program")
+        folder = folder or base / "out"
+        folder.mkdir(exist_ok=True)
+        model = TorchModel(base / "program", program.signature)
+        artifact = step.run(model, Context(folder))
+        step.ensures(artifact, model=model)
+        return artifact
+
+    return run
 
 
 @pytest.fixture(scope="session")

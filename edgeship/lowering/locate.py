@@ -12,12 +12,28 @@ import numpy as np
 
 from edgeship.core.model import Placement
 from edgeship.core.weights import FloatTensor, same_numbers
-from edgeship.errors import LoweringError
+from edgeship.errors import EncodingError, LoweringError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edgeship.core.weights import EncodedTensor
+
+
+def check_floats(encoded: Mapping[str, EncodedTensor], compute: str, title: str) -> None:
+    """Refuse float weights whose width is not that of the program's arithmetic: the constants get that width.
+
+    Args:
+        encoded: the decided weights.
+        compute: ``float16`` or ``float32``.
+        title: the runtime's name, for the error.
+    """
+    for weight, tensor in encoded.items():
+        if isinstance(tensor, FloatTensor) and str(tensor.encoding) != compute:
+            raise EncodingError(
+                f"{title} cannot keep {weight} as {tensor.encoding} in a {compute} program",
+                fix=f"compute in {tensor.encoding}, or store the weights as {compute}",
+            )
 
 
 def placements(

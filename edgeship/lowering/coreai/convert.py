@@ -102,13 +102,11 @@ class _ExactConverter(TorchConverter):  # type: ignore[misc]
     def _weight(self, name: str, tensor: EncodedTensor, dtype: torch.dtype) -> Value:
         element = F16Type.get() if dtype == torch.float16 else F32Type.get()
         if isinstance(tensor, FloatTensor):
-            # A cast in the graph would be folded away by the converter, and the name with it.
-            kept = tensor.values.astype(np.float16 if dtype == torch.float16 else np.float32)
-            value, self.stored[name] = _constant(name, kept, element)
+            value, self.stored[name] = _constant(name, tensor.values, element)
             return value
-        if not isinstance(tensor, AffineTensor):
+        if not isinstance(tensor, AffineTensor) or tensor.encoding.bits not in (2, 4, 8):
             raise EncodingError(f"Core AI cannot store {tensor.encoding} for {name}", fix="choose another encoding")
-        bits = container_bits(tensor.encoding.bits)
+        bits = tensor.encoding.bits
         signed = tensor.encoding.symmetric
         integer = IntegerType.get_signed(bits) if signed else IntegerType.get_unsigned(bits)
         values, self.stored[name] = _constant(name, pack(tensor.values, bits), integer, tensor.shape)
@@ -134,11 +132,6 @@ class _ExactConverter(TorchConverter):  # type: ignore[misc]
                 f"Core AI's converter cannot lower {node.target} at {where(node)}: {_first_line(error)}",
                 fix="rewrite that layer, or leave Core AI out with --runtime",
             ) from error
-
-
-def container_bits(bits: int) -> int:
-    """The width that integers of ``bits`` are stored in: Core AI has 2, 4 and 8."""
-    return 4 if bits == 3 else bits
 
 
 def pack(values: Array, bits: int) -> Array:

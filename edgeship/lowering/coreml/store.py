@@ -16,7 +16,7 @@ from coremltools.converters.mil.mil import types
 from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY, register_pass
 
-from edgeship.core.weights import AffineTensor
+from edgeship.core.weights import AffineTensor, FloatTensor
 from edgeship.errors import EncodingError
 
 if TYPE_CHECKING:
@@ -48,9 +48,12 @@ def order(encoded: Mapping[str, EncodedTensor], constants: Mapping[str, str], io
     waiting = {}
     for constant, weight in constants.items():
         tensor = encoded.get(weight)
-        if isinstance(tensor, AffineTensor):
-            _check(weight, tensor, ios)
-            waiting[constant] = (weight, tensor)
+        if tensor is None or isinstance(tensor, FloatTensor):
+            continue
+        if not isinstance(tensor, AffineTensor):
+            raise EncodingError(f"edgeship cannot store {tensor.encoding} for {weight} in Core ML", fix="use integers")
+        _check(weight, tensor, ios)
+        waiting[constant] = (weight, tensor)
     return Order(ios, waiting)
 
 

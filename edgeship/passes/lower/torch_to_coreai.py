@@ -38,11 +38,12 @@ class TorchToCoreAI(Pass):
         """
         from edgeship.lowering.coreai.convert import convert, save
         from edgeship.lowering.coreai.graph import decomposed
-        from edgeship.lowering.locate import placements
+        from edgeship.lowering.locate import check_floats, placements
         from edgeship.program.program import TorchProgram
         from edgeship.runtimes.coreai.stored import stored_weights
 
         program = TorchProgram.open(model)
+        check_floats(program.encoded, self.compute, "Core AI")
         ctx.progress(0, 3, "decompose")
         exported = decomposed(program, self.compute)
         ctx.progress(1, 3, "convert")

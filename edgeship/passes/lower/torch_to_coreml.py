@@ -49,11 +49,12 @@ class TorchToCoreML(Pass):
         """
         from edgeship.lowering.coreml.convert import convert
         from edgeship.lowering.coreml.package import save
-        from edgeship.lowering.locate import placements
+        from edgeship.lowering.locate import check_floats, placements
         from edgeship.program.program import TorchProgram
         from edgeship.runtimes.coreml.stored import encoded_weights
 
         program = TorchProgram.open(model)
+        check_floats(program.encoded, self.compute, "Core ML")
         ctx.progress(0, 2, "convert")
         converted, names = convert(program, self.target, self.compute)
         ctx.progress(1, 2, "save")

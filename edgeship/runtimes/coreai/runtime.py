@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Coroutine
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from edgeship.core.model import Artifact, CoreAIModel, Signature
-from edgeship.core.runtimes import ActivationMode, Arrays, Runtime, Session, as_numpy
+from edgeship.core.runtimes import ActivationMode, Arrays, Execution, Runtime, Session, as_numpy
 from edgeship.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
@@ -20,15 +23,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ON_MAC = sys.platform == "darwin"
+
 
 class CoreAIRuntime(Runtime):
-    """Apple's Core AI (iOS and macOS 27). Its Linux build runs the same program on the CPU, for its numbers."""
+    """Apple's Core AI (iOS and macOS 27). Its Linux build runs the program on the CPU, for its numbers."""
 
     name: ClassVar[str] = "coreai"
     title: ClassVar[str] = "Core AI"
     artifact: ClassVar[type[Artifact]] = CoreAIModel
     packages: ClassVar[tuple[str, ...]] = ("coreai-torch", "coreai-core")
     extra: ClassVar[str] = "coreai"
+    execution: ClassVar[Execution] = "native" if ON_MAC else "emulated"
     timed: ClassVar[bool] = False
     untimed_reason: ClassVar[str] = (
         "Core AI's CPU runtime is for numbers, not speed: weights are decompressed in every run"
@@ -62,6 +68,10 @@ class CoreAIRuntime(Runtime):
             return "Core AI refuses int16 activations"
         if activations == "dynamic":
             return "Core AI has no dynamic activations from torch"
+        if encoding.kind not in ("float", "affine"):
+            return f"edgeship does not store {encoding.kind} weights in Core AI"
+        if encoding.kind == "affine" and encoding.bits == 3:
+            return "Core AI has no 3-bit integers; 4 bits take the same bytes"
         if op == "other" and encoding.kind != "float":
             return "only the weights of layers are stored as integers"
         return ""
@@ -72,13 +82,20 @@ class CoreAISession(Session):
 
     def __init__(self, artifact: Artifact) -> None:
         self._signature: Signature = artifact.signature
+        self._folder = TemporaryDirectory(prefix="edgeship-coreai-")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="coreai", daemon=True)
         self._thread.start()
         try:
             from coreai.authoring import AIModelAsset
 
-            self._model = AIModelAsset.load(artifact.path).executable()
+            if ON_MAC:
+                asset = AIModelAsset.load(artifact.path)
+            else:
+                from edgeship.runtimes.coreai.widened import runnable
+
+                asset = runnable(artifact.path, Path(self._folder.name))
+            self._model = asset.executable()
             model = self._wait(self._model.__aenter__())
             self._function = model.load_function("main")
             expected = {spec.name for spec in self._signature.inputs}
@@ -128,6 +145,7 @@ class CoreAISession(Session):
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._folder.cleanup()
 
 
 def _contiguous(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:

@@ -17,7 +17,7 @@ from edgeship.errors import ArtifactError
 from edgeship.runtimes.coreai.bytecode import named_blobs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from edgeship.core.model import Placement
@@ -46,6 +46,8 @@ def stored_weights(asset: Path) -> Mapping[str, EncodedTensor]:
     """
     from coreai.authoring import AIModelAsset
 
+    from edgeship.runtimes.coreai.widened import walk
+
     blobs = named_blobs(asset / PROGRAM)
     try:
         program = AIModelAsset.load(asset).program
@@ -56,7 +58,7 @@ def stored_weights(asset: Path) -> Mapping[str, EncodedTensor]:
         ) from None
     found: dict[str, EncodedTensor] = {}
     index = 0
-    for operation in _walk(module.operation):
+    for operation in walk(module.operation):
         if operation.name == "coreai.blockwise_shift_scale":
             values = _constant(operation.operands[0], blobs)
             if values is not None:
@@ -120,14 +122,6 @@ class _Constant:
         if values.size != count:
             raise ArtifactError(f"constant {self.name} holds {values.size} numbers, not {count}", fix="build it again")
         return values.reshape(self.shape)
-
-
-def _walk(operation: Any) -> Iterator[Any]:
-    for region in operation.regions:
-        for block in region:
-            for inner in block:
-                yield inner.operation
-                yield from _walk(inner.operation)
 
 
 def _constant(value: Any, blobs: Mapping[str, memoryview]) -> _Constant | None:

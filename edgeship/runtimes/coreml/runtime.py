@@ -62,6 +62,8 @@ class CoreMLRuntime(Runtime):
             return "Core ML quantizes activations to int8 only"
         if activations == "dynamic":
             return "Core ML has no dynamic activations"
+        if encoding.kind not in ("float", "affine"):
+            return f"edgeship does not store {encoding.kind} weights in Core ML"
         if op == "other" and encoding.kind != "float":
             return "only the weights of layers are stored as integers"
         return ""

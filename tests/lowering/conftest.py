@@ -1,0 +1,116 @@
+"""What the tests of the Apple lowerings share: small programs, decided weights, and a comparison with the reference."""
+
+import hashlib
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgeship.compression.affine import quantize_nearest, to_float16
+from edgeship.core.model import Artifact, TensorSpec
+from edgeship.core.runtimes import Runtime
+from edgeship.core.weights import Affine, EncodedTensor, Float
+from edgeship.program.export import make_program
+from edgeship.program.program import TorchProgram
+
+
+def decide_all(program: TorchProgram, encoding: Float | Affine) -> dict[str, EncodedTensor]:
+    """Every weight of a layer in one encoding; per channel where a group does not divide."""
+    decided: dict[str, EncodedTensor] = {}
+    for use in program.record.inventory.weights:
+        if use.op == "other" or use.name in program.record.aliases:
+            continue
+        weight = program.weights[use.name]
+        if isinstance(encoding, Float):
+            decided[use.name] = to_float16(weight)
+            continue
+        fits = encoding.group_size is None or (weight.dim() == 2 and weight.shape[1] % encoding.group_size == 0)
+        one = encoding if fits else Affine(encoding.bits, encoding.symmetric)
+        decided[use.name] = quantize_nearest(weight, one, axis=use.channel_axis)
+    return decided
+
+
+class Function(torch.nn.Module):
+    """A module of one function of its inputs."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return self.function(*inputs)
+
+
+def program_of(function: Callable[..., Any], *shapes: tuple[int, ...], ids: tuple[int, ...] | None = None) -> TorchProgram:
+    """The program of a function of float inputs x, y ... and, last, int64 ids from 0 to 9."""
+    torch.manual_seed(0)
+    inputs = [TensorSpec(name, "f32", shape) for name, shape in zip("xyz", shapes, strict=False)]
+    examples = [torch.randn(shape) for shape in shapes]
+    if ids is not None:
+        inputs.append(TensorSpec("ids", "i64", ids, low=0, high=9))
+        examples.append(torch.randint(0, 10, ids))
+    module = function if isinstance(function, torch.nn.Module) else Function(function)
+    return make_program(module, inputs, examples)
+
+
+def decibels(runtime: Runtime, artifact: Artifact, program: TorchProgram) -> float:
+    """The worst signal-to-noise ratio of any output, against the program's own reference."""
+    worst = math.inf
+    generator = np.random.default_rng(3)
+    with runtime.open(artifact) as session:
+        for _ in range(2):
+            inputs = {
+                spec.name: generator.standard_normal(spec.shape).astype(np.float32)
+                if spec.dtype == "f32"
+                else generator.integers(0, int(spec.high or 1) + 1, spec.shape).astype(spec.numpy_dtype)
+                for spec in program.signature.inputs
+            }
+            found = session.run(inputs)
+            with torch.no_grad():
+                wanted = program.module()(*(torch.from_numpy(inputs[spec.name]) for spec in program.signature.inputs))
+            for spec, reference in zip(program.signature.outputs, wanted, strict=True):
+                ours, theirs = reference.double().numpy(), found[spec.name].astype(np.float64)
+                assert ours.shape == theirs.shape
+                signal, noise = float((ours**2).mean()), float(((ours - theirs) ** 2).mean())
+                assert signal > 0
+                worst = min(worst, math.inf if noise == 0 else 10 * math.log10(signal / noise))
+    return worst
+
+
+AGAIN = """
+import sys
+from pathlib import Path
+from edgeship.core.model import TorchModel
+from edgeship.core.passes import Context
+from edgeship.passes.lower.torch_to_{0} import {1}
+from edgeship.program.program import read_record
+model = TorchModel(Path(sys.argv[1]), None)
+{1}().run(TorchModel(model.path, read_record(model).signature), Context(Path(sys.argv[2])))
+"""
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def elsewhere(program: Path, folder: Path, module: str, name: str) -> dict[str, str]:
+    """Lower in another process, with another hash seed."""
+    folder.mkdir()
+    command = [sys.executable, "-c", AGAIN.format(module, name), str(program), str(folder)]
+    environment = {**os.environ, "PYTHONHASHSEED": "123"}
+    subprocess.run(command, check=True, capture_output=True, timeout=300, env=environment)
+    return digests(folder)
+
+
+@pytest.fixture(scope="session")
+def apple() -> Any:
+    """The helpers of this file."""
+    return sys.modules[__name__]

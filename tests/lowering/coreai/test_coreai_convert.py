@@ -1,0 +1,62 @@
+"""Exact storage in Core AI: what is read back from the saved asset is what was decided, and it computes so."""
+
+import numpy as np
+import pytest
+
+from edgeship.core.weights import Affine, Float, same_numbers
+from edgeship.errors import EncodingError
+from edgeship.lowering.coreai.convert import pack
+from edgeship.passes.lower.torch_to_coreai import TorchToCoreAI
+from edgeship.runtimes.coreai.runtime import RUNTIME
+
+CASES = [
+    ("float16", Float(16)),
+    ("float16", Affine()),
+    ("float16", Affine(4, True, "group", 32)),
+    ("float32", Affine(8, False)),
+    ("float32", Affine(8, True, "tensor")),
+    ("float32", Affine(4)),
+    ("float32", Affine(4, False, "group", 32)),
+    ("float32", Affine(2)),
+    ("float32", Affine(2, False)),
+]
+
+
+@pytest.mark.parametrize(("compute", "encoding"), CASES, ids=lambda value: str(value).replace(" ", "_"))
+def test_every_layer_reads_back_equal(compute, encoding, layers_program, with_encoded, lower, apple) -> None:
+    program = with_encoded(layers_program, apple.decide_all(layers_program, encoding))
+    artifact = lower(program, TorchToCoreAI(compute))
+    found = RUNTIME.read_weights(artifact)
+    assert found.keys() == program.encoded.keys()
+    assert {name: same_numbers(tensor, found[name]) for name, tensor in program.encoded.items()} == dict.fromkeys(found, "")
+    if isinstance(encoding, Affine):
+        assert {tensor.encoding.bits for tensor in found.values()} == {encoding.bits}
+    assert apple.decibels(RUNTIME, artifact, program) > (50 if compute == "float16" else 110)
+
+
+@pytest.mark.parametrize(("encoding", "said"), [(Affine(3), "cannot store int3"), (Float(16), "as float16 in a float32")])
+def test_what_it_cannot_hold_is_refused(encoding, said, layers_program, with_encoded, lower, apple) -> None:
+    program = with_encoded(layers_program, apple.decide_all(layers_program, encoding))
+    with pytest.raises(EncodingError, match=f"Core AI .*{said}"):
+        lower(program, TorchToCoreAI("float32"))
+
+
+def test_packing_is_lowest_bits_first() -> None:
+    assert pack(np.array([1, -2, 7], np.int8), 4).tolist() == [0xE1, 0x07]
+    assert pack(np.array([[1, -1], [0, -2], [1, 0]], np.int8), 2).tolist() == [0b10001101, 0b0001]
+    assert pack(np.array([-1, 5], np.int8), 8).tolist() == [255, 5]
+
+
+def test_tied_weights_are_stored_once(layers_program, with_encoded, lower, apple) -> None:
+    program = with_encoded(layers_program, apple.decide_all(layers_program, Affine()))
+    artifact = lower(program, TorchToCoreAI())
+    places = [placement.stored for placement in artifact.placements]
+    assert places.count("words.weight") == 1
+    assert len(set(places)) == len(places)
+
+
+def test_the_same_bytes(layers_program, with_encoded, lower, apple, tmp_path) -> None:
+    program = with_encoded(layers_program, apple.decide_all(layers_program, Affine(4)))
+    first = lower(program, TorchToCoreAI())
+    program.save(tmp_path / "program")
+    assert apple.digests(first.path.parent) == apple.elsewhere(tmp_path / "program", tmp_path / "out", "coreai", "TorchToCoreAI")

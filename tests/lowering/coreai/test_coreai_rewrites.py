@@ -1,0 +1,49 @@
+"""Operators that coreai-torch lacks or gets wrong: rewritten they compute what torch computes."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from edgeship.errors import UnsupportedOpError
+from edgeship.passes.lower.torch_to_coreai import TorchToCoreAI
+from edgeship.runtimes.coreai.runtime import RUNTIME
+
+HEADS = (1, 2, 8, 4)
+CASES = {
+    "pool_edges": (lambda x: functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False), [(1, 3, 7, 8)], None),
+    "pool_ceil": (lambda x: functional.avg_pool2d(x, 3, 2, 1, ceil_mode=True), [(1, 3, 7, 8)], None),
+    "pool_1d": (lambda x: functional.avg_pool1d(x, 3, 2, 1, count_include_pad=False), [(1, 3, 9)], None),
+    "pool_max": (lambda x: functional.adaptive_max_pool2d(x, (1, 1)), [(1, 3, 7, 8)], None),
+    "elu": (functional.elu, [(2, 8)], None),
+    "variance": (lambda x: x.var(-1) + x.std(-1, correction=0), [(2, 8)], None),
+    "remainder": (lambda x, ids: (x.remainder(0.7), ids % 4), [(2, 8)], (2, 8)),
+    "sort": (lambda x: x.sort(-1, descending=True), [(2, 8)], None),
+    "index_copy": (lambda x, y: x.index_copy(1, torch.tensor([2, 5]), y), [(1, 8, 4), (1, 2, 4)], None),
+    "grid_sample": (
+        lambda x: functional.grid_sample(x, x[:, :2].permute(0, 2, 3, 1) * 0.9, align_corners=False), [(1, 2, 5, 5)], None,
+    ),
+    "lowest_fill": (
+        lambda x, ids: torch.softmax(x.masked_fill((ids > 4)[:, None], torch.finfo(torch.float32).min), -1),
+        [(1, 3, 8)],
+        (1, 8),
+    ),
+    "causal": (lambda x: functional.scaled_dot_product_attention(x, x * 2, x + 1, is_causal=True), [HEADS], None),
+    "same_output_twice": (lambda x: (x * 2, x, (y := x * 3), y), [(2, 8)], None),
+    "one_input_unused": (lambda x, y: x * 2, [(2, 8), (3,)], None),
+    "other_outputs": (lambda x, ids: (x.argmax(-1), ids * 2 + 1, x > 0), [(2, 8)], (1, 5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_computes_what_torch_computes(name, lower, apple) -> None:
+    function, shapes, ids = CASES[name]
+    program = apple.program_of(function, *shapes, ids=ids)
+    artifact = lower(program, TorchToCoreAI("float32"))
+    assert "i64" not in {spec.dtype for spec in (*artifact.signature.inputs, *artifact.signature.outputs)}
+    assert apple.decibels(RUNTIME, artifact, program) > 90
+
+
+def test_an_operator_without_lowering_is_named_with_its_place(lower, apple) -> None:
+    program = apple.program_of(lambda x, ids: x + (ids & 3), (1, 8), ids=(1, 8))
+    with pytest.raises(UnsupportedOpError, match=r"Core AI.*aten.*and.* at node .*; rewrite that layer"):
+        lower(program, TorchToCoreAI())

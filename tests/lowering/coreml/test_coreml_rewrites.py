@@ -1,0 +1,87 @@
+"""Operators that coremltools lacks: rewritten they compute what torch computes; what is left is refused by name."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from edgeship.errors import UnsupportedOpError
+from edgeship.passes.lower.torch_to_coreml import TorchToCoreML
+from edgeship.runtimes.coreml.runtime import RUNTIME
+
+HEADS = (1, 2, 8, 4)
+LOWEST = torch.finfo(torch.float32).min
+CASES = {
+    "new_ones": (lambda x: x * x.new_ones((3, 8)).cumsum(0), [(3, 8)], None),
+    "and_of_masks": (lambda x, ids: torch.where((ids > 2) & (ids < 7), x, -x), [(1, 8)], (1, 8)),
+    "or_of_masks": (lambda x, ids: torch.where(~(ids > 2) | (ids == 5), x, -x), [(1, 8)], (1, 8)),
+    "index_copy": (lambda x, y: x.index_copy(1, torch.tensor([2, 5]), y), [(1, 8, 4), (1, 2, 4)], None),
+    "prod": (lambda x: x.prod(1, keepdim=True), [(2, 5)], None),
+    "attention": (lambda x: functional.scaled_dot_product_attention(x, x * 2, x + 1), [HEADS], None),
+    "causal": (lambda x: functional.scaled_dot_product_attention(x, x * 2, x + 1, is_causal=True), [HEADS], None),
+    "scaled": (lambda x: functional.scaled_dot_product_attention(x, x * 2, x + 1, scale=0.3), [HEADS], None),
+    "grouped_heads": (
+        lambda x: functional.scaled_dot_product_attention(x, x[:, :1] * 2, x[:, :1] + 1, enable_gqa=True),
+        [(1, 4, 8, 4)],
+        None,
+    ),
+    "bool_mask": (
+        lambda x, ids: functional.scaled_dot_product_attention(
+            x, x * 2, x + 1, attn_mask=(ids[:, None, None, :] > 4) | (torch.arange(8) == 0)
+        ),
+        [HEADS],
+        (1, 8),
+    ),
+    "lowest_fill": (lambda x, ids: torch.softmax(x.masked_fill((ids > 4)[:, None], LOWEST), -1), [(1, 3, 8)], (1, 8)),
+    "infinite_fill": (
+        lambda x, ids: torch.softmax(torch.where((ids > 8)[:, None], float("-inf"), x), -1), [(1, 3, 8)], (1, 8),
+    ),
+    "index": (lambda x, ids: x[torch.arange(1), ids[:, 0]], [(1, 10, 4)], (1, 3)),
+    "shortcut": (lambda x: functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)), [(1, 3, 8, 8)], None),
+    "resize": (lambda x: functional.interpolate(x, size=(13, 10), mode="bilinear", align_corners=True), [(1, 3, 7, 9)], None),
+    "six_axes": (
+        lambda x: x.reshape(1, 2, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 8, 4) * 2, [(1, 8, 4)], None,
+    ),
+    "same_output_twice": (lambda x: (x * 2, x, (y := x * 3), y), [(2, 8)], None),
+    "one_input_unused": (lambda x, y: x * 2, [(2, 8), (3,)], None),
+    "integer_output": (lambda x, ids: (x.argmax(-1), ids * 2 + 1, x > 0), [(2, 8)], (1, 5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_computes_what_torch_computes(name, lower, apple) -> None:
+    function, shapes, ids = CASES[name]
+    program = apple.program_of(function, *shapes, ids=ids)
+    artifact = lower(program, TorchToCoreML("iOS17"))
+    assert [spec.name for spec in artifact.signature.outputs] == [spec.name for spec in program.signature.outputs]
+    assert {spec.dtype for spec in (*artifact.signature.inputs, *artifact.signature.outputs)} <= {"f32", "i32"}
+    assert apple.decibels(RUNTIME, artifact, program) > 55
+
+
+class Model(torch.nn.Module):
+    """Something that cannot be lowered, two levels down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Sequential(torch.nn.Linear(8, 8), Bits())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.encoder(x)
+
+
+class Bits(torch.nn.Module):
+    """Integer arithmetic that Core ML has no operator for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + ((x * 4).to(torch.int32) & 3)
+
+
+def test_an_operator_without_lowering_is_named_with_its_place(lower, apple) -> None:
+    program = apple.program_of(Model(), (1, 8))
+    with pytest.raises(UnsupportedOpError, match=r"Core ML.*aten.*and.* at .+; rewrite that layer"):
+        lower(program, TorchToCoreML("iOS17"))
+
+
+def test_a_converter_that_fails_names_the_operator(lower, apple) -> None:
+    program = apple.program_of(lambda x: functional.avg_pool2d(x * 2, 2, divisor_override=3), (1, 2, 4, 4))
+    with pytest.raises(UnsupportedOpError, match=r"cannot lower aten.avg_pool2d.default at node avg_pool2d: divisor"):
+        lower(program, TorchToCoreML("iOS17"))
