@@ -111,7 +111,7 @@ def _identifiers(names: tuple[str, ...]) -> list[str]:
     for name in names:
         clean = re.sub(r"\W", "_", name)
         # fx renames nodes called as a builtin (input, id) whenever it copies a graph.
-        if not clean.isidentifier() or keyword.iskeyword(clean) or hasattr(builtins, clean):
+        if not clean.isidentifier() or keyword.iskeyword(clean) or hasattr(builtins, clean) or clean == "self":
             clean = f"input_{clean}"
         while clean in made:
             clean += "_"

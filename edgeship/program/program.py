@@ -167,8 +167,9 @@ class TorchProgram:
         try:
             exported = torch.export.load(folder / "program.pt2")
             arrays = load_file(folder / "encoded.safetensors")
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ArtifactError(f"{folder} does not hold a torch program: {error}", fix="build again") from None
+        except Exception as error:  # zip, JSON, schema and safetensors errors of many types
+            reason = " ".join(str(error).split())[:200]
+            raise ArtifactError(f"{folder} does not hold a torch program: {reason}", fix="build again") from error
         by_name: dict[str, dict[str, Any]] = {}
         for key, array in arrays.items():
             name, _, role = key.rpartition("::")

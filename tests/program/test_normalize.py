@@ -1,0 +1,246 @@
+"""The normal form: constants and batch norms folded, names kept, nothing left that computes nothing."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgeship.core.model import TensorSpec
+from edgeship.errors import SourceError, UsageError, WeightsError
+from edgeship.program.export import make_program
+
+IMAGE = TensorSpec("image", "f32", (1, 3, 8, 8))
+X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def seeded(model: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point():
+            low = 0.5 if name.endswith("var") else -0.5
+            buffer.copy_(torch.rand(buffer.shape, generator=generator) + low)
+    return model.eval()
+
+
+def operators(program) -> list[str]:
+    return [
+        str(node.target).removeprefix("aten.") for node in program.exported.graph.nodes if node.op == "call_function"
+    ]
+
+
+def answer(program, *inputs):
+    with torch.no_grad():
+        return program.module()(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ((nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)), (1, 3, 8, 8)),
+        ((nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (1, 3, 8, 8)),
+        ((nn.Conv2d(3, 6, 3, groups=3), nn.BatchNorm2d(6, affine=False)), (1, 3, 8, 8)),
+        ((nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4, eps=0.1)), (1, 3, 8)),
+        ((nn.Linear(8, 4, bias=False), nn.BatchNorm1d(4)), (2, 8)),
+    ],
+)
+def test_a_batch_norm_behind_a_layer_is_merged_exactly(layers, shape):
+    model = seeded(nn.Sequential(*layers))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    program = make_program(model, [TensorSpec("x", "f32", shape)], [x])
+    assert len(operators(program)) == 1
+    torch.testing.assert_close(answer(program, x)[0], model(x), rtol=1e-5, atol=1e-5)
+    assert {use.name for use in program.record.inventory.weights} == {"0.weight", "0.bias"}
+
+
+def test_a_batch_norm_stays_where_merging_would_change_other_users():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.norm(y) + y + self.conv(x * 2)
+
+    model = seeded(Shared())
+    program = make_program(model, [IMAGE], [X])
+    torch.testing.assert_close(answer(program, X)[0], model(X), rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_norm_without_a_layer_before_it_stays():
+    model = seeded(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)))
+    program = make_program(model, [IMAGE], [X])
+    assert len(operators(program)) > 1
+    torch.testing.assert_close(answer(program, X)[0], model(X), rtol=1e-5, atol=1e-5)
+
+
+def test_constants_are_computed_once_and_only_the_input_is_left():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(16, 8)
+
+        def forward(self, x):
+            angles = torch.arange(8).float()[:, None] * torch.exp(torch.arange(8) * -0.3)
+            return x + angles.sin() + self.table(torch.arange(8))
+
+    program = make_program(seeded(Positions()), [TensorSpec("x", "f32", (1, 8, 8))], [torch.ones(1, 8, 8)])
+    assert set(operators(program)) == {"add.Tensor"}
+
+
+def test_what_computes_nothing_at_inference_is_gone():
+    class Idle(nn.Module):
+        def forward(self, x):
+            y = functional.dropout(x.contiguous().clone().detach(), 0.5, self.training)
+            y = y.to(torch.float32).reshape(x.shape).expand(x.shape).permute(0, 1, 2, 3)
+            return torch.relu(y)
+
+    assert operators(make_program(Idle(), [IMAGE], [X])) == ["relu.default"]
+
+
+def test_layers_stay_whole():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.first = nn.LayerNorm(8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            y = functional.gelu(self.first(self.norm(x)))
+            return functional.scaled_dot_product_attention(y, y, y)
+
+    program = make_program(seeded(Block()), [TensorSpec("x", "f32", (1, 2, 4, 8))], [torch.randn(1, 2, 4, 8)])
+    assert operators(program) == [
+        "layer_norm.default", "linear.default", "gelu.default", "scaled_dot_product_attention.default",
+    ]  # fmt: skip
+
+
+def test_weights_keep_the_names_of_the_model():
+    model = seeded(nn.Sequential(nn.Linear(8, 8), nn.ModuleDict({"head": nn.Linear(8, 2)})["head"]))
+    program = make_program(model, [TensorSpec("x", "f32", (1, 8))], [torch.ones(1, 8)])
+    assert set(program.weights) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert torch.equal(program.weights["1.weight"], model[1].weight)
+
+
+def test_tied_weights_are_stored_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(16, 8), nn.Linear(8, 16, bias=False)
+            self.head.weight = self.words.weight
+
+        def forward(self, ids):
+            return self.head(self.words(ids) * 2)
+
+    model = seeded(Tied())
+    ids = torch.tensor([[1, 2, 3]])
+    program = make_program(model, [TensorSpec("ids", "i64", (1, 3), low=0, high=15)], [ids])
+    assert len(program.weights) == 1
+    (use,) = [
+        use for use in program.record.inventory.weights if use.op != "other" and use.name not in program.record.aliases
+    ]
+    assert use.op == "linear"
+    torch.testing.assert_close(answer(program, ids)[0], model(ids))
+
+
+@pytest.mark.parametrize("names", [("x", "x.y"), ("class", "1"), ("a/b", "a_b"), ("weight", "conv"), ("self", "args")])
+def test_inputs_may_have_awkward_names(names):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Linear(4, 4)
+            self.weight = nn.Parameter(torch.ones(4))
+
+        def forward(self, one, two):
+            return self.conv(one) - two * self.weight
+
+    model = seeded(Two())
+    specs = [TensorSpec(name, "f32", (1, 4)) for name in names]
+    one, two = torch.randn(1, 4), torch.randn(1, 4)
+    program = make_program(model, specs, [one, two])
+    assert [spec.name for spec in program.signature.inputs] == list(names)
+    torch.testing.assert_close(answer(program, one, two)[0], model(one, two))
+
+
+def test_a_weight_named_like_an_input_does_not_clash():
+    class Clash(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image = nn.Parameter(torch.full((1,), 3.0))
+
+        def forward(self, image):
+            return image * self.image
+
+    program = make_program(Clash(), [IMAGE], [X])
+    torch.testing.assert_close(answer(program, X)[0], X * 3)
+
+
+def test_outputs_are_flat_and_named():
+    class Nested(nn.Module):
+        def forward(self, image):
+            return {"a": image + 1, "rest": [image * 2, (image.argmax(1),)]}
+
+    program = make_program(Nested(), [IMAGE], [X], output_names=["a", "b", "c"])
+    assert [str(spec) for spec in program.signature.outputs] == [
+        "a:f32[1,3,8,8]", "b:f32[1,3,8,8]", "c:i64[1,8,8]",
+    ]  # fmt: skip
+    unnamed = make_program(Nested(), [IMAGE], [X])
+    assert [spec.name for spec in unnamed.signature.outputs] == ["output", "output_1", "output_2"]
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "a"]])
+def test_output_names_must_fit(names):
+    class Two(nn.Module):
+        def forward(self, image):
+            return image + 1, image + 2
+
+    with pytest.raises(UsageError):
+        make_program(Two(), [IMAGE], [X], output_names=names)
+
+
+def test_half_precision_models_are_taken_in_float32():
+    model = seeded(nn.Sequential(nn.Conv2d(3, 4, 3))).half()
+    program = make_program(model, [IMAGE], [X])
+    assert {value.dtype for value in program.weights.values()} == {torch.float32}
+
+
+def test_masks_of_minus_infinity_are_no_damage_but_weights_of_it_are():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.full((8, 8), float("-inf")).triu(1))
+            self.weight = nn.Parameter(torch.ones(8))
+
+        def forward(self, image):
+            return torch.softmax(image + self.mask.clamp(min=-1e4), -1) * self.weight
+
+    model = Masked()
+    make_program(model, [IMAGE], [X])
+    model.weight.data[2] = float("-inf")
+    with pytest.raises(WeightsError, match="weight weight holds NaN or infinity"):
+        make_program(model, [IMAGE], [X])
+
+
+def test_answers_that_are_not_finite_are_refused():
+    class Log(nn.Module):
+        def forward(self, image):
+            return torch.log(-image.abs())
+
+    with pytest.raises(SourceError, match="is not finite on example inputs"):
+        make_program(Log(), [IMAGE], [X])
+
+
+def test_random_models_are_refused_or_say_the_same():
+    class Noisy(nn.Module):
+        def forward(self, image):
+            return image + torch.randn_like(image)
+
+    with pytest.raises(SourceError, match="changed when the model was exported"):
+        make_program(Noisy(), [IMAGE], [X])
+
+
+def test_the_example_inputs_are_left_as_they_were():
+    before = X.clone()
+    make_program(seeded(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 2, 1))), [IMAGE], [X])
+    assert torch.equal(X, before)
