@@ -208,4 +208,12 @@ def _check(reference: str, spec: TensorSpec, arrays: Mapping[str, Any]) -> Array
         )
     if is_float and not bool(np.isfinite(column).all()):
         raise DataError(f"{reference}: {spec.name} holds NaN or infinity", fix="remove those samples")
+    if not is_float and spec.high is not None and column.size:
+        low, high = int(column.min()), int(column.max())
+        if low < (spec.low or 0) or high > spec.high:
+            raise DataError(
+                f"{reference}: {spec.name} holds {high if high > spec.high else low}, "
+                f"the model takes {int(spec.low or 0)} to {int(spec.high)}",
+                fix="use the model's own tokenizer",
+            )
     return column.astype(spec.numpy_dtype)

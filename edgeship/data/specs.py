@@ -42,7 +42,7 @@ def parse_inputs(texts: Sequence[str]) -> list[TensorSpec]:
 
 def with_notes(specs: Sequence[TensorSpec], notes: Mapping[str, Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
     """Specs with layout, range and normalisation added by name. Raises `UsageError` for a note on no input."""
-    names = {spec.name for spec in specs}
+    names = [spec.name for spec in specs]
     for name in notes:
         if name not in names:
             raise UsageError(f"notes for an input {name}, which the model has not", fix=f"it has {', '.join(names)}")

@@ -1,0 +1,58 @@
+"""Functions that users name, and arrays over a pipe."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+
+from edgeship.data.frames import read_arrays, write_arrays
+from edgeship.data.functions import load_function
+from edgeship.errors import UsageError
+
+
+def test_a_file_may_import_its_neighbours(tmp_path):
+    (tmp_path / "neighbour_of_mine.py").write_text("VALUE = 7")
+    (tmp_path / "m.py").write_text("from neighbour_of_mine import VALUE\ndef f(): return VALUE")
+    before = list(sys.path)
+    assert load_function(f"{tmp_path / 'm.py'}:f")() == 7
+    assert sys.path == before
+
+
+def test_two_files_of_one_name_are_two_modules(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "m.py").write_text(f"def f(): return {name!r}")
+    assert [load_function(f"{tmp_path / name / 'm.py'}:f")() for name in ("a", "b")] == ["a", "b"]
+
+
+def test_a_function_of_a_package():
+    assert load_function("os.path:join") is __import__("os").path.join
+
+
+@pytest.mark.parametrize("reference", ["m.py", "m.py:", ":f", "", "m.py:f g"])
+def test_what_names_no_function(reference):
+    with pytest.raises(UsageError, match="names no function"):
+        load_function(reference)
+
+
+def test_arrays_go_through_a_pipe_unchanged():
+    arrays = {"a": np.arange(6).reshape(2, 3), "b": np.array([np.nan, 1], np.float16), "c": np.zeros((0, 2), bool)}
+    pipe = io.BytesIO()
+    write_arrays(pipe, arrays)
+    write_arrays(pipe, {})
+    pipe.seek(0)
+    found = read_arrays(pipe)
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+    assert read_arrays(pipe) == {}
+    assert read_arrays(pipe) is None
+
+
+def test_a_message_cut_short_is_the_end(tmp_path):
+    pipe = io.BytesIO()
+    write_arrays(pipe, {"a": np.arange(100)})
+    for length in (0, 3, 8, 50):
+        assert read_arrays(io.BytesIO(pipe.getvalue()[:length])) is None
