@@ -51,6 +51,8 @@ def drop_unused(model: schema.ModelT) -> None:
     graph, signature = main_graph(model), model.signatureDefs[0]
     used = {*graph.inputs, *graph.outputs}
     for operator in graph.operators:
+        if operator.intermediates is not None:
+            return  # Recurrent cells number tensors in a third way.
         used.update(index for index in (*operator.inputs, *operator.outputs) if index >= 0)
     blocks = [tensor.quantization.details for tensor in graph.tensors if _has_blocks(tensor)]
     used.update(block.scales for block in blocks)

@@ -67,7 +67,7 @@ class TorchToTFLite(Pass):
         placements = storer.store(tensors, [(name, _as_stored(program, name)) for name in opened.weights])
         if nodes:
             IntegerGraph(converted, graph, nodes, program.activations).fuse()
-            drop_unused(converted)
+        drop_unused(converted)
         ctx.progress(2, 3, "write")
         path = ctx.folder / "model.tflite"
         write(converted, path)
