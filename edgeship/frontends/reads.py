@@ -32,6 +32,7 @@ class Reads:
     def digests(self) -> dict[str, str]:
         """Path -> SHA-256 of every file seen that still exists and belongs to no installed package."""
         installed = [Path(sysconfig.get_path("stdlib")), *map(Path, site.getsitepackages()), Path(sys.base_prefix)]
+        installed.append(Path(__file__).resolve().parents[1])
         own = [path for path in self.paths if path.is_file() and not any(path.is_relative_to(i) for i in installed)]
         return {str(path): file_digest(path) for path in sorted(own)}
 

@@ -60,8 +60,9 @@ class LoadExport(Pass):
             return module(*positional, **named)
 
         inner = exported.module(check_guards=False)
-        # Exported modules refuse eval(), and are in it already.
+        # Exported modules refuse train() and eval(), and are in the latter already.
         setattr(inner, "eval", lambda: inner)  # noqa: B010
+        setattr(inner, "train", lambda mode=True: inner)  # noqa: B010
         program = make_program(inner, specs, tensors, call=call, output_names=self.outputs, note=f"{self.name}")
         program.save(ctx.folder / "program")
         return TorchModel(ctx.folder / "program", program.signature)

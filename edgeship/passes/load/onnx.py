@@ -20,6 +20,7 @@ class LoadOnnx(Pass):
     tools: ClassVar[tuple[str, ...]] = ("torch", "onnx")
 
     inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -27,7 +28,8 @@ class LoadOnnx(Pass):
         """Takes ``.onnx``; ``--input`` gives sizes to dynamic dimensions."""
         if request.source.form != "onnx":
             return Skip(f"{request.source.reference} is no ONNX file")
-        return cls(tuple(request.load["inputs"]), dict(request.load["notes"]))
+        load = request.load
+        return cls(tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]))
 
     def run(self, model: Source, ctx: Context) -> TorchModel:
         """Import the file and bring it into normal form."""
@@ -53,7 +55,7 @@ class LoadOnnx(Pass):
             [TensorSpec(item.name, short[item.dtype], tuple(item.shape)) for item in imported.inputs],  # type: ignore[arg-type]
             self.notes,
         )
-        names = [item.name for item in imported.outputs]
+        names = self.outputs or [item.name for item in imported.outputs]
         note = f"{self.name}: {model.path.name}, opset {imported.opset}"
         program = make_program(imported.module, specs, example_tensors(specs), output_names=names, note=note)
         program.save(ctx.folder / "program")
