@@ -86,8 +86,8 @@ def publish(gathered: Gathered) -> Bundle:
         put_in_place(draft, output)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise OutputError(f"no space left on the disk of {output}", fix="free some, or choose another -o") from error
-        raise OutputError(f"{output} cannot be written: {error.strerror}", fix="choose another folder with -o") from error
+            raise OutputError(f"no space left on the disk of {output}", fix="free some, or another -o") from error
+        raise OutputError(f"{output} cannot be written: {error.strerror}", fix="choose another -o") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Bundle(gathered.output, manifest)
@@ -163,6 +163,8 @@ def read_bundle(path: Path) -> Bundle:
     """Read a bundle's manifest and check it against the published schema. Raises `ArtifactError`."""
     if not path.is_dir():
         raise ArtifactError(f"{path} is not a bundle", fix="give the folder that edgeship build wrote")
+    if not (path / MANIFEST).is_file():
+        raise ArtifactError(f"{path} holds no {MANIFEST}", fix="give the folder that edgeship build wrote")
     manifest = read_json(Manifest, path / MANIFEST)
     if manifest.schema_version != SCHEMA_VERSION:
         raise ArtifactError(
@@ -192,9 +194,11 @@ def changed_files(bundle: Bundle) -> list[str]:
             problems.append(f"{record.path} has {path.stat().st_size} bytes, {record.bytes} recorded")
         elif file_digest(path) != record.sha256:
             problems.append(f"{record.path} has changed")
-    for artifact in bundle.manifest.artifacts:
-        if not any(Path(file.path).is_relative_to(artifact.main) for file in artifact.files):
-            problems.append(f"{artifact.main} is none of the files of its artifact")
+    problems += [
+        f"{artifact.main} is none of the files of its artifact"
+        for artifact in bundle.manifest.artifacts
+        if not any(Path(file.path).is_relative_to(artifact.main) for file in artifact.files)
+    ]
     folders = {parent.as_posix() for name in known for parent in Path(name).parents}
     for path in sorted(bundle.path.rglob("*")):
         name = path.relative_to(bundle.path).as_posix()
