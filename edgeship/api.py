@@ -27,6 +27,8 @@ from edgeship.engine.planner import plan_build, plan_load
 from edgeship.engine.sources import find_source
 from edgeship.errors import GateError, MissingToolError, UsageError
 
+MAX_BENCH_SECONDS = 3600
+
 
 @dataclass(frozen=True)
 class BuildOrder:
@@ -128,6 +130,9 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     evaluation = order.evaluation or found.evaluation
     calibration_ref: DataRef | None = describe_data(calibration) if calibration else None
     evaluation_ref: DataRef | None = describe_data(evaluation) if evaluation else None
+    for option, asked in (("--max-drop", order.max_drop is not None), ("--metric", order.metric is not None)):
+        if asked and evaluation is None:
+            raise UsageError(f"{option} needs data to measure on", fix="add --eval DATA")
     metric = order.metric or (None if order.evaluation else found.metric)
     requests: list[Request] = []
     for target in chosen:
@@ -216,6 +221,8 @@ def bench(bundle_path: Path, *, seconds: float = 2.0, device: str = "host") -> l
     """
     from edgeship.shipping.bundle import changed_files, opened, read_bundle
 
+    if not 0 < seconds <= MAX_BENCH_SECONDS:
+        raise UsageError(f"{seconds:g} seconds is no time to measure for", fix=f"give 1 to {MAX_BENCH_SECONDS}")
     bundle = read_bundle(bundle_path)
     problems = changed_files(bundle)
     if problems:

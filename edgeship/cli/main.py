@@ -129,6 +129,11 @@ def _order(
     from edgeship.api import BuildOrder
     from edgeship.core.units import parse_bytes, parse_fraction
 
+    texts = {"--runtime": runtimes, "--output": output, "--max-size": max_size, "--max-drop": max_drop}
+    texts |= {f"--{name}": rest[name] for name in ("factory", "calibration", "metric")} | {"--eval": rest["evaluation"]}
+    for option, text in texts.items():
+        if text is not None and not text.strip(" ,"):
+            raise UsageError(f"{option} is empty", fix="leave it out, or give it a value")
     options: dict[str, dict[str, str]] = {}
     for setting in settings:
         left, equals, value = setting.partition("=")
@@ -282,7 +287,7 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        click.echo(f"error: {error.format_message()}; see edgeship --help", err=True)
+        click.echo(f"error: {error.format_message().rstrip('.')}; see edgeship --help", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; run the same command again to go on where it stopped", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,12 +80,7 @@ def _find(reference: str, inputs: tuple[str, ...], outputs: tuple[str, ...], fac
             raise UsageError("--factory belongs to a weights file; this source is a factory", fix="leave it out")
         if head.endswith(".py") and not Path(head).is_file():
             raise SourceError(f"{head} does not exist", fix=_nearby(Path(head)))
-        digest = (
-            _digest([Path(head)], Path(head))
-            if head.endswith(".py")
-            else hashlib.sha256(reference.encode()).hexdigest()
-        )
-        return Found(_source(path, "torch", reference, digest), load)
+        return Found(_source(path, "torch", reference, _factory_digest(reference)), load)
     if not path.exists():
         raise SourceError(f"{reference} does not exist", fix=_nearby(path))
     form = _form(path)
@@ -93,7 +89,10 @@ def _find(reference: str, inputs: tuple[str, ...], outputs: tuple[str, ...], fac
         raise SourceError(f"{reference} is {kind}: weights without a model", fix="add --factory file.py:function")
     if form not in ("safetensors", "pickle") and factory:
         raise UsageError(f"--factory belongs to a weights file; {reference} is {form}", fix="leave it out")
-    return Found(_source(path, form, reference, _digest(_files(path), path)), load)
+    digest = _digest(_files(path), path)
+    if factory:
+        digest = hashlib.sha256(f"{digest} {_factory_digest(factory)}".encode()).hexdigest()
+    return Found(_source(path, form, reference, digest), load)
 
 
 def _form(path: Path) -> str:
@@ -169,6 +168,17 @@ def _digest(files: list[Path], root: Path) -> str:
         name = item.relative_to(root).as_posix() if root.is_dir() else item.name
         digest.update(name.encode() + b"\0" + file_digest(item).encode())
     return digest.hexdigest()
+
+
+def _factory_digest(reference: str) -> str:
+    """The function's file and where it lies: what it imports and reads beside itself is another model elsewhere."""
+    head = reference.rpartition(":")[0]
+    file = Path(head)
+    if head.endswith(".py") and file.is_file():
+        places = [str(file.resolve()), file_digest(file)]
+    else:
+        places = [str(Path(entry).absolute()) for entry in sys.path]
+    return hashlib.sha256("\0".join([reference, *places]).encode()).hexdigest()
 
 
 def _nearby(path: Path) -> str:

@@ -291,6 +291,7 @@ CASES: list[Case] = [
     ("input of a wrong kind", lambda p: ("m.py:good", "--input", "x:i64[1,4]"), 3, "does not run on x:i64[1,4]"),
     ("two inputs of one name", lambda p: ("m.py:good", *INPUT, *INPUT), 2, "two inputs are called x"),
     ("too many output names", lambda p: (*good, "--output-name", "a", "--output-name", "b"), 2, "2 output names"),
+    ("onnx, too many names", lambda p: (onnx_model(p), *(["--output-name", "a"] * 2)), 2, "2 output names"),
     ("onnx without a size", lambda p: (onnx_model(p, sizes=("n", 4)),), 3, "x"),
     ("onnx input of a wrong name", lambda p: (onnx_model(p), "--input", "z:f32[1,4]"), 3, 'no input "z"; its inputs: "x"'),
     ("onnx input of a wrong dtype", lambda p: (onnx_model(p), "--input", "x:i64[1,4]"), 2, "is float32, not i64"),
@@ -314,6 +315,10 @@ CASES: list[Case] = [
     ("--factory for a factory", lambda p: (*good, "--factory", "m.py:good"), 2, "leave it out"),
     ("--max-size of no size", lambda p: (*good, "--max-size", "large"), 2, "write 3GB"),
     ("--max-drop of no share", lambda p: (*good, "--max-drop", "200%"), 2, "write 1%"),
+    *((f"{option} empty", lambda p, option=option: (*good, option, ""), 2, f"{option} is empty")
+      for option in ("--runtime", "--max-size", "--max-drop", "--calibration", "--eval", "--metric")),
+    ("--max-drop without data", lambda p: (*good, "--max-drop", "1%"), 2, "--max-drop needs data to measure on"),
+    ("--metric without data", lambda p: (*good, "--metric", "accuracy"), 2, "add --eval DATA"),
     ("--max-size nothing fits", lambda p: (*good, "--max-size", "10b"), 1, "no profile fits; the smallest makes about"),
     # data
     ("data that is not there", lambda p: (*good, "--eval", "gone.npz"), 3, "gone.npz does not exist"),
@@ -470,6 +475,13 @@ def test_a_bundle_that_is_none(cli, place, tiny_bundle):
     for command in ("verify", "bench", "inspect"):
         assert_refused(cli(command, place / "gone"), 8, "gone")
         assert_refused(cli(command, broken), 8, "manifest.json is not valid JSON")
+    for command in ("verify", "bench"):
+        assert_refused(cli(command, place), 8, "holds no manifest.json; give the folder that edgeship build wrote")
+
+
+@pytest.mark.parametrize("seconds", ["0", "-3", "nan", "inf"])
+def test_no_time_to_measure(cli, tiny_bundle, seconds):
+    assert_refused(cli("bench", tiny_bundle, "--seconds", seconds), 2, "no time to measure")
 
 
 @pytest.fixture

@@ -165,3 +165,25 @@ def test_the_digest_changes_with_every_file_that_counts(place):
     first = find_source("hf").source.digest
     (hf / "inner" / "weights").rename(hf / "weights")
     assert find_source("hf").source.digest != first
+
+
+@pytest.mark.parametrize("reference", ["same.py:model", "inner.same:model"])
+def test_a_factory_in_another_folder_is_another_source(place, monkeypatch, reference):
+    # Its code may be equal, but not what it imports or reads beside itself.
+    digests = []
+    for name in ("one", "two"):
+        (place / name).mkdir()
+        (place / name / "same.py").write_text("from beside import model\n")
+        monkeypatch.chdir(place / name)
+        monkeypatch.setattr("sys.path", [""])
+        digests.append(find_source(reference).source.digest)
+    assert len(set(digests)) == 2
+
+
+def test_the_factory_of_weights_counts_in_their_digest(place):
+    (place / "w.safetensors").write_bytes(b"1")
+    for name in ("one", "two"):
+        (place / name).mkdir()
+        (place / name / "same.py").write_text("from beside import model\n")
+    one, two = (find_source("w.safetensors", factory=f"{name}/same.py:model").source.digest for name in ("one", "two"))
+    assert one != two
