@@ -248,10 +248,9 @@ def hf_model(kind: str):
             return t.ViTForImageClassification(t.ViTConfig(image_size=16, patch_size=8, num_labels=3, **small))
         case "whisper":
             config = t.WhisperConfig(
-                vocab_size=60, num_mel_bins=8, d_model=16, encoder_layers=1, encoder_attention_heads=2, decoder_layers=1,
-                decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_source_positions=10,
+                vocab_size=60, num_mel_bins=8, d_model=16, encoder_layers=1, decoder_layers=1, max_source_positions=10,
+                encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
                 max_target_positions=8, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-                suppress_tokens=[], begin_suppress_tokens=[],
             )  # fmt: skip
             return t.models.whisper.modeling_whisper.WhisperEncoder(config)
     raise AssertionError(kind)
@@ -295,6 +294,23 @@ def test_an_image_model_with_its_processor(place):
     assert (str(spec), spec.layout, spec.mean) == ("pixel_values:f32[1,3,16,16]", "NCHW", (0.5, 0.4, 0.3))
     pixels = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)
     assert_answers(program, {"pixel_values": pixels}, model(torch.from_numpy(pixels)).logits, "logits")
+
+
+def test_an_audio_encoder_is_a_factory_of_its_own(place):
+    """transformers exports no encoder class by name: a factory takes it, as the README shows."""
+    torch.manual_seed(0)
+    encoder = hf_model("whisper").eval()
+    (place / "audio.py").write_text(
+        "from transformers.models.whisper.modeling_whisper import WhisperEncoder\n"
+        "def encoder():\n    return WhisperEncoder.from_pretrained('hf')\n"
+    )
+    encoder.save_pretrained(place / "hf")
+    (place / "audio.py").write_text((place / "audio.py").read_text().replace("'hf'", repr(str(place / "hf"))))
+    reference = f"{place / 'audio.py'}:encoder"
+    program = loaded(LoadFactory(reference, ("input_features:f32[1,8,20]",)), reference, place)
+    x = np.random.default_rng(0).standard_normal((1, 8, 20)).astype(np.float32)
+    assert_answers(program, {"input_features": x}, encoder(torch.from_numpy(x)).last_hidden_state, "output")
+    assert "model.safetensors" in dependencies(place)
 
 
 def test_a_folder_that_lacks_a_weight_names_it(place):

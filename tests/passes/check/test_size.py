@@ -1,0 +1,87 @@
+"""Sizes against limits: by how much it is too large, and which profile would fit."""
+
+import pytest
+
+from edgeship.core.inventory import Inventory, OpCost, WeightUse
+from edgeship.core.memory import predict
+from edgeship.core.model import OnnxModel, Signature, TorchModel
+from edgeship.core.passes import Context
+from edgeship.core.profile import Choice
+from edgeship.core.records import write_json
+from edgeship.core.registry import runtimes
+from edgeship.passes.check.size import CheckSize
+from edgeship.program.program import ProgramRecord
+
+MILLION = 10**6
+INVENTORY = Inventory(
+    (WeightUse("w", "linear", (1000, 1000)), WeightUse("b", "other", (1000,))),
+    (OpCost("l", "linear", MILLION, 1000, 1000, ("w", "b")),), 5000,
+)  # fmt: skip
+OTHERS = {"exact": Choice("float16", "float"), "tiny": Choice("int8", "dynamic")}
+
+
+@pytest.fixture
+def check(tmp_path):
+    folder = tmp_path / "program"
+    folder.mkdir()
+    write_json(folder / "program.json", ProgramRecord(Signature((), ()), INVENTORY))
+    (tmp_path / "model.onnx").write_bytes(b"0" * 2 * MILLION)
+
+    def go(**options):
+        artifact = OnnxModel(tmp_path / "model.onnx", Signature((), ()))
+        choice = options.pop("choice", Choice("float16", "float"))
+        task = CheckSize("onnx", "pixel8", options.pop("limit_bytes", 10**9), choice=choice, profiles=OTHERS, **options)
+        return task.run(artifact, TorchModel(folder, Signature((), ())), Context(tmp_path))
+
+    return go
+
+
+def test_a_model_that_fits(check):
+    verdict = check()
+    assert verdict.passed
+    assert verdict.summary.startswith("2 MB on disk, about ")
+    assert verdict.measurement("file_bytes").value == 2 * MILLION
+    assert verdict.measurement("file_bytes").how == "measured"
+    assert verdict.measurement("memory_bytes").how == "estimated"
+
+
+def test_too_large_a_file_says_by_how_much_and_what_fits(check):
+    verdict = check(max_size_bytes=1_500_000)
+    assert not verdict.passed
+    assert "is 2 MB, 500 kB over --max-size 1.5 MB" in verdict.summary
+    assert verdict.fix == "--profile tiny would fit"
+
+
+def test_too_much_memory_says_what_the_device_allows(check):
+    verdict = check(limit_bytes=20 * MILLION)
+    assert not verdict.passed
+    assert "of memory, pixel8 allows 20 MB" in verdict.summary
+    assert "no profile fits; the smallest makes about 1." in verdict.fix
+
+
+def test_memory_counts_weights_activations_and_the_engine():
+    for runtime in runtimes().values():
+        found = predict(INVENTORY, runtime, Choice("float16", "float"))
+        assert found.memory == found.weights + found.activations + found.runtime
+        assert found.runtime == runtime.overhead_bytes
+        assert found.activations in (5000 * 2, 5000 * 4)
+        assert found.stored >= 2 * MILLION
+        assert found.weights >= found.stored * 0.99
+
+
+@pytest.mark.parametrize(
+    ("choice", "stored"),
+    [
+        (Choice("float32", "float"), 4 * (MILLION + 1000)),
+        (Choice("float16", "float"), 2 * (MILLION + 1000)),
+        (Choice("int8", "float"), MILLION + 2 * 1000 + 4 * 1000),
+    ],
+)
+def test_stored_bytes_by_hand(choice, stored):
+    assert predict(INVENTORY, runtimes()["onnx"], choice).stored == stored
+
+
+def test_narrower_activations_take_less():
+    runtime = runtimes()["onnx"]
+    wide, narrow = (predict(INVENTORY, runtime, Choice("int8", mode)).activations for mode in ("int16", "int8"))
+    assert (wide, narrow) == (10_000, 5_000)

@@ -1,0 +1,198 @@
+"""Nothing passes verify that is not what was decided: changed numbers, wrong arithmetic, and references that say nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeship.compression.affine import quantize_nearest
+from edgeship.core.model import OnnxModel, TensorSpec, TorchModel
+from edgeship.core.passes import Context
+from edgeship.core.profile import DataRef
+from edgeship.core.weights import Affine
+from edgeship.passes.check.verify import VerifyArtifact
+from edgeship.passes.lower.torch_to_onnx import TorchToOnnx
+from edgeship.program.export import make_program
+from edgeship.program.program import TorchProgram
+
+
+@dataclasses.dataclass
+class Case:
+    artifact: OnnxModel
+    reference: TorchModel
+    original: TorchModel
+    folder: object
+
+    def verify(self, **options):
+        task = VerifyArtifact("onnx", **options)
+        return task.run(self.artifact, self.reference, self.original, Context(self.folder))
+
+
+def program_of(model: nn.Module) -> TorchProgram:
+    return make_program(model, [TensorSpec("x", "f32", (1, 8))], [torch.randn(1, 8)])
+
+
+def saved(program: TorchProgram, folder) -> TorchModel:
+    program.save(folder)
+    return TorchModel(folder, program.signature)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Case:
+    base = tmp_path_factory.mktemp("verify")
+    torch.manual_seed(0)
+    program = program_of(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5)))
+    encoded = {name: quantize_nearest(program.weights[name], Affine(8), name=name) for name in ("0.weight", "2.weight")}
+    record = dataclasses.replace(program.record, encodings={name: item.encoding for name, item in encoded.items()})
+    decided = dataclasses.replace(program, encoded=encoded, record=record)
+    original, reference = saved(program, base / "original"), saved(decided, base / "reference")
+    (base / "out").mkdir()
+    return Case(TorchToOnnx().run(reference, Context(base / "out")), reference, original, base)
+
+
+@pytest.fixture
+def case(built, tmp_path) -> Case:
+    shutil.copytree(built.artifact.path.parent, tmp_path / "copy")
+    return dataclasses.replace(
+        built, artifact=dataclasses.replace(built.artifact, path=tmp_path / "copy" / "model.onnx")
+    )
+
+
+def change(case: Case, name: str, how) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(case.artifact.path)
+    (tensor,) = [item for item in model.graph.initializer if item.name == name]
+    array = numpy_helper.to_array(tensor).copy()
+    tensor.CopyFrom(numpy_helper.from_array(how(array), name))
+    onnx.save(model, case.artifact.path)
+
+
+def stored(case: Case, weight: str) -> str:
+    return next(item.stored for item in case.artifact.placements if item.weight == weight)
+
+
+def test_what_was_stored_as_decided_passes(case):
+    verdict = case.verify()
+    assert verdict.passed, verdict.summary
+    assert verdict.summary.startswith("2 weights read back equal")
+    assert verdict.measurement("weights_read_back").value == 2
+    assert verdict.measurement("samples").value == 16
+    assert verdict.measurement("lowering_snr").value > 100
+    assert 20 < verdict.measurement("total_snr").value < 70
+    assert verdict.measurement("lowering_snr").how == "measured"
+
+
+def test_one_changed_integer_fails_and_names_its_weight(case):
+    name = stored(case, "2.weight")
+
+    def one_more(array):
+        array.reshape(-1)[3] += 1 if array.reshape(-1)[3] < 100 else -1
+        return array
+
+    change(case, name, one_more)
+    verdict = case.verify()
+    assert not verdict.passed
+    assert "weight 2.weight is not stored as decided: values: 1 of 80 numbers differ" in verdict.summary
+    assert verdict.fix
+
+
+def test_a_changed_scale_fails(case):
+    import onnx
+
+    model = onnx.load(case.artifact.path)
+    scales = [item.name for item in model.graph.initializer if "scale" in item.name]
+    assert scales
+    change(case, scales[0], lambda array: np.nextafter(array, np.float32(np.inf)).astype(array.dtype))
+    verdict = case.verify()
+    assert not verdict.passed
+    assert "scale" in verdict.summary
+
+
+def test_a_changed_bias_fails_by_its_answers(case):
+    """Weights that were not encoded are not read back: running the file finds them."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(case.artifact.path)
+    biases = [
+        item.name for item in model.graph.initializer
+        if item.data_type == onnx.TensorProto.FLOAT and numpy_helper.to_array(item).shape == (5,)
+        and "scale" not in item.name
+    ]  # fmt: skip
+    change(case, biases[0], lambda array: array + 0.05)
+    verdict = case.verify()
+    assert not verdict.passed
+    assert "dB against the reference, 70 dB wanted for f32" in verdict.summary
+
+
+def test_the_limit_can_be_set(case):
+    assert not case.verify(min_snr_db=199.5).passed
+    assert case.verify(min_snr_db=10.0).passed
+
+
+def test_data_of_the_user_is_what_it_runs_on(case, tmp_path):
+    np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32))
+    verdict = case.verify(data=DataRef(str(tmp_path / "d.npz"), ""))
+    assert verdict.passed
+    assert verdict.measurement("samples").value == 3
+
+
+@pytest.mark.parametrize("kind", ["constant", "zero"])
+def test_a_reference_that_says_nothing_never_passes(kind, tmp_path):
+    class Mute(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.layer(x) * 0 + (0.0 if kind == "zero" else 3.0)
+
+    program = saved(program_of(Mute()), tmp_path / "p")
+    (tmp_path / "out").mkdir()
+    artifact = TorchToOnnx().run(program, Context(tmp_path / "out"))
+    verdict = VerifyArtifact("onnx").run(artifact, program, program, Context(tmp_path))
+    assert not verdict.passed
+    assert "the reference says nothing" in verdict.summary
+
+
+def test_a_weight_without_a_place_fails(case):
+    some = [item for item in case.artifact.placements if item.weight != "0.weight"]
+    verdict = dataclasses.replace(case, artifact=dataclasses.replace(case.artifact, placements=tuple(some))).verify()
+    assert not verdict.passed
+    assert "weight 0.weight was decided but is not found" in verdict.summary
+
+
+def test_integer_outputs_must_agree(tmp_path):
+    class Pick(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 50)
+
+        def forward(self, x):
+            scores = self.layer(x)
+            return scores, scores.argmax(-1)
+
+    torch.manual_seed(0)
+    program = saved(program_of(Pick()), tmp_path / "p")
+    (tmp_path / "out").mkdir()
+    artifact = TorchToOnnx().run(program, Context(tmp_path / "out"))
+    verdict = VerifyArtifact("onnx").run(artifact, program, program, Context(tmp_path))
+    assert verdict.passed
+    assert verdict.measurement("agreement").value == 1
+    other = Case(artifact, program, program, tmp_path)
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(artifact.path)
+    name = next(item.name for item in model.graph.initializer if numpy_helper.to_array(item).shape == (50,))
+    change(other, name, lambda array: np.roll(array, 7) * 20)
+    broken = other.verify(min_snr_db=-300.0)
+    assert not broken.passed
+    assert "integer outputs agree in" in broken.summary
