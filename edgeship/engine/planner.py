@@ -15,6 +15,9 @@ from edgeship.core.records import from_plain, suggest, to_plain
 from edgeship.core.registry import find, passes, runtimes
 from edgeship.errors import EdgeshipError, UsageError
 
+# Fields that --set may not bend: the step would run on something else than what the plan says.
+DECIDED = {"runtime": "--runtime", "reference": "the source"}
+
 
 def plan_load(request: Request) -> Plan:
     """Only the way from the source to a TorchModel: what must run before the rest can be planned."""
@@ -179,6 +182,8 @@ def apply_options(task: Pass, given: Mapping[str, str]) -> Pass:
     for name, text in given.items():
         if name not in names:
             raise UsageError(f"{task.name} has no option {name}", fix=suggest(name, names))
+        if name in DECIDED:
+            raise UsageError(f"{task.name}.{name} follows from the command", fix=f"change {DECIDED[name]} instead")
         plain[name] = _parse(hints[name], text, f"{task.name}.{name}")
     try:
         return from_plain(type(task), plain, task.name)

@@ -14,7 +14,7 @@ from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.report import Measurement, Verdict
 from edgeship.core.runtimes import ENGINE_PACKAGES
-from edgeship.errors import DataError
+from edgeship.errors import DataError, UsageError
 
 # Emulators take up to a second a run: after SECONDS the rest of the data is left, but not before LEAST samples ran.
 LIMIT = 2000
@@ -48,10 +48,12 @@ class CheckAccuracy(Pass):
     seconds: float = SECONDS
 
     def confirm(self, request: Request) -> None:
-        """Refuse a metric that nobody knows."""
+        """Refuse a metric that nobody knows, and to measure on nothing."""
         from edgeship.data.metrics import find_metric
 
         find_metric(self.metric)
+        if self.limit < 1:
+            raise UsageError(f"{self.name}.limit must be at least 1", fix=f"leave it out for {LIMIT}")
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:

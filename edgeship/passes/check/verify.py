@@ -10,6 +10,7 @@ from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.report import Measurement, Verdict
 from edgeship.core.runtimes import ENGINE_PACKAGES, ActivationMode, Runtime
+from edgeship.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -56,6 +57,11 @@ class VerifyArtifact(Pass):
             request.evaluation or request.calibration,
             activations=request.choice.activations,
         )
+
+    def confirm(self, request: Request) -> None:
+        """Refuse to compare nothing."""
+        if self.samples < 1:
+            raise UsageError(f"{self.name}.samples must be at least 1", fix="leave it out for 16, or 4 on an emulator")
 
     def run(self, model: Artifact, reference: TorchModel, original: TorchModel, ctx: Context) -> Verdict:
         """Compare; the verdict's figures are the lowering error, the total error, and the weights read back."""
