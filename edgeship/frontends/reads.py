@@ -12,6 +12,8 @@ from typing import Any
 
 from edgeship.core.artifact import file_digest
 
+NAME = "safe_open"
+
 
 class Reads:
     """Files read while recording: opened by Python, imported from outside the installation, or by safetensors."""
@@ -41,7 +43,6 @@ class Reads:
 def recorded_reads() -> Iterator[Reads]:
     """Record reads inside the block. Audit hooks cannot be removed, so this one goes quiet at the end."""
     import safetensors
-    import safetensors.torch
 
     reads = Reads()
     before = set(sys.modules)
@@ -60,13 +61,15 @@ def recorded_reads() -> Iterator[Reads]:
         reads.saw(filename)
         return original(filename, *args, **kwargs)
 
-    for module in (safetensors, safetensors.torch):
-        setattr(module, "safe_open", safe_open)  # noqa: B010  mypy knows it as a class
+    # Wherever a library has taken the name over.
+    holders = [module for module in list(sys.modules.values()) if getattr(module, "__dict__", {}).get(NAME) is original]
+    for module in holders:
+        setattr(module, NAME, safe_open)
     try:
         yield reads
     finally:
-        for module in (safetensors, safetensors.torch):
-            setattr(module, "safe_open", original)  # noqa: B010
+        for module in holders:
+            setattr(module, NAME, original)
         for name in set(sys.modules) - before:
             path = getattr(sys.modules[name], "__file__", None)
             if path:
