@@ -43,6 +43,7 @@ def for_static_activations(program: TorchProgram, bits: int = 16) -> TorchProgra
         key = exported.graph_signature.inputs_to_buffers[name]
         weights[key] = weights[key].clamp(min=masked)
         exported._state_dict = {**exported.state_dict, key: weights[key]}
+    drop_idle_masks(exported)
     divide_by_roots(graph)
     reshape_freely(graph)
     graph.eliminate_dead_code()
@@ -133,6 +134,21 @@ def reshape_freely(graph: Graph) -> None:
         elif node.target in (aten.clone.default, aten.contiguous.default):
             node.replace_all_uses_with(cast("Node", node.args[0]))
             graph.erase_node(node)
+
+
+def drop_idle_masks(program: ExportedProgram) -> int:
+    """Attention with a constant mask that hides nothing reads no mask. Returns how many."""
+    import torch
+
+    changed = 0
+    for node in program.graph.nodes:
+        if node.target != torch.ops.aten.scaled_dot_product_attention.default or len(node.args) < 4:
+            continue
+        mask = _constant(program, node.args[3])
+        if mask is not None and mask.dtype == torch.bool and bool(mask.all()):
+            node.args = (*node.args[:3], None, *node.args[4:])
+            changed += 1
+    return changed
 
 
 def divide_by_roots(graph: Graph) -> int:

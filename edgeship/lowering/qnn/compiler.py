@@ -97,13 +97,21 @@ class Compiler:
         computing = [(op, node) for op, node in left if op not in PAIRS] or left
         if not computing:
             return LoweringError(f"QNN could not compile the graph: {_first_line(error)}", fix="look at the log")
+        made = self._values()
         by_op: dict[str, list[str]] = {}
         for op, node in computing:
-            by_op.setdefault(op, []).append(node.removeprefix("node_"))
+            by_op.setdefault(op, []).append(made.get(node, node))
         named = ", ".join(f"{op} ({', '.join(nodes[:3])}{', ...' * (len(nodes) > 3)})" for op, nodes in by_op.items())
         return UnsupportedOpError(
             f"Hexagon does not run {named}", fix="write those steps with other operators, or leave out runtime qnn"
         )
+
+    def _values(self) -> dict[str, str]:
+        """What each node makes, by node name: the values keep the torch graph's names where nodes do not."""
+        import onnx
+
+        graph = onnx.load(self._model, load_external_data=False).graph
+        return {node.name: node.output[0] for node in graph.node if node.output}
 
     @staticmethod
     def _check_whole(context: Path) -> None:

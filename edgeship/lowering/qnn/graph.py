@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 
-def rewrite_graph(source: Path, written: Path) -> None:
+def rewrite_graph(source: Path, written: Path, htp_arch: int) -> None:
     """Read ``source``, with its external data if it has any, and write it for Hexagon.
 
     Raises `EncodingError` when a weight cannot be held exactly.
@@ -21,6 +21,7 @@ def rewrite_graph(source: Path, written: Path) -> None:
     import onnx
 
     from edgeship.lowering.qnn.embedding import lookup_integers
+    from edgeship.lowering.qnn.matmul import keep_products_wide
     from edgeship.lowering.qnn.norms import quantize_norms
     from edgeship.lowering.qnn.tanh import keep_tanh_apart
 
@@ -28,6 +29,7 @@ def rewrite_graph(source: Path, written: Path) -> None:
     graph = Graph(model)
     lookup_integers(graph)
     quantize_norms(graph)
+    keep_products_wide(graph, htp_arch)
     keep_tanh_apart(graph)
     graph.finish()
     onnx.save(model, written)
@@ -37,10 +39,12 @@ class Graph:
     """Nodes by what they make, constants by name, and changes that take effect in `finish`."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
         self._graph = model.graph
         self.nodes: list[onnx.NodeProto] = list(model.graph.node)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.made_by = {name: node for node in model.graph.node for name in node.output}
+        self._shapes: dict[str, tuple[int, ...]] | None = None
         self._before: dict[str, list[onnx.NodeProto]] = {}
         self._gone: set[int] = set()
 
@@ -57,6 +61,18 @@ class Graph:
         if node is None or node.op_type != "DequantizeLinear" or node.input[0] in self.constants:
             return None
         return float(self.array(node.input[1]))
+
+    def shape_of(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a value of the graph as it was read; None when it cannot be inferred."""
+        import onnx
+
+        if self._shapes is None:
+            inferred = onnx.shape_inference.infer_shapes(self._model).graph
+            values = [*inferred.value_info, *inferred.input, *inferred.output]
+            self._shapes = {
+                value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim) for value in values
+            }
+        return self._shapes.get(name)
 
     def constant(self, name: str, array: Array) -> str:
         """Add a constant, once."""

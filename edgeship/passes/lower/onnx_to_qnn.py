@@ -57,7 +57,7 @@ class OnnxToQnn(Pass):
         folder = ctx.folder / "model_qnn"
         folder.mkdir()
         graph = folder / "model.qdq.onnx"
-        rewrite_graph(model.path, graph)
+        rewrite_graph(model.path, graph, self.htp_arch)
         chip = Hexagon(self.soc_model, self.htp_arch, float16=model.compute != "int")
         compiler = Compiler(graph, chip, self.timeout_s, ctx.log)
         ctx.progress(0, 2, "context binary")

@@ -30,7 +30,8 @@ TIMEOUT_S = 600
 _DIMENSIONS = re.compile(r"uint32_t (\w+)_dims\[\] = \{([\d, ]*)\};")
 _AXIS_SCALES = re.compile(r"(\w+)_quantizeParams_\w*?[sS]cale(?:Offset)?s\[\] = \{(.*)\};")
 _SCALE = re.compile(
-    r"Qnn_QuantizeParams_t (\w+)_quantizeParams = .*\.(?:scaleOffsetEncoding = \{|bwScaleOffsetEncoding = \{\d+, )([^,]+),"
+    r"Qnn_QuantizeParams_t (\w+)_quantizeParams = .*"
+    r"\.(?:scaleOffsetEncoding = \{|bwScaleOffsetEncoding = \{\d+, )([^,]+),"
 )
 _DATA = re.compile(r"fread\((\w+)_data, (\d+), (\d+), fp\);")
 _NAME = re.compile(r'Qnn_TensorV\d_t (\w+)_v\d = \{\w+, "([^"]+)"')

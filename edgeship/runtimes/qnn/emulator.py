@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +78,10 @@ class Emulator:
 
     def close(self) -> None:
         """End the child."""
-        if self._child.stdin is not None and not self._child.stdin.closed:
-            self._child.stdin.close()
+        if self._child.stdin is not None:
+            # What a dead child did not read is still in the buffer, and closing flushes.
+            with suppress(BrokenPipeError):
+                self._child.stdin.close()
         try:
             self._child.wait(timeout=10)
         except subprocess.TimeoutExpired:

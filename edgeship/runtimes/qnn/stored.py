@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 
 def read_graph_weights(graph: OnnxModel) -> dict[str, EncodedTensor]:
-    """Every placed weight by torch name. Raises `ArtifactError` when one is not in the file."""
+    """Every placed weight by torch name. Raises `ArtifactError` when one is not in the file, or it is damaged."""
     import onnx
 
-    model = onnx.load(graph.path)
+    try:
+        model = onnx.load(graph.path)
+    except Exception as error:  # protobuf's own, of several types
+        raise ArtifactError(f"{graph.path} is damaged: {error}", fix="build again") from None
     scaled = {placement.weight: rows for placement in graph.placements if (rows := _rows(model, placement)) is not None}
     others = tuple(placement for placement in graph.placements if placement.weight not in scaled)
     found = {**read_placed_weights(replace(graph, placements=others)), **scaled}
