@@ -131,6 +131,12 @@ def test_what_it_holds(encoding: Affine | Float, activations: str, reason: str) 
     assert bool(answer) == bool(reason)
 
 
+def test_embeddings_are_looked_up_in_8_bits() -> None:
+    assert RUNTIME.holds("embedding", Affine(8), "int16") == ""
+    assert "8 bits" in RUNTIME.holds("embedding", Affine(4), "int16")
+    assert RUNTIME.container_bits("linear", Affine(3)) == 4
+
+
 def test_saver_source_is_read_in_the_order_of_its_bytes() -> None:
     source = """
    uint32_t G_a_dims[] = {2, 3};

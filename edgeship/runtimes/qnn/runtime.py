@@ -96,7 +96,13 @@ class QnnRuntime(Runtime):
             return "2 bits are silently wrong on Hexagon"
         if encoding.granularity == "group":
             return "groups are stored approximately; use one scale a channel"
+        if op == "embedding" and encoding.bits != 8:
+            return "rows are looked up in 8 bits"
         return ""
+
+    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
+        """8 bits, or 4 for anything shorter; floats as they are."""
+        return encoding.bits if isinstance(encoding, Float) or encoding.bits == 8 else 4
 
 
 def graph_of(artifact: Artifact) -> OnnxModel:
