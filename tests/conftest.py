@@ -91,7 +91,7 @@ def _captured() -> Iterator[tuple[Path, Path]]:
 
 def call_cli(*arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Ran:
     """Run ``edgeship`` in this process, where the libraries are loaded already."""
-    from edgeship.cli.main import main
+    from edgeship.cli.main import answer
 
     before, environment, place = sys.argv, dict(os.environ), Path.cwd()
     code = 0
@@ -100,9 +100,7 @@ def call_cli(*arguments: object, cwd: Path | None = None, env: Mapping[str, str]
             sys.argv = ["edgeship", *map(str, arguments)]
             os.environ.update(env or {})
             os.chdir(cwd or place)
-            main()
-        except SystemExit as ending:
-            code = int(ending.code or 0)
+            code = answer()
         finally:
             os.chdir(place)
             sys.argv = before

@@ -33,7 +33,7 @@ def wheel(root, tmp_path_factory) -> Path:
     copy = place / "source"
     kept = shutil.ignore_patterns(".venv", ".git", "__pycache__", "*.edgeship*", "bundles", ".*_cache", "dist", "*.log")
     shutil.copytree(root, copy, ignore=kept)
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", place, copy, cwd=place)
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", place, copy, cwd=place)
     (made,) = place.glob("*.whl")
     return made
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -278,22 +279,30 @@ def doctor(as_json: bool) -> None:
 
 
 def main() -> None:
-    """Entry point: one line for an error, its documented exit code, no traceback."""
+    """Entry point of the process."""
     # Threads that spin while they wait make small models twenty times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    code = answer()
+    if "coreai" in sys.modules:
+        _leave(code)
+    sys.exit(code)
+
+
+def answer() -> int:
+    """Run the command in ``sys.argv``: one line for an error, its documented exit code, no traceback."""
     try:
-        code = cli.main(standalone_mode=False)
+        return cli.main(standalone_mode=False) or 0
     except EdgeshipError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.ClickException as error:
         click.echo(f"error: {error.format_message().rstrip('.')}; see edgeship --help", err=True)
-        sys.exit(2)
+        return 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; run the same command again to go on where it stopped", err=True)
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
-        sys.exit(141)
+        return 141
     except Exception as error:
         from edgeship.cli.diagnosis import write_crash
 
@@ -302,8 +311,22 @@ def main() -> None:
             f"error: a bug in edgeship: {type(error).__name__}: {' '.join(str(error).split())[:200]}; see {place}",
             err=True,
         )
-        sys.exit(INTERNAL_ERROR)
-    sys.exit(code or 0)
+        return INTERNAL_ERROR
+
+
+def _leave(code: int) -> None:
+    """End without tearing the interpreter down.
+
+    A thread of Core AI's that asks for the interpreter while it goes is ended by unwinding (until Python 3.14), and
+    Swift aborts the process when its frames are unwound.
+    """
+    import atexit
+
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -234,3 +234,18 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert "error" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="threads wait instead of being unwound")
+def test_a_thread_that_is_still_busy_does_not_abort_the_process():
+    """As Core AI's may be: without the early end, such a process would go through the interpreter's teardown."""
+    script = (
+        "import atexit, sys, types; from edgeship.cli import main;"
+        "sys.modules['coreai'] = types.ModuleType('coreai'); sys.argv = ['edgeship', 'targets', '--json'];"
+        "atexit.register(lambda: sys.stderr.write('at exit'));"
+        "Late = type('Late', (), {'__del__': lambda self: sys.stderr.write('torn down')}); late = Late(); main.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)
+    assert done.stderr == "at exit"
