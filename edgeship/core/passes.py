@@ -61,7 +61,8 @@ class Pass(ABC):
         name: ``folder/file``. tools: distributions whose versions decide the result, part of the cache key.
         settles: what a refinement decides ("weights", "activations"); the plan shows it.
         after: refinements that come before this one when both are planned.
-        cached: False for passes that look at the machine or write outside their folder.
+        cached: False for passes that write outside their folder.
+        local: True when the result holds on this machine only (timings): the machine is then part of the cache key.
     """
 
     name: ClassVar[str]
@@ -69,6 +70,7 @@ class Pass(ABC):
     settles: ClassVar[str] = ""
     after: ClassVar[tuple[str, ...]] = ()
     cached: ClassVar[bool] = True
+    local: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

@@ -45,8 +45,16 @@ class Samples:
 
 def describe_data(reference: str) -> DataRef:
     """A reference with the digest of what it holds. Raises `DataError` when it is not there."""
-    path = Path(reference.rpartition(":")[0] if _is_function(reference) else reference)
-    digest = hashlib.sha256(reference.encode() if _is_function(reference) else b"")
+    import numpy as np
+
+    path = Path(reference)
+    digest = hashlib.sha256()
+    if _is_function(reference):
+        # What it returns may depend on files that only it knows.
+        for name, value in sorted(_from_function(reference).items()):
+            array = np.ascontiguousarray(value)
+            digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        return DataRef(reference, digest.hexdigest())
     if path.is_dir():
         files = sorted(item for item in path.rglob("*") if item.suffix.lower() in IMAGE_SUFFIXES)
         for item in files:
@@ -55,7 +63,7 @@ def describe_data(reference: str) -> DataRef:
             raise DataError(f"{reference} holds no images", fix="give a folder of .jpg or .png files, or an .npz")
     elif path.is_file():
         digest.update(path.read_bytes())
-    elif not _is_function(reference):
+    else:
         raise DataError(f"{reference} does not exist", fix="give an .npz, a folder of images, or file.py:function")
     return DataRef(reference, digest.hexdigest())
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Mapping
@@ -56,6 +57,7 @@ class Cache:
             "inputs": dict(inputs),
             "edgeship": f"{__version__} {code_digest()}",
             "plugin": _plugin_digest(type(task)),
+            "machine": [platform.node(), platform.processor(), os.cpu_count()] if task.local else [],
             "python": sys.version.split()[0],
             "tools": {tool: _version(tool) for tool in task.tools},
         }

@@ -93,7 +93,15 @@ def test_killed_while_the_bundle_is_written(cli, tiny_order, tmp_path):
 
 def test_a_stopped_build_says_how_to_go_on(tiny_order, tmp_path):
     command = [sys.executable, "-m", "edgeship.cli.main", "build", *tiny_order, "-o", "out", "--no-cache"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background hands down an ignored SIGINT; a terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
     while not (tmp_path / "out.log").exists():
         assert process.poll() is None
         time.sleep(0.02)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
     from torch.export import ExportedProgram
+    from torch.fx import Node
 
     from edgeship.program.program import TorchProgram
 
@@ -177,9 +178,12 @@ def _where(program: ExportedProgram, op: str) -> str:
     """Module path and node name of the first use of ``op``; just the name when the path is not recorded."""
     for node in program.graph.nodes:
         if node.op == "call_function" and str(node.target) in (op, op.removesuffix(".default")):
-            stack = list((node.meta.get("nn_module_stack") or {}).values())
-            path = stack[-1][0] if stack else ""
-            return f"{path}, node {node.name}" if path else f"node {node.name}"
+            return _place(node)
+    # Decomposition leaves names such as aten._linalg_svd for what the program calls aten.linalg_svd.
+    wanted = op.split(".")[1].strip("_") if "." in op else op
+    for node in program.graph.nodes:
+        if node.op == "call_function" and wanted in str(node.target):
+            return _place(node)
     return "a decomposed operator"
 
 
@@ -195,3 +199,10 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def _place(node: Node) -> str:
+    """Module path and node name; just the name when the path is not recorded."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = stack[-1][0] if stack else ""
+    return f"{path}, node {node.name}" if path else f"node {node.name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ class CheckAccuracy(Pass):
     Args:
         metric: ``accuracy``, ``perplexity``, ``cosine``, ``snr``, or ``file.py:function``.
         max_drop: the largest drop allowed, as a fraction; not gated when None.
+        metric_digest: of the file that a user's function lies in.
         required: the user asked for the figure, so data that cannot give it is an error.
         limit: how many samples at most, spread evenly over the data.
         least, seconds: a slow engine stops after so many seconds, once it has run the least number of samples. The
@@ -43,6 +43,7 @@ class CheckAccuracy(Pass):
     metric: str = "accuracy"
     max_drop: float | None = None
     required: bool = False
+    metric_digest: str = ""
     limit: int = LIMIT
     least: int = LEAST
     seconds: float = SECONDS
@@ -62,7 +63,9 @@ class CheckAccuracy(Pass):
             return Skip("no --eval data")
         drop = request.max_drop if request.max_drop is not None else request.profile.max_drop
         required = request.max_drop is not None or request.metric is not None
-        return cls(request.runtime, request.evaluation, request.metric or "accuracy", drop, required)
+        script = Path((request.metric or "").rpartition(":")[0])
+        digest = file_digest(script) if script.is_file() else ""
+        return cls(request.runtime, request.evaluation, request.metric or "accuracy", drop, required, digest)
 
     def run(self, model: Artifact, original: TorchModel, ctx: Context) -> Verdict:
         """The metric on the artifact and on the original, over the same samples."""
@@ -86,10 +89,6 @@ class CheckAccuracy(Pass):
                     fix="add an array named label, or choose another --metric",
                 )
             return Verdict(self.name, self.runtime, True, f"the evaluation data has no labels: no {metric.name}")
-        if Path(self.metric.rpartition(":")[0]).is_file():
-            script = Path(self.metric.rpartition(":")[0]).absolute()
-            dependencies = json.dumps({str(script): file_digest(script)})
-            (ctx.folder / "dependencies.json").write_text(dependencies, encoding="utf-8")
         runtime = runtimes()[self.runtime]
         baseline = Reference(program)
         count = 0

@@ -18,6 +18,8 @@ class Benchmark(Pass):
     name: ClassVar[str] = "ship/benchmark"
     tools: ClassVar[tuple[str, ...]] = ("onnxruntime", "ai-edge-litert")
 
+    local: ClassVar[bool] = True
+
     runtime: str = ""
     seconds: float = 1.0
 
