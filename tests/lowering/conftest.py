@@ -48,7 +48,9 @@ class Function(torch.nn.Module):
         return self.function(*inputs)
 
 
-def program_of(function: Callable[..., Any], *shapes: tuple[int, ...], ids: tuple[int, ...] | None = None) -> TorchProgram:
+def program_of(
+    function: Callable[..., Any], *shapes: tuple[int, ...], ids: tuple[int, ...] | None = None
+) -> TorchProgram:
     """The program of a function of float inputs x, y ... and, last, int64 ids from 0 to 9."""
     torch.manual_seed(0)
     inputs = [TensorSpec(name, "f32", shape) for name, shape in zip("xyz", shapes, strict=False)]

@@ -19,7 +19,9 @@ def integers(*shape: int) -> AffineTensor:
 
 def test_by_name_with_an_ending() -> None:
     weight = floats(3, 4)
-    (placed,) = placements({"a.weight": weight}, {"a.weight": "p_a"}, {"p_ab": floats(3, 4), "p_a_to_fp16": weight}, "X")
+    (placed,) = placements(
+        {"a.weight": weight}, {"a.weight": "p_a"}, {"p_ab": floats(3, 4), "p_a_to_fp16": weight}, "X"
+    )
     assert (placed.weight, placed.stored, placed.permutation) == ("a.weight", "p_a_to_fp16", None)
 
 
@@ -46,5 +48,5 @@ def test_integers_by_value() -> None:
 
 
 def test_a_lost_weight_is_named() -> None:
-    with pytest.raises(LoweringError, match="left out the weight encoder.fc"):
+    with pytest.raises(LoweringError, match=r"left out the weight encoder\.fc"):
         placements({"encoder.fc": floats(3, 4)}, {}, {"b": floats(3, 4, seed=5)}, "Core ML")

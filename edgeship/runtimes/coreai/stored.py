@@ -7,6 +7,7 @@ The program is loaded with Core AI's own reader and walked; the numbers come fro
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ def check_digest(asset: Path) -> None:
         wanted = (asset / "main.hash").read_bytes()
         with (asset / PROGRAM).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
+        json.loads((asset / "metadata.json").read_bytes())
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{asset} is not a whole asset: {error}", fix="build it again") from None
     if wanted != found:
         raise ArtifactError(f"{asset} is damaged: {PROGRAM} does not match main.hash", fix="build it again")

@@ -28,13 +28,17 @@ def test_every_layer_reads_back_equal(compute, encoding, layers_program, with_en
     artifact = lower(program, TorchToCoreAI(compute))
     found = RUNTIME.read_weights(artifact)
     assert found.keys() == program.encoded.keys()
-    assert {name: same_numbers(tensor, found[name]) for name, tensor in program.encoded.items()} == dict.fromkeys(found, "")
+    assert {name: same_numbers(tensor, found[name]) for name, tensor in program.encoded.items()} == dict.fromkeys(
+        found, ""
+    )
     if isinstance(encoding, Affine):
         assert {tensor.encoding.bits for tensor in found.values()} == {encoding.bits}
     assert apple.decibels(RUNTIME, artifact, program) > (50 if compute == "float16" else 110)
 
 
-@pytest.mark.parametrize(("encoding", "said"), [(Affine(3), "cannot store int3"), (Float(16), "as float16 in a float32")])
+@pytest.mark.parametrize(
+    ("encoding", "said"), [(Affine(3), "cannot store int3"), (Float(16), "as float16 in a float32")]
+)
 def test_what_it_cannot_hold_is_refused(encoding, said, layers_program, with_encoded, lower, apple) -> None:
     program = with_encoded(layers_program, apple.decide_all(layers_program, encoding))
     with pytest.raises(EncodingError, match=f"Core AI .*{said}"):
@@ -59,4 +63,6 @@ def test_the_same_bytes(layers_program, with_encoded, lower, apple, tmp_path) ->
     program = with_encoded(layers_program, apple.decide_all(layers_program, Affine(4)))
     first = lower(program, TorchToCoreAI())
     program.save(tmp_path / "program")
-    assert apple.digests(first.path.parent) == apple.elsewhere(tmp_path / "program", tmp_path / "out", "coreai", "TorchToCoreAI")
+    assert apple.digests(first.path.parent) == apple.elsewhere(
+        tmp_path / "program", tmp_path / "out", "coreai", "TorchToCoreAI"
+    )

@@ -5,11 +5,14 @@ import json
 from edgeship.core.weights import Affine
 from edgeship.passes.lower.torch_to_coreml import TorchToCoreML
 
+
 def test_the_same_bytes(layers_program, with_encoded, lower, apple, tmp_path) -> None:
     program = with_encoded(layers_program, apple.decide_all(layers_program, Affine()))
     first = lower(program, TorchToCoreML())
     program.save(tmp_path / "program")
-    assert apple.digests(first.path.parent) == apple.elsewhere(tmp_path / "program", tmp_path / "out", "coreml", "TorchToCoreML")
+    assert apple.digests(first.path.parent) == apple.elsewhere(
+        tmp_path / "program", tmp_path / "out", "coreml", "TorchToCoreML"
+    )
 
 
 def test_nothing_that_is_not_listed(layers_program, lower, apple) -> None:

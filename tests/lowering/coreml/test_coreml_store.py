@@ -28,7 +28,9 @@ def test_every_layer_reads_back_equal(target, encoding, layers_program, with_enc
     artifact = lower(program, TorchToCoreML(target))
     found = RUNTIME.read_weights(artifact)
     assert found.keys() == program.encoded.keys()
-    assert {name: same_numbers(tensor, found[name]) for name, tensor in program.encoded.items()} == dict.fromkeys(found, "")
+    assert {name: same_numbers(tensor, found[name]) for name, tensor in program.encoded.items()} == dict.fromkeys(
+        found, ""
+    )
     if isinstance(encoding, Affine):
         assert {tensor.encoding.bits for tensor in found.values()} == {encoding.bits}
     assert apple.decibels(RUNTIME, artifact, program) > 50

@@ -1,0 +1,95 @@
+"""lower/torch_to_coreml: how it plans, and static activations stored as they were decided."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from edgeship.core.model import Signature, Source
+from edgeship.core.passes import Skip
+from edgeship.core.profile import Choice, Profile, Request
+from edgeship.core.registry import targets
+from edgeship.core.weights import ActivationEncoding, Affine
+from edgeship.errors import EncodingError, UsageError
+from edgeship.passes.lower.torch_to_coreml import TorchToCoreML
+from edgeship.runtimes.coreml.program import Constant, load_program
+from edgeship.runtimes.coreml.runtime import RUNTIME
+
+
+def request(tmp_path, runtime="coreml", weights="int8") -> Request:
+    source = Source(tmp_path, Signature((), ()))
+    return Request(source, targets()["iphone15pro"], runtime, Profile("p", "A profile.", Choice(weights)))
+
+
+def test_plan(tmp_path) -> None:
+    asked = request(tmp_path)
+    assert TorchToCoreML.plan(asked) == TorchToCoreML(
+        asked.target.setting("coreml.minimum_deployment_target"), "float16"
+    )
+    assert TorchToCoreML.plan(request(tmp_path, weights="float32")).compute == "float32"
+    skipped = TorchToCoreML.plan(request(tmp_path, runtime="onnx"))
+    assert isinstance(skipped, Skip)
+    assert skipped.reason == "runtime is onnx"
+    with pytest.raises(UsageError, match='no Core ML target "iOS12"; use one of iOS16'):
+        TorchToCoreML("iOS12")
+
+
+def with_grids(program, bits: int = 8):
+    """A grid after the input x and every convolution, linear and relu."""
+    grids = {}
+    for place, node in enumerate(program.exported.graph.nodes):
+        if node.name == "x" or str(node.target).startswith(("aten.conv", "aten.relu", "aten.linear")):
+            # Scales on the float16 grid, zero points at both ends and between.
+            grids[node.name] = ActivationEncoding(
+                bits, float(np.float16(0.02 + 0.001 * place)), (-128, 0, 5)[place % 3]
+            )
+    record = dataclasses.replace(program.record, activations=grids)
+    return dataclasses.replace(program, record=record)
+
+
+def stored_grids(path) -> set[tuple[float, int]]:
+    program = load_program(path)
+    constants, grids = {}, set()
+    for operation in program.functions[program.default_function].block.walk():
+        if operation.kind == "const":
+            constants[operation.outputs[0].name] = operation.inputs["val"][0]
+
+        def number(name, operation=operation):
+            operand = operation.inputs[name][0]
+            return (operand if isinstance(operand, Constant) else constants[operand.name]).read()
+
+        if operation.kind == "quantize":
+            assert number("output_dtype") == "int8"
+            grids.add((float(number("scale")), int(number("zero_point")) if "zero_point" in operation.inputs else 0))
+    return grids
+
+
+def test_static_activations_are_stored_as_decided(layers_program, with_encoded, lower) -> None:
+    import torch
+
+    from edgeship.compression.affine import quantize_nearest
+
+    weights = {
+        name: quantize_nearest(layers_program.weights[name], Affine()) for name in ("stem.weight", "first.weight")
+    }
+    program = with_grids(with_encoded(layers_program, weights))
+    artifact = lower(program, TorchToCoreML("iOS17", "float32"))
+    wanted = {(grid.scale, grid.zero_point) for grid in program.activations.values()}
+    assert len(wanted) > 5
+    assert stored_grids(artifact.path) == wanted
+    inputs = {"x": torch.randn(1, 3, 16, 16).numpy(), "ids": np.array([[3, 1, 39, 0, 7]])}
+    with RUNTIME.open(artifact) as session, torch.no_grad():
+        found = session.run(inputs)["image"]
+        image = program.module()(torch.from_numpy(inputs["x"]), torch.from_numpy(inputs["ids"]))[0].numpy()
+    step = max(grid.scale for grid in program.activations.values())
+    # Sums in another order may fall on the other side of a boundary between two integers.
+    assert np.mean(np.abs(found - image) > 1e-4) < 0.02
+    assert np.abs(found - image).max() <= 2.5 * step
+
+
+def test_grids_that_core_ml_has_not(layers_program, lower) -> None:
+    with pytest.raises(EncodingError, match="int8 only, not int16"):
+        lower(with_grids(layers_program, 16), TorchToCoreML("iOS17"))
+    odd = dataclasses.replace(layers_program.record, activations={"x": ActivationEncoding(8, 0.1, 0)})
+    with pytest.raises(EncodingError, match=r"0\.1 of x is not a float16 number"):
+        lower(dataclasses.replace(layers_program, record=odd), TorchToCoreML("iOS17"))
