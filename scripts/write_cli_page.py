@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import click
-
 from edgeship.cli.main import cli
 
 INTRODUCTION = """# The command line
@@ -19,12 +17,11 @@ installed; 7 the output cannot be written; 8 an artifact is damaged; 70 a bug in
 def page() -> str:
     """The whole page."""
     parts = [INTRODUCTION]
-    context = click.Context(cli, info_name="edgeship")
+    width = {"terminal_width": 110, "max_content_width": 110}
+    context = cli.make_context("edgeship", [], resilient_parsing=True, **width)
     for name in sorted(cli.commands):
-        command = cli.commands[name]
-        inner = click.Context(command, info_name=f"edgeship {name}", terminal_width=110, max_content_width=110)
-        parts.append(f"## {name}\n\n```\n{command.get_help(inner)}\n```\n")
-    context.close()
+        inner = cli.commands[name].make_context(name, [], parent=context, resilient_parsing=True, **width)
+        parts.append(f"## {name}\n\n```\n{cli.commands[name].get_help(inner)}\n```\n")
     return "\n".join(parts)
 
 

@@ -113,9 +113,12 @@ def test_the_digest_follows_the_content(tmp_path):
     before = describe_data(npz(tmp_path, image=PIXELS))
     assert describe_data(npz(tmp_path, image=PIXELS)).digest == before.digest
     assert describe_data(npz(tmp_path, image=PIXELS + 1)).digest != before.digest
-    (tmp_path / "d.py").write_text("def load(): ...")
+    (tmp_path / "v.txt").write_text("1")
+    script = f"import numpy, pathlib\ndef load(): return {{'x': numpy.loadtxt({str(tmp_path / 'v.txt')!r})}}\n"
+    (tmp_path / "d.py").write_text(script)
     function = describe_data(f"{tmp_path / 'd.py'}:load")
-    (tmp_path / "d.py").write_text("def load(): ... # changed")
+    assert describe_data(f"{tmp_path / 'd.py'}:load").digest == function.digest
+    (tmp_path / "v.txt").write_text("2")
     assert describe_data(f"{tmp_path / 'd.py'}:load").digest != function.digest
 
 
