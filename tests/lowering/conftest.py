@@ -62,9 +62,48 @@ def program_of(
     return make_program(module, inputs, examples)
 
 
+def program_of_all(
+    cases: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]], tuple[int, ...] | None]],
+) -> TorchProgram:
+    """One program of many functions, each with inputs of its own, so that a converter starts once.
+
+    The outputs of a case carry its name: ``case`` or ``case_1``.
+    """
+    torch.manual_seed(0)
+    inputs, examples = [], []
+    for case, (_, shapes, ids) in cases.items():
+        for letter, shape in zip("xyz", shapes, strict=False):
+            inputs.append(TensorSpec(f"{case}_{letter}", "f32", shape))
+            examples.append(torch.randn(shape))
+        if ids is not None:
+            inputs.append(TensorSpec(f"{case}_ids", "i64", ids, low=0, high=9))
+            examples.append(torch.randint(0, 10, ids))
+    names: list[str] = []
+
+    def run(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        waiting, results = list(tensors), []
+        names.clear()
+        for case, (function, shapes, ids) in cases.items():
+            count = len(shapes) + (ids is not None)
+            found = function(*waiting[:count])
+            del waiting[:count]
+            found = [found] if isinstance(found, torch.Tensor) else list(found)
+            names.extend(case if place == 0 else f"{case}_{place}" for place in range(len(found)))
+            results += found
+        return tuple(results)
+
+    run(*examples)
+    return make_program(Function(run), inputs, examples, output_names=tuple(names))
+
+
 def decibels(runtime: Runtime, artifact: Artifact, program: TorchProgram) -> float:
     """The worst signal-to-noise ratio of any output, against the program's own reference."""
-    worst = math.inf
+    return min(decibels_by_output(runtime, artifact, program).values())
+
+
+def decibels_by_output(runtime: Runtime, artifact: Artifact, program: TorchProgram) -> dict[str, float]:
+    """The worst signal-to-noise ratio of each output."""
+    worst = {spec.name: math.inf for spec in program.signature.outputs}
     generator = np.random.default_rng(3)
     with runtime.open(artifact) as session:
         for _ in range(2):
@@ -82,7 +121,8 @@ def decibels(runtime: Runtime, artifact: Artifact, program: TorchProgram) -> flo
                 assert ours.shape == theirs.shape
                 signal, noise = float((ours**2).mean()), float(((ours - theirs) ** 2).mean())
                 assert signal > 0
-                worst = min(worst, math.inf if noise == 0 else 10 * math.log10(signal / noise))
+                ratio = math.inf if noise == 0 else 10 * math.log10(signal / noise)
+                worst[spec.name] = min(worst[spec.name], ratio)
     return worst
 
 
