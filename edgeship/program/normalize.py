@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from edgeship.errors import SourceError
 from edgeship.program.folding import fetch, fold_batch_norms, fold_constants, quiet_get_attr
 from edgeship.program.mutation import protect_inputs, refuse_state, root, written_roots
+from edgeship.program.provenance import keep_places
 from edgeship.program.rewrites import index_as_view
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def export_normalised(
     for node in normal.graph_module.graph.nodes:
         # It holds addresses of this process, which would make every saved program another one.
         node.meta.pop("from_node", None)
-    _keep_places(flat.graph, normal.graph_module.graph, prefix)
+    keep_places(flat.graph, normal.graph_module.graph, prefix)
     normal.graph_module.recompile()
     return normal
 
@@ -104,32 +105,6 @@ def _flatten_signature(module: GraphModule, names: tuple[str, ...], prefix: str)
             mapping[node] = graph.node_copy(node, lambda n: mapping[n])
     with quiet_get_attr():
         return GraphModule(holder, graph)
-
-
-def _keep_places(before: Graph, after: Graph, prefix: str) -> None:
-    """Carry module paths over the second export, so that an error can say where an operator is in the model.
-
-    Operators of one name stay in order; where their number changed, nothing is said rather than something wrong.
-    """
-
-    def by_name(graph: Graph) -> dict[str, list[Node]]:
-        found: dict[str, list[Node]] = {}
-        for node in graph.nodes:
-            if node.op == "call_function":
-                found.setdefault(
-                    str(node.target).split(".")[-2 if "." in str(node.target) else 0].strip("_"), []
-                ).append(node)
-        return found
-
-    old = by_name(before)
-    for name, nodes in by_name(after).items():
-        if len(old.get(name, ())) != len(nodes):
-            continue
-        for node, origin in zip(nodes, old[name], strict=True):
-            stack = origin.meta.get("nn_module_stack") or {}
-            kept = {key: (path.removeprefix(prefix).strip("."), kind) for key, (path, kind) in stack.items()}
-            if kept:
-                node.meta["nn_module_stack"] = kept
 
 
 def _identifiers(names: tuple[str, ...]) -> list[str]:

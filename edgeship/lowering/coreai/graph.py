@@ -10,6 +10,7 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 from edgeship.lowering.coreai.rewrites import in_coreai_operators
 from edgeship.program.activations import insert_pairs
 from edgeship.program.hollow import fit_scalars, hollow
+from edgeship.program.provenance import keep_places
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -39,6 +40,7 @@ def decomposed(program: TorchProgram, compute: Compute) -> ExportedProgram:
     examples = program.example_inputs()
     with torch.no_grad():
         exported = torch.export.export(module, examples, strict=False)
+    keep_places(program.exported.graph, exported.graph)
     return in_coreai_operators(exported)
 
 

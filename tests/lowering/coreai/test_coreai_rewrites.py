@@ -50,7 +50,15 @@ def test_computes_what_torch_computes(name, measured) -> None:
     assert min(found.values()) > 90, found
 
 
-def test_an_operator_without_lowering_is_named_with_its_place(lower, apple) -> None:
-    program = apple.program_of(lambda x, ids: x + (ids & 3), (1, 8), ids=(1, 8))
-    with pytest.raises(UnsupportedOpError, match=r"Core AI.*aten.*and.* at node .*; rewrite that layer"):
-        lower(program, TorchToCoreAI())
+class Bits(torch.nn.Module):
+    """Integer arithmetic that Core AI has no operator for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + ((x * 4).to(torch.int32) & 3)
+
+
+@pytest.mark.parametrize("compute", ["float16", "float32"])
+def test_an_operator_without_lowering_is_named_with_its_place(compute, lower, apple) -> None:
+    program = apple.program_of(torch.nn.Sequential(torch.nn.Linear(8, 8), Bits()), (1, 8))
+    with pytest.raises(UnsupportedOpError, match=r"Core AI.*aten.*and.* at 1; rewrite that layer"):
+        lower(program, TorchToCoreAI(compute))
