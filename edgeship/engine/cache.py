@@ -28,6 +28,7 @@ from edgeship.core.model import ARTIFACTS, Model, TorchModel
 from edgeship.core.passes import Pass
 from edgeship.core.processes import is_alive
 from edgeship.core.records import from_plain, to_plain
+from edgeship.core.registry import runtimes
 from edgeship.core.report import Measurements, Verdict
 from edgeship.core.units import parse_bytes
 from edgeship.errors import EdgeshipError, OutputError
@@ -50,16 +51,19 @@ class Cache:
     read: bool = True
 
     def key(self, task: Pass, inputs: Mapping[str, str]) -> str:
-        """The key of one step: pass, options, input digests, code, Python and tool versions."""
+        """The key of one step: pass, options, input digests, code, Python and tool versions; of the runtime that it
+        runs too, where its ``runtime`` field names one."""
+        named = runtimes().get(str(getattr(task, "runtime", "")))
+        engines = [] if named is None else [named]
         made = {
             "pass": task.name,
             "options": to_plain(task),
             "inputs": dict(inputs),
             "edgeship": f"{__version__} {code_digest()}",
-            "plugin": _plugin_digest(type(task)),
+            "plugin": [_plugin_digest(type(item)) for item in (task, *engines)],
             "machine": [platform.node(), platform.processor(), os.cpu_count()] if task.local else [],
             "python": sys.version.split()[0],
-            "tools": {tool: _version(tool) for tool in task.tools},
+            "tools": {tool: _version(tool) for tool in (*task.tools, *(name for e in engines for name in e.packages))},
         }
         return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
@@ -176,12 +180,27 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def _plugin_digest(cls: type[Pass]) -> str:
+def _plugin_digest(cls: type) -> str:
+    """Digest over the code that a plug-in's class comes with: its whole package, or its one file."""
     if cls.__module__.startswith("edgeship."):
         return ""
-    module = sys.modules.get(cls.__module__)
-    path = getattr(module, "__file__", None)
-    return file_digest(Path(path)) if path else ""
+    digest = hashlib.sha256()
+    for path in _sources_of(cls.__module__):
+        with suppress(OSError):
+            digest.update(path.as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _sources_of(module: str) -> list[Path]:
+    """The Python files of the outermost regular package that a module is in; of a lone module, its file."""
+    parts = module.split(".")
+    for end in range(1, len(parts) + 1):
+        file = getattr(sys.modules.get(".".join(parts[:end])), "__file__", None)
+        # Namespace packages, which others share, have no file.
+        if file:
+            path = Path(file)
+            return sorted(path.parent.rglob("*.py")) if path.stem == "__init__" else [path]
+    return []
 
 
 @cache

@@ -18,10 +18,15 @@ from hypothesis import strategies as st
 
 from edgeship.core.model import OnnxModel, Signature, TensorSpec, TorchModel
 from edgeship.core.passes import Pass, Skip
+from edgeship.core.registry import runtimes
 from edgeship.core.report import Measurement, Measurements, Verdict
 from edgeship.engine import cache as module
 from edgeship.engine.cache import Cache, default_cache_root
 from edgeship.errors import OutputError, UsageError
+from edgeship.passes.check.accuracy import CheckAccuracy
+from edgeship.passes.check.size import CheckSize
+from edgeship.passes.check.verify import VerifyArtifact
+from edgeship.passes.ship.benchmark import Benchmark
 
 SIGNATURE = Signature((TensorSpec("x", "f32", (1, 2)),), (TensorSpec("y", "f32", (1, 3)),))
 KEY = "k" * 64
@@ -157,6 +162,41 @@ def test_the_key_of_a_plug_in_changes_with_its_file(cache, tmp_path, monkeypatch
     before = cache.key(plugged_for_cache.P(), {})
     (tmp_path / "plugged_for_cache.py").write_text(text + "# changed\n")
     assert cache.key(plugged_for_cache.P(), {}) != before
+
+
+ENGINE = """
+from edgeship.core.model import OnnxModel
+from edgeship.core.runtimes import Runtime
+class Engine(Runtime):
+    name, title, artifact, packages, extra = "plugged", "Plugged", OnnxModel, ("numpy",), ""
+    def open(self, artifact): ...
+    def read_weights(self, artifact): return {}
+    def holds(self, op, encoding, activations): return ""
+"""
+
+
+def test_the_key_of_a_step_changes_with_the_code_of_the_plug_in_that_it_runs(cache, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "engine_for_cache"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "runtime.py").write_text(ENGINE)
+    (package / "kernels.py").write_text("answer = 41\n")
+    from engine_for_cache.runtime import Engine
+
+    monkeypatch.setattr(module, "runtimes", lambda: {"plugged": Engine(), **runtimes()})
+    steps = [VerifyArtifact("plugged"), CheckAccuracy("plugged"), Benchmark("plugged"), CheckSize("plugged")]
+    others = [VerifyArtifact("onnx"), Lower()]
+    before = [cache.key(task, {}) for task in (*steps, *others)]
+    (package / "kernels.py").write_text("answer = 42\n")
+    after = [cache.key(task, {}) for task in (*steps, *others)]
+    assert all(one != two for one, two in zip(before[:4], after[:4], strict=True))
+    assert before[4:] == after[4:], "steps that run another engine stay as they are"
+    monkeypatch.setattr(module, "_version", lambda tool: "99.0" if tool == "numpy" else "1")
+    monkeypatch.setattr(Engine, "packages", ())
+    without = cache.key(steps[3], {})
+    monkeypatch.setattr(Engine, "packages", ("numpy",))
+    assert cache.key(steps[3], {}) != without, "the versions of what the engine needs count"
 
 
 def test_reading_can_be_turned_off(cache):
