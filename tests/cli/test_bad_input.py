@@ -315,7 +315,7 @@ CASES: list[Case] = [
     ("--set of a wrong type", lambda p: (*good, "--set", "compress/quantize.bits=x"), 2, "expected int"),
     ("--set of no encoding", lambda p: (*good, "--set", "compress/quantize.bits=7"), 5, "int7 is not an encoding"),
     ("--set of another route", lambda p: (*good, "--set", "check/size.runtime=foo"), 2, "change --runtime instead"),
-    ("--set of no samples", lambda p: (*good, "--set", "check/verify.samples=0"), 2, "must be at least 1"),
+    ("--set of no samples", lambda p: (*good, "--set", "check/verify.samples=0"), 2, "must be at least 16 for onnx"),
     ("--set without effect", lambda p: (*good, "--set", "compress/calibrate.bits=8"), 2, "has no effect"),
     ("a runtime no target runs", lambda p: (*good, "--runtime", "coreml"), 2, "linux-x86 does not run coreml"),
     ("--factory for a factory", lambda p: (*good, "--factory", "m.py:good"), 2, "leave it out"),

@@ -91,14 +91,14 @@ def test_loading_is_planned_alone():
 def test_options_are_parsed_by_the_fields_type():
     given = {
         "compress/quantize": {"bits": "4", "granularity": "group", "group_size": "8", "symmetric": "true"},
-        "check/verify": {"min_snr_db": "12.5", "samples": "3"},
+        "check/verify": {"min_snr_db": "12.5", "samples": "30"},
         "ship/benchmark": {"seconds": "2"},
     }
     plan = plan_build([request(options=given)])
     by_name = {step.name: step.task for step in plan.steps}
     quantize, verify = by_name["compress/quantize"], by_name["check/verify"]
     assert (quantize.bits, quantize.granularity, quantize.group_size, quantize.symmetric) == (4, "group", 8, True)
-    assert (verify.min_snr_db, verify.samples) == (12.5, 3)
+    assert (verify.min_snr_db, verify.samples) == (12.5, 30)
     assert by_name["ship/benchmark"].seconds == 2.0
     assert "bits=4 granularity=group group_size=8" in plan.text()
 

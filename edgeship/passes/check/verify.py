@@ -31,7 +31,7 @@ class VerifyArtifact(Pass):
 
     Args:
         samples: how many inputs; at least 16, or 4 where only an emulator runs.
-        data: where they come from; generated from ``seed`` when not given.
+        data: where they come from. Generated from ``seed`` when not given; where it holds fewer, the rest is generated.
         min_snr_db: the limit; by the arithmetic of the artifact when not given.
     """
 
@@ -48,23 +48,26 @@ class VerifyArtifact(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Always planned; takes evaluation data first, then calibration data, else generates."""
-        from edgeship.core.registry import runtimes
-
-        emulated = runtimes()[request.runtime].execution == "emulated"
         return cls(
             request.runtime,
-            EMULATED_SAMPLES if emulated else NATIVE_SAMPLES,
+            _fewest(request.runtime),
             request.evaluation or request.calibration,
             activations=request.choice.activations,
         )
 
     def confirm(self, request: Request) -> None:
-        """Refuse to compare nothing."""
-        if self.samples < 1:
-            raise UsageError(f"{self.name}.samples must be at least 1", fix="leave it out for 16, or 4 on an emulator")
+        """Refuse to compare on less than proves anything."""
+        fewest = _fewest(self.runtime)
+        if self.samples < fewest:
+            raise UsageError(
+                f"{self.name}.samples must be at least {fewest} for {self.runtime}", fix="leave it out, or give more"
+            )
 
     def run(self, model: Artifact, reference: TorchModel, original: TorchModel, ctx: Context) -> Verdict:
-        """Compare; the verdict's figures are the lowering error, the total error, and the weights read back."""
+        """Compare; the verdict's figures are the lowering error, the total error, and the weights read back.
+
+        The total error is what the user loses, so it is taken on the given inputs alone where there are any.
+        """
         from edgeship.core.registry import runtimes
         from edgeship.data.batches import generate_batches, load_batches
         from edgeship.program.compare import Comparison, Reference
@@ -74,11 +77,8 @@ class VerifyArtifact(Pass):
         program = TorchProgram.open(reference)
         problem, counted = stored_problem(runtime, model, program)
         signature = program.signature
-        batches = (
-            load_batches(self.data.reference, signature, self.samples)
-            if self.data
-            else generate_batches(signature, self.samples, self.seed)
-        )
+        given = load_batches(self.data.reference, signature, self.samples) if self.data else []
+        batches = [*given, *generate_batches(signature, self.samples - len(given), self.seed)]
         lowering, total, engines = Comparison(), Comparison(), Comparison()
         decided, loaded = Reference(program), Reference(TorchProgram.open(original))
         with runtime.open(model) as session:
@@ -87,11 +87,16 @@ class VerifyArtifact(Pass):
                 found = session.run(_fitted(model, batch))
                 wanted = decided.run(batch)
                 lowering.add(wanted, found)
-                total.add(loaded.run(batch), found)
+                if done < len(given) or not given:
+                    total.add(loaded.run(batch), found)
                 second = session.run_on_cpu(_fitted(model, batch)) if done < EMULATED_SAMPLES else None
                 if second is not None:
                     engines.add(second, found)
-        return self._verdict(runtime, model, problem, counted, lowering, total, engines)
+        origin = (
+            f" ({len(given)} given, {len(batches) - len(given)} generated)" if 0 < len(given) < len(batches) else ""
+        )
+        inputs = f"{len(batches)} inputs{origin}"
+        return self._verdict(runtime, model, problem, counted, inputs, lowering, total, engines)
 
     def limit(self, model: Artifact) -> tuple[str, float]:
         """The arithmetic in a word, and the lowest ratio that passes for it."""
@@ -99,19 +104,20 @@ class VerifyArtifact(Pass):
         return arithmetic, self.min_snr_db if self.min_snr_db is not None else MIN_SNR_DB.get(arithmetic, 18.0)
 
     def _verdict(
-        self, runtime: Runtime, model: Artifact, problem: str, counted: int, lowering: Any, total: Any, engines: Any
-    ) -> Verdict:
+        self, runtime: Runtime, model: Artifact, problem: str, counted: int, inputs: str,
+        lowering: Any, total: Any, engines: Any,
+    ) -> Verdict:  # fmt: skip
         arithmetic, limit = self.limit(model)
         how = "emulated" if runtime.execution == "emulated" else "measured"
 
-        def figure(name: str, value: float, unit: str) -> Measurement:
-            return Measurement(name, value, unit, how, runtime=runtime.name, runs=lowering.samples)  # type: ignore[arg-type]
+        def figure(name: str, value: float, unit: str, runs: int = lowering.samples) -> Measurement:
+            return Measurement(name, value, unit, how, runtime=runtime.name, runs=runs)  # type: ignore[arg-type]
 
         figures = [
             figure("lowering_snr", lowering.snr_db, "dB"),
             figure("lowering_max_error", lowering.max_error, "absolute"),
-            figure("total_snr", total.snr_db, "dB"),
-            figure("total_max_error", total.max_error, "absolute"),
+            figure("total_snr", total.snr_db, "dB", total.samples),
+            figure("total_max_error", total.max_error, "absolute", total.samples),
             figure("agreement", lowering.agreement, "fraction"),
             figure("weights_read_back", counted, "tensors"),
             figure("samples", lowering.samples, "inputs"),
@@ -131,12 +137,20 @@ class VerifyArtifact(Pass):
             reasons.append(f"the emulator and the CPU differ on the same file: {engines.snr_db:.1f} dB")
         summary = (
             f"{counted} weights read back equal, {lowering.snr_db:.1f} dB to the reference, "
-            f"{total.snr_db:.1f} dB to the original, {lowering.samples} inputs"
+            f"{total.snr_db:.1f} dB to the original, {inputs}"
         )
         return Verdict(
-            self.name, runtime.name, not reasons, "; ".join(reasons) or summary, tuple(figures),
+            self.name, runtime.name, not reasons, "; ".join([*reasons, f"on {inputs}"]) if reasons else summary,
+            tuple(figures),
             fix="" if not reasons else "look at the log; try --profile exact to see whether the encoding is the cause",
         )  # fmt: skip
+
+
+def _fewest(runtime: str) -> int:
+    """How many inputs are enough to trust a comparison, and no fewer are."""
+    from edgeship.core.registry import runtimes
+
+    return EMULATED_SAMPLES if runtimes()[runtime].execution == "emulated" else NATIVE_SAMPLES
 
 
 def stored_problem(runtime: Runtime, model: Artifact, program: TorchProgram) -> tuple[str, int]:

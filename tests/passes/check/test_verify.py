@@ -15,6 +15,7 @@ from edgeship.core.model import OnnxModel, TensorSpec, TorchModel
 from edgeship.core.passes import Context
 from edgeship.core.profile import DataRef
 from edgeship.core.weights import Affine
+from edgeship.errors import UsageError
 from edgeship.passes.check.verify import VerifyArtifact
 from edgeship.passes.lower.torch_to_onnx import TorchToOnnx
 from edgeship.program.export import make_program
@@ -137,11 +138,36 @@ def test_the_limit_can_be_set(case):
     assert case.verify(min_snr_db=10.0).passed
 
 
+def data_of(count: int, folder) -> DataRef:
+    path = folder / f"{count}.npz"
+    np.savez(path, x=np.random.default_rng(0).standard_normal((count, 8)).astype(np.float32))
+    return DataRef(str(path), "")
+
+
 def test_data_of_the_user_is_what_it_runs_on(case, tmp_path):
-    np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32))
-    verdict = case.verify(data=DataRef(str(tmp_path / "d.npz"), ""))
+    verdict = case.verify(data=data_of(40, tmp_path))
     assert verdict.passed
-    assert verdict.measurement("samples").value == 3
+    assert verdict.summary.endswith("16 inputs")
+    assert verdict.measurement("samples").value == verdict.measurement("total_snr").runs == 16
+    generated = case.verify()
+    assert verdict.measurement("total_snr").value != generated.measurement("total_snr").value
+
+
+def test_where_the_data_holds_too_few_the_rest_is_generated_and_said(case, tmp_path):
+    verdict = case.verify(data=data_of(3, tmp_path))
+    assert verdict.passed
+    assert verdict.summary.endswith("16 inputs (3 given, 13 generated)")
+    assert verdict.measurement("samples").value == verdict.measurement("lowering_snr").runs == 16
+    assert verdict.measurement("total_snr").runs == 3, "what the user loses is measured on the user's data"
+    assert case.verify(data=data_of(3, tmp_path), min_snr_db=199.5).summary.endswith("13 generated)")
+
+
+@pytest.mark.parametrize(("runtime", "fewest"), [("onnx", 16), ("tflite", 16), ("qnn", 4)])
+def test_fewer_inputs_than_prove_anything_are_refused(runtime, fewest):
+    VerifyArtifact(runtime, samples=fewest).confirm(None)
+    for samples in (fewest - 1, 1, 0, -5):
+        with pytest.raises(UsageError, match=f"samples must be at least {fewest} for {runtime}; leave it out"):
+            VerifyArtifact(runtime, samples=samples).confirm(None)
 
 
 @pytest.mark.parametrize("kind", ["constant", "zero"])
