@@ -58,6 +58,7 @@ class Runtime(ABC):
         packages: distributions it needs, in the order to look. extra: the pip extra that brings them.
         execution: ``native`` when a run here is the real engine, ``emulated`` when it is an emulator or evaluator.
         timed: whether a latency taken here means anything; else `untimed_reason` says why not.
+        eval_samples: how many samples an evaluation takes at most, fewer where a run here is slow.
         overhead_bytes: what the engine itself takes in an app, for the size check; not fitted to devices yet.
     """
 
@@ -69,6 +70,7 @@ class Runtime(ABC):
     execution: ClassVar[Execution] = "native"
     timed: ClassVar[bool] = False
     untimed_reason: ClassVar[str] = ""
+    eval_samples: ClassVar[int] = 2000
     overhead_bytes: ClassVar[int] = 30_000_000
 
     @abstractmethod

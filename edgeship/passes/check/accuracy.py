@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -12,13 +11,13 @@ from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.report import Measurement, Verdict
-from edgeship.core.runtimes import ENGINE_PACKAGES
+from edgeship.core.runtimes import ENGINE_PACKAGES, Runtime
 from edgeship.errors import DataError, UsageError
 
-# Emulators take up to a second a run: after SECONDS the rest of the data is left, but not before LEAST samples ran.
-LIMIT = 2000
+# How many samples follows from the engine and the model's arithmetic, never from the time it takes: a busy machine must
+# come to the same figure. Models above SAMPLE_MACS get fewer, in proportion, which keeps it at a few minutes.
+SAMPLE_MACS = 5 * 10**8
 LEAST = 100
-SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,8 @@ class CheckAccuracy(Pass):
         max_drop: the largest drop allowed, as a fraction; not gated when None.
         metric_digest: of the file that a user's function lies in.
         required: the user asked for the figure, so data that cannot give it is an error.
-        limit: how many samples at most, spread evenly over the data.
-        least, seconds: a slow engine stops after so many seconds, once it has run the least number of samples. The
-            report says how many it ran; the baseline is taken on the same ones.
+        limit: how many samples at most, spread evenly over the data; the baseline is taken on the same ones. Fewer for
+            engines and models that are slow here: see `affordable_samples`.
     """
 
     name: ClassVar[str] = "check/accuracy"
@@ -44,9 +42,7 @@ class CheckAccuracy(Pass):
     max_drop: float | None = None
     required: bool = False
     metric_digest: str = ""
-    limit: int = LIMIT
-    least: int = LEAST
-    seconds: float = SECONDS
+    limit: int = Runtime.eval_samples
 
     def confirm(self, request: Request) -> None:
         """Refuse a metric that nobody knows, and to measure on nothing."""
@@ -54,7 +50,7 @@ class CheckAccuracy(Pass):
 
         find_metric(self.metric)
         if self.limit < 1:
-            raise UsageError(f"{self.name}.limit must be at least 1", fix=f"leave it out for {LIMIT}")
+            raise UsageError(f"{self.name}.limit must be at least 1", fix="leave it out, or give more")
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
@@ -65,12 +61,11 @@ class CheckAccuracy(Pass):
         required = request.max_drop is not None or request.metric is not None
         script = Path((request.metric or "").rpartition(":")[0])
         digest = file_digest(script) if script.is_file() else ""
-        return cls(request.runtime, request.evaluation, request.metric or "accuracy", drop, required, digest)
+        limit = affordable_samples(request)
+        return cls(request.runtime, request.evaluation, request.metric or "accuracy", drop, required, digest, limit)
 
     def run(self, model: Artifact, original: TorchModel, ctx: Context) -> Verdict:
         """The metric on the artifact and on the original, over the same samples."""
-        import numpy as np
-
         from edgeship.core.registry import runtimes
         from edgeship.core.runtimes import as_numpy
         from edgeship.data.batches import load_samples
@@ -91,19 +86,14 @@ class CheckAccuracy(Pass):
             return Verdict(self.name, self.runtime, True, f"the evaluation data has no labels: no {metric.name}")
         runtime = runtimes()[self.runtime]
         baseline = Reference(program)
-        count = 0
-        # A fixed shuffle, so that a run cut short has met every class.
-        order = np.random.default_rng(0).permutation(len(samples))
-        begin = time.monotonic()
+        count = len(samples)
         with runtime.open(model) as session:
-            for count, index in enumerate(order, 1):
-                batch, label = samples.inputs[index], None if samples.labels is None else samples.labels[index]
-                if count % 16 == 0:
-                    ctx.progress(count, len(samples), "evaluating")
+            for done, batch in enumerate(samples.inputs):
+                if done % 16 == 0:
+                    ctx.progress(done, count, "evaluating")
                 fitted = {spec.name: as_numpy(batch[spec.name], spec.numpy_dtype) for spec in model.signature.inputs}
+                label = None if samples.labels is None else samples.labels[done]
                 metric.add(batch, session.run(fitted), baseline.run(batch), label)
-                if count >= self.least and time.monotonic() - begin > self.seconds:
-                    break
         score = metric.checked()
         how = "emulated" if runtime.execution == "emulated" else "measured"
         figures = tuple(
@@ -117,10 +107,19 @@ class CheckAccuracy(Pass):
         shown = f"{score.after:.2%} against {score.before:.2%}"
         if metric.unit != "fraction":
             shown = f"{score.after:.4g} against {score.before:.4g} {metric.unit}"
-        summary = f"{metric.name} {shown} of the original, on {count} of {len(samples)} samples"
+        summary = f"{metric.name} {shown} of the original, on {count} samples"
         if self.max_drop is not None and score.drop > self.max_drop + 1e-9:
             summary = f"{summary}: a drop of {score.drop:.2%}, {self.max_drop:.2%} allowed"
             return Verdict(
                 self.name, self.runtime, False, summary, figures, fix="try --profile exact, or raise --max-drop"
             )
         return Verdict(self.name, self.runtime, True, summary, figures)
+
+
+def affordable_samples(request: Request) -> int:
+    """How many samples the metric is taken on at most: the engine's number, or fewer for a model of much arithmetic."""
+    from edgeship.core.registry import runtimes
+
+    most = runtimes()[request.runtime].eval_samples
+    macs = request.inventory.macs if request.inventory else 0
+    return min(most, max(LEAST, most * SAMPLE_MACS // macs)) if macs else most

@@ -35,6 +35,7 @@ class CoreAIRuntime(Runtime):
     packages: ClassVar[tuple[str, ...]] = ("coreai-torch", "coreai-core")
     extra: ClassVar[str] = "coreai"
     execution: ClassVar[Execution] = "native" if ON_MAC else "emulated"
+    eval_samples: ClassVar[int] = 2000 if ON_MAC else 500
     timed: ClassVar[bool] = False
     untimed_reason: ClassVar[str] = (
         "Core AI's CPU runtime is for numbers, not speed: weights are decompressed in every run"
