@@ -32,6 +32,18 @@ def palettize(
     """
     import torch
 
+    table = choose_table(weight, encoding, importance=importance, name=name)
+    rows = weight.detach().to(torch.float32).reshape(table.shape[0], -1)
+    indices = nearest_entry(rows, table)
+    return PaletteTensor(indices.to(torch.uint8).reshape(weight.shape).numpy(), table.numpy(), encoding)
+
+
+def choose_table(
+    weight: torch.Tensor, encoding: Palette, *, importance: torch.Tensor | None = None, name: str = "weight"
+) -> torch.Tensor:
+    """The look-up tables alone, ``(groups, 2**bits)``, sorted and on the float16 grid; as `palettize`."""
+    import torch
+
     value = weight.detach().to(torch.float32)
     if not bool(torch.isfinite(value).all()) or float(value.abs().max()) > 65504:
         raise WeightsError(f"{name} holds NaN, infinity or values beyond float16", fix="scale or retrain the layer")
@@ -44,9 +56,7 @@ def palettize(
     rows = value.reshape(value.shape[0] // channels, -1)
     cost = torch.ones_like(rows) if importance is None else importance.detach().float().reshape(rows.shape)
     table = _cluster(rows, cost, 1 << encoding.bits)
-    table = table.to(torch.float16).to(torch.float32).sort(dim=1).values
-    indices = _nearest(rows, table)
-    return PaletteTensor(indices.to(torch.uint8).reshape(value.shape).numpy(), table.numpy(), encoding)
+    return table.to(torch.float16).to(torch.float32).sort(dim=1).values
 
 
 def _cluster(rows: torch.Tensor, cost: torch.Tensor, entries: int) -> torch.Tensor:
@@ -57,7 +67,7 @@ def _cluster(rows: torch.Tensor, cost: torch.Tensor, entries: int) -> torch.Tens
     ordered = rows.sort(dim=1).values
     table = ordered[:, (shares * (rows.shape[1] - 1)).round().long()].clone()
     for _ in range(ITERATIONS):
-        indices = _nearest(rows, table)
+        indices = nearest_entry(rows, table)
         mass = torch.zeros_like(table).scatter_add_(1, indices, cost)
         total = torch.zeros_like(table).scatter_add_(1, indices, cost * rows)
         # An entry that nobody uses stays where it is.
@@ -68,7 +78,7 @@ def _cluster(rows: torch.Tensor, cost: torch.Tensor, entries: int) -> torch.Tens
     return table
 
 
-def _nearest(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+def nearest_entry(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Index of the nearest entry of a sorted table, row by row."""
     import torch
 

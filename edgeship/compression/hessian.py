@@ -1,0 +1,154 @@
+"""Hessians of layers: what an error in a weight costs at the layer's outputs, gathered in bounded memory.
+
+For a linear layer with inputs ``x`` the squared error of the outputs is ``E H E^T / 2`` with ``H = 2 X X^T`` (Frantar
+et al. 2022, arXiv:2210.17323). A convolution is a linear layer on patches, one for each of its groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgeship.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+# Columns of a Hessian computed at once: only blocks on and above the diagonal are, nearly half of the products.
+TRIANGLE = 512
+# Patches are unfolded this many numbers at a time (64 MB).
+PATCH_NUMBERS = 1 << 24
+
+
+@dataclass
+class Hessian:
+    """``2 X X^T`` over all calibration tokens, accumulated in float32; ``X`` has one column a token.
+
+    Args:
+        upper: ``(groups, K, K)``, K input channels; blocks below the diagonal are not kept up. tokens: columns seen.
+    """
+
+    upper: torch.Tensor
+    tokens: int = 0
+
+    @classmethod
+    def empty(cls, channels: int, groups: int = 1) -> Hessian:
+        """A Hessian that has seen nothing."""
+        import torch
+
+        return cls(torch.zeros(groups, channels, channels))
+
+    @property
+    def channels(self) -> int:
+        """Input channels, K."""
+        return int(self.upper.shape[-1])
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """The whole ``(K, K)`` matrix; ``(groups, K, K)`` when there are several."""
+        for start in range(0, self.channels, TRIANGLE):
+            end = start + TRIANGLE
+            self.upper[:, end:, start:end] = self.upper[:, start:end, end:].mT
+        return self.upper[0] if self.upper.shape[0] == 1 else self.upper
+
+    @property
+    def diagonal(self) -> torch.Tensor:
+        """``(groups, K)``: twice the sum of squares of each input channel."""
+        return self.upper.diagonal(dim1=1, dim2=2)
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Add tokens: ``(..., K)``, or ``(groups, tokens, K)`` when there are several groups."""
+        groups, channels = self.upper.shape[:2]
+        rows = rows.detach().reshape(groups, -1, channels).float()
+        for start in range(0, channels, TRIANGLE):
+            end = start + TRIANGLE
+            # (groups, block, tokens) times (groups, tokens, what is right of the block's left edge)
+            part = self.upper[:, start:end, start:]
+            if groups == 1:
+                part[0].addmm_(rows[0, :, start:end].T, rows[0, :, start:], alpha=2.0)
+            else:
+                part.baddbmm_(rows[:, :, start:end].mT, rows[:, :, start:], alpha=2.0)
+        self.tokens += rows.shape[1]
+
+    def check(self, name: str = "layer") -> None:
+        """Raise `DataError` when the inputs were not finite, too large to square, or never came."""
+        import torch
+
+        if self.tokens == 0:
+            raise DataError(f"{name} saw no calibration data", fix="give at least one sample")
+        if not bool(torch.isfinite(self.diagonal).all()):
+            raise DataError(
+                f"inputs of {name} hold NaN, infinity or values beyond 1e18 on the calibration data",
+                fix="remove the samples that cause them",
+            )
+
+
+def hessian_of(inputs: Iterable[torch.Tensor], channels: int) -> Hessian:
+    """The Hessian of one linear layer's inputs, ``(..., K)`` each."""
+    hessian = Hessian.empty(channels)
+    for rows in inputs:
+        hessian.add(rows)
+    return hessian
+
+
+def hessian_of_conv(
+    inputs: Iterable[torch.Tensor],
+    weight_shape: Sequence[int],
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+) -> Hessian:
+    """The Hessians of a convolution's patches, one a group: ``(groups, K, K)`` with ``K = I / groups * kernel``.
+
+    Args:
+        inputs: ``(B, I, *space)`` each, or ``(I, *space)``; 1, 2 or 3 dimensions of space.
+        weight_shape: ``(O, I / groups, *kernel)``. stride, padding, dilation: one a dimension, or one for all.
+    """
+    kernel = [int(size) for size in weight_shape[2:]]
+    width = int(weight_shape[1])
+    for size in kernel:
+        width *= size
+    hessian = Hessian.empty(width, groups)
+    for image in inputs:
+        batched = image if image.dim() == len(kernel) + 2 else image.unsqueeze(0)
+        for patches in _patches(batched, kernel, stride, padding, dilation, groups):
+            hessian.add(patches)
+    return hessian
+
+
+def _patches(
+    image: torch.Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Iterable[torch.Tensor]:
+    """``(groups, tokens, K)`` at a time: some samples, or some rows of one, of at most `PATCH_NUMBERS` numbers."""
+    import torch
+
+    space = len(kernel)
+    stride, padding, dilation = (_each(numbers, space) for numbers in (stride, padding, dilation))
+    sides = [side for size in reversed(padding) for side in (size, size)]
+    windows = torch.nn.functional.pad(image.detach().float(), sides)
+    for axis in range(space):
+        reach = dilation[axis] * (kernel[axis] - 1) + 1
+        windows = windows.unfold(2 + axis, reach, stride[axis])[..., :: dilation[axis]]
+    # A view: (B, I, *positions, *kernel), cut where its copy would be too large.
+    numbers = windows[:1, :, :1].numel()
+    lines = max(1, PATCH_NUMBERS // numbers)
+    samples = max(1, lines // windows.shape[2])
+    for first in range(0, windows.shape[0], samples):
+        for line in range(0, windows.shape[2], lines):
+            part = windows[first : first + samples, :, line : line + lines]
+            part = part.reshape(part.shape[0], groups, -1, *part.shape[2:])
+            # (B, groups, I / groups, *positions, *kernel): groups, tokens, what one weight row sees
+            part = part.movedim(2, 2 + space).transpose(0, 1)
+            yield part.flatten(2 + space).flatten(1, 1 + space)
+
+
+def _each(numbers: Sequence[int], space: int) -> list[int]:
+    values = [int(number) for number in numbers]
+    return values * space if len(values) == 1 else values
