@@ -20,7 +20,9 @@ from edgeship.core.target import Target
 from edgeship.core.units import human_bytes
 
 # Columns when stdout is a file or a pipe, where nobody wraps lines.
-FILE_WIDTH = 140
+FILE_WIDTH = 150
+# Metrics that are no words, as people write them.
+METRIC_TITLES = {"snr": "SNR"}
 
 
 class Shown:
@@ -93,7 +95,7 @@ def print_report(report: Report) -> None:
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("error to original", justify="right")
     if metric:
-        table.add_column(metric, justify="right", no_wrap=True)
+        table.add_column(METRIC_TITLES.get(metric, metric), justify="right", no_wrap=True)
     table.add_column("latency here", justify="right")
     table.add_column("verdict", no_wrap=True)
     for row in report.rows:
@@ -107,6 +109,8 @@ def print_report(report: Report) -> None:
         latency = row.figure("latency_p50")
         if latency is not None and latency.value is None:
             out.print(f"{row.runtime} is not timed here: {latency.note}", markup=False)
+    for limit in dict.fromkeys(limit for row in report.rows for limit in row.by_hand):
+        out.print(f"limit set by hand: {limit}", markup=False)
     if report.bundle:
         out.print(f"bundle: {report.bundle}   log: {report.log}", markup=False)
     else:
@@ -127,13 +131,20 @@ def _metric(row: ArtifactRow) -> Measurement | None:
 
 
 def _score(row: ArtifactRow) -> str:
+    """The metric with its unit, the original's where that says something, and on how many samples."""
     after = _metric(row)
     before = row.figure(f"{after.name}_original") if after else None
     if after is None or before is None or after.value is None or before.value is None:
         return "-"
-    if after.unit == "fraction":
-        return f"{after.value:.1%} ({before.value:.1%})"
-    return f"{after.value:.4g} ({before.value:.4g})"
+    if after.unit == "dB":
+        shown = f"{after.value:.1f} dB"
+    elif after.unit == "cosine":
+        shown = f"{after.value:.4f}"
+    elif after.unit == "fraction":
+        shown = f"{after.value:.1%} ({before.value:.1%})"
+    else:
+        shown = f"{after.value:.4g} ({before.value:.4g})"
+    return f"{shown}, {after.runs} samples"
 
 
 def _latency(row: ArtifactRow) -> str:
@@ -143,7 +154,8 @@ def _latency(row: ArtifactRow) -> str:
 
 def _verdict(row: ArtifactRow) -> str:
     how = "emulated" if row.execution == "emulated" else "run"
-    return f"[green]ok[/], {how}" if row.passed else "[red]fell short[/]"
+    limit = ", limit by hand" if row.by_hand else ""
+    return f"[green]ok[/], {how}{limit}" if row.passed else f"[red]fell short[/]{limit}"
 
 
 def print_bench(rows: Sequence[tuple[str, Measurement]]) -> None:

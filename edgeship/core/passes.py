@@ -61,6 +61,7 @@ class Pass(ABC):
         name: ``folder/file``. tools: distributions whose versions decide the result, part of the cache key.
         settles: what a refinement decides ("weights", "activations"); the plan shows it.
         after: refinements that come before this one when both are planned.
+        limits: options that decide what passes a check; the report says which were set by hand.
         cached: False for passes that write outside their folder.
         local: True when the result holds on this machine only (timings): the machine is then part of the cache key.
     """
@@ -69,6 +70,7 @@ class Pass(ABC):
     tools: ClassVar[tuple[str, ...]] = ()
     settles: ClassVar[str] = ""
     after: ClassVar[tuple[str, ...]] = ()
+    limits: ClassVar[tuple[str, ...]] = ()
     cached: ClassVar[bool] = True
     local: ClassVar[bool] = False
 

@@ -39,9 +39,10 @@ class Verdict:
     """The end of a check.
 
     Args:
-        check: pass name. runtime, target: what was checked. passed: whether it holds.
+        check: pass name. runtime: what was checked. passed: whether it holds.
         summary: one sentence with the figures. measurements: the figures.
         fix: the way out when it does not hold.
+        by_hand: limits that the user moved with ``--set``, as ``check/verify.min_snr_db=10``.
     """
 
     kind: ClassVar[str] = "verdict"
@@ -51,6 +52,7 @@ class Verdict:
     summary: str
     measurements: tuple[Measurement, ...] = ()
     fix: str = ""
+    by_hand: tuple[str, ...] = ()
 
     def measurement(self, name: str) -> Measurement | None:
         """One figure by name, or None."""
@@ -70,9 +72,10 @@ class ArtifactRow:
     """One line of the final table: an artifact with everything known about it.
 
     Args:
-        files: bundle-relative. size_bytes: on disk. weights, activations: encodings in words.
-        total_snr_db: against the float model it came from. lowering_snr_db: against the reference with the same
-            encoded weights. memory_bytes: what the app will need on the device.
+        target: names, joined with commas. file: name of the file or folder to open. size_bytes: on disk.
+        weights, activations: encodings in words. execution: whether the real engine or an emulator ran it.
+        verdicts, measurements: every figure; `figure` finds one by name.
+        memory_bytes: what the app will need on the device.
     """
 
     target: str
@@ -85,6 +88,11 @@ class ArtifactRow:
     verdicts: tuple[Verdict, ...]
     measurements: tuple[Measurement, ...] = ()
     memory_bytes: int = 0
+
+    @property
+    def by_hand(self) -> tuple[str, ...]:
+        """Limits of its checks that the user moved."""
+        return tuple(limit for verdict in self.verdicts for limit in verdict.by_hand)
 
     @property
     def passed(self) -> bool:

@@ -47,6 +47,12 @@ class Metric(ABC):
     def score(self) -> Score:
         """The figures over every sample taken."""
 
+    def describe(self, score: Score) -> str:
+        """The figures in words, with their unit."""
+        if self.unit == "fraction":
+            return f"{self.name} {score.after:.2%} against {score.before:.2%} of the original"
+        return f"{self.name} {score.after:.4g} against {score.before:.4g} of the original"
+
     def checked(self) -> Score:
         """`score`, or `DataError` when it is not a number."""
         score = self.score()
@@ -106,6 +112,7 @@ class Cosine(Metric):
     """Mean cosine between the artifact's first output and the original's, flattened."""
 
     name = "cosine"
+    unit = "cosine"
 
     def __init__(self) -> None:
         self.total, self.count = 0.0, 0
@@ -123,6 +130,10 @@ class Cosine(Metric):
         """The mean; the original against itself is 1."""
         mean = self.total / self.count
         return Score(mean, 1.0, 1.0 - mean)
+
+    def describe(self, score: Score) -> str:
+        """The mean."""
+        return f"cosine {score.after:.4f} to the original"
 
 
 class SignalToNoise(Metric):
@@ -148,6 +159,10 @@ class SignalToNoise(Metric):
             return Score(math.nan, 200.0, math.nan)
         share = max(self.noise / self.signal, 1e-20)
         return Score(-10 * math.log10(share), 200.0, share)
+
+    def describe(self, score: Score) -> str:
+        """The ratio."""
+        return f"SNR {score.after:.1f} dB to the original"
 
 
 class UserMetric(Metric):

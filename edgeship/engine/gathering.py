@@ -115,7 +115,7 @@ def _row(
         if later.inputs.get("model") != step.index:
             continue
         if isinstance(result, Verdict):
-            verdicts.append(result)
+            verdicts.append(_with_limits_by_hand(result, later, prepared.requests[0]))
         elif isinstance(result, Measurements):
             measurements.extend(result.items)
     kinds = dict.fromkeys(record.encoding for record in encodings.values())
@@ -133,6 +133,16 @@ def _row(
     )
     memory = row.figure("memory_bytes")
     return dataclasses.replace(row, memory_bytes=int(memory.value or 0) if memory else 0)
+
+
+def _with_limits_by_hand(verdict: Verdict, step: Step, request: Request) -> Verdict:
+    """The verdict, saying which of its limits are the user's own: it must not look as if it met ours."""
+    given = request.options.get(step.name, {})
+    moved = tuple(f"{step.name}.{name}={given[name]}" for name in step.task.limits if name in given)
+    if not moved:
+        return verdict
+    summary = f"{verdict.summary}; limit set by hand: {', '.join(moved)}"
+    return dataclasses.replace(verdict, summary=summary, by_hand=moved)
 
 
 def machine() -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 HEAVY = "('torch', 'numpy', 'onnx', 'onnxruntime', 'coremltools', 'coreai', 'transformers', 'ai_edge_litert', 'rich')"
@@ -132,6 +134,38 @@ def test_build_prints_a_table_and_json_prints_nothing_else(cli, tiny_order, tiny
     assert sorted(item.name for item in tmp_path.iterdir()) == [
         "one.edgeship", "one.edgeship.log", "two.edgeship", "two.edgeship.log",
     ]  # fmt: skip
+
+
+def test_limits_that_were_moved_are_said_in_table_report_and_manifest(cli, tiny_order, tiny_bundle, tmp_path):
+    moved = ("check/verify.min_snr_db=10", "check/size.limit_bytes=2000000000")
+    settings = [item for limit in moved for item in ("--set", limit)]
+    ran = cli("build", *tiny_order, *settings, "--set", "check/verify.seed=1", "-o", "out")
+    assert ran.code == 0, ran.err
+    assert "ok, run, limit by hand" in ran.out
+    assert [line for line in ran.out.splitlines() if "set by hand" in line] == [
+        f"limit set by hand: {limit}" for limit in sorted(moved)
+    ]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    found = {verdict["check"]: verdict for verdict in report["rows"][0]["verdicts"]}
+    assert found["check/verify"]["by_hand"] == [moved[0]]
+    assert found["check/size"]["summary"].endswith(f"; limit set by hand: {moved[1]}")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["artifacts"][0]["verified"].endswith(f"; limit set by hand: {moved[0]}")
+    assert "by hand" not in (tiny_bundle / "report.json").read_text().replace("by_hand", "")
+
+
+def test_the_table_names_the_metric_its_unit_and_the_samples(cli, tiny_order, tmp_path):
+    images = np.random.default_rng(0).standard_normal((40, 1, 1, 4, 4)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", image=images, label=np.arange(40) % 3)
+    for metric, title, cell in (
+        ("snr", "SNR", r"\d\d\.\d dB, 40 samples"),
+        ("cosine", "cosine", r"\d\.\d{4}, 40 samples"),
+        ("accuracy", "accuracy", r"\d+\.\d% \(\d+\.\d%\), 40 samples"),
+    ):
+        ran = cli("build", *tiny_order, "--eval", "d.npz", "--metric", metric, "--max-drop", "10%", "-o", "out")
+        assert ran.code == 0, ran.err
+        assert re.search(rf"│ +{title} ┃|┃ +{title} ┃", ran.out)
+        assert re.search(rf"│ +{cell} │", ran.out), ran.out
 
 
 def test_the_libraries_chatter_goes_to_the_log_only(cli, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgeship.data.metrics import METRICS, find_metric
+from edgeship.data.metrics import METRICS, Score, find_metric
 from edgeship.errors import DataError, UsageError
 
 
@@ -41,6 +41,19 @@ def test_cosine_and_noise():
     assert run("cosine", [(a, b), (b, b)]).checked().after == pytest.approx((math.sqrt(0.5) + 1) / 2)
     assert run("snr", [(a * 1.1, a)]).checked().after == pytest.approx(20, abs=1e-6)
     assert run("snr", [(a, a)]).checked().after == pytest.approx(200)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("accuracy", "accuracy 99.00% against 98.00% of the original"),
+        ("perplexity", "perplexity 0.99 against 0.98 of the original"),
+        ("cosine", "cosine 0.9900 to the original"),
+        ("snr", "SNR 1.0 dB to the original"),
+    ],
+)
+def test_figures_in_words_have_their_unit(name, words):
+    assert find_metric(name).describe(Score(0.99, 0.98, 0.0)) == words
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))

@@ -35,6 +35,7 @@ class CheckAccuracy(Pass):
 
     name: ClassVar[str] = "check/accuracy"
     tools: ClassVar[tuple[str, ...]] = ("torch", *ENGINE_PACKAGES)
+    limits: ClassVar[tuple[str, ...]] = ("max_drop",)
 
     runtime: str = ""
     data: DataRef | None = None
@@ -104,10 +105,7 @@ class CheckAccuracy(Pass):
                 (f"{metric.name}_drop", score.drop, "fraction"),
             )
         )
-        shown = f"{score.after:.2%} against {score.before:.2%}"
-        if metric.unit != "fraction":
-            shown = f"{score.after:.4g} against {score.before:.4g} {metric.unit}"
-        summary = f"{metric.name} {shown} of the original, on {count} samples"
+        summary = f"{metric.describe(score)}, on {count} samples"
         if self.max_drop is not None and score.drop > self.max_drop + 1e-9:
             summary = f"{summary}: a drop of {score.drop:.2%}, {self.max_drop:.2%} allowed"
             return Verdict(

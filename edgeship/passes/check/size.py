@@ -22,6 +22,7 @@ class CheckSize(Pass):
     """
 
     name: ClassVar[str] = "check/size"
+    limits: ClassVar[tuple[str, ...]] = ("limit_bytes", "max_size_bytes")
 
     runtime: str = ""
     target: str = ""

@@ -37,6 +37,7 @@ class VerifyArtifact(Pass):
 
     name: ClassVar[str] = "check/verify"
     tools: ClassVar[tuple[str, ...]] = ("torch", *ENGINE_PACKAGES)
+    limits: ClassVar[tuple[str, ...]] = ("min_snr_db",)
 
     runtime: str = ""
     samples: int = NATIVE_SAMPLES
