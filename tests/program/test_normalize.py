@@ -231,13 +231,42 @@ def test_answers_that_are_not_finite_are_refused():
         make_program(Log(), [IMAGE], [X])
 
 
-def test_random_models_are_refused_or_say_the_same():
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x + torch.rand(4),
+        lambda x: x + torch.rand_like(x),
+        lambda x: functional.dropout(x, 0.5),
+        lambda x: torch.bernoulli(torch.full_like(x, 0.5)) * x,
+        lambda x: (torch.rand(1, 1000) * 100).to(torch.int32) + x.sum().to(torch.int32),
+    ],
+)
+def test_models_that_draw_random_numbers_are_refused_by_that_name(function):
     class Noisy(nn.Module):
-        def forward(self, image):
-            return image + torch.randn_like(image)
+        def forward(self, x):
+            return function(x)
 
-    with pytest.raises(SourceError, match="changed when the model was exported"):
-        make_program(Noisy(), [IMAGE], [X])
+    state = torch.random.get_rng_state()
+    with pytest.raises(SourceError, match="draws random numbers: output output differs between two runs") as raised:
+        make_program(Noisy(), [TensorSpec("x", "f32", (1, 4))], [torch.ones(1, 4)])
+    assert "switch dropout and noise off" in raised.value.fix
+    torch.random.set_rng_state(state)
+
+
+def test_noise_that_changes_nothing_is_no_reason_to_refuse():
+    class Quiet(nn.Module):
+        def forward(self, x):
+            return x + 0 * torch.rand(4)
+
+    make_program(Quiet(), [TensorSpec("x", "f32", (1, 4))], [torch.ones(1, 4)])
+
+
+def test_an_export_that_answers_otherwise_is_our_own_fault(monkeypatch):
+    monkeypatch.setattr("edgeship.program.export.MIN_EXPORT_SNR_DB", 500.0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model[1].running_mean.uniform_(-1, 1)
+    with pytest.raises(SourceError, match="output output changed when the model was exported; report this as a bug"):
+        make_program(model, [TensorSpec("x", "f32", (2, 4))], [torch.randn(2, 4)])
 
 
 def test_the_example_inputs_are_left_as_they_were():
