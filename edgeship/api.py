@@ -142,7 +142,7 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
             requests.append(
                 Request(
                     found.source, target, name, profile, None, calibration_ref, evaluation_ref,
-                    metric, order.max_size_bytes, order.max_drop, (), order.options, found.load,
+                    metric, order.max_size_bytes, order.max_drop, options=order.options, load=found.load,
                 )
             )  # fmt: skip
     for name in order.runtimes:

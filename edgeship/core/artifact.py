@@ -45,7 +45,7 @@ class ArtifactRecord:
     """One artifact of the manifest.
 
     Args:
-        kind: class of the model handle, which says what opens it. main: the file or folder to open.
+        model_kind: class of the model handle, which says what opens it. main: the file or folder to open.
         compute: arithmetic. reproducible: empty when building twice gives the same bytes, else the reason why not.
         encodings: by weight name; weights not named are stored in ``compute`` precision.
         choice: what the profile wanted for this runtime, in words.
