@@ -230,8 +230,6 @@ def print_profiles(known: Mapping[str, Profile]) -> None:
 
 def pass_rows() -> list[dict[str, Any]]:
     """Every pass as plain data."""
-    import dataclasses
-
     from edgeship.core.plan import made_name
     from edgeship.core.registry import passes
 
@@ -242,7 +240,8 @@ def pass_rows() -> list[dict[str, Any]]:
             "takes": {key: kind.kind for key, kind in cls.edges()[0].items()},
             "makes": made_name(cls.edges()[1]),
             "summary": cls.summary(),
-            "options": [field.name for field in dataclasses.fields(cls)],  # type: ignore[arg-type]
+            "options": list(cls.options()),
+            "follows": cls.follows(),
         }
         for name, cls in passes().items()
     ]
@@ -251,7 +250,7 @@ def pass_rows() -> list[dict[str, Any]]:
 def print_passes(rows: Sequence[Mapping[str, Any]]) -> None:
     """All passes, one line each."""
     table = Table()
-    for name in ("pass", "makes", "what it does", "options"):
+    for name in ("pass", "makes", "what it does", "options (--set)"):
         table.add_column(name)
     for row in rows:
         table.add_row(row["name"], row["makes"], row["summary"], ", ".join(row["options"]))

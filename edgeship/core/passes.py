@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -26,6 +26,18 @@ from edgeship.core.profile import Request
 from edgeship.core.report import Measurements
 
 Shape = Literal["bridge", "refinement", "check", "measure", "gather"]
+# Fields that ``--set`` may not bend, with what decides them: the step would run on something else than the plan says.
+DECIDED: Mapping[str, str] = {
+    "runtime": "--runtime",
+    "reference": "the source",
+    "factory": "--factory",
+    "inputs": "--input",
+    "outputs": "--output-name",
+    "notes": "sample.toml",
+    "data": "--calibration or --eval",
+    "activations": "--profile",
+    "choice": "--profile",
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,7 @@ class Pass(ABC):
         name: ``folder/file``. tools: distributions whose versions decide the result, part of the cache key.
         settles: what a refinement decides ("weights", "activations"); the plan shows it.
         after: refinements that come before this one when both are planned.
+        decided: fields that are no options, and what decides them instead, beyond `DECIDED`.
         limits: options that decide what passes a check; the report says which were set by hand.
         cached: False for passes that write outside their folder.
         local: True when the result holds on this machine only (timings): the machine is then part of the cache key.
@@ -70,6 +83,7 @@ class Pass(ABC):
     tools: ClassVar[tuple[str, ...]] = ()
     settles: ClassVar[str] = ""
     after: ClassVar[tuple[str, ...]] = ()
+    decided: ClassVar[Mapping[str, str]] = {}
     limits: ClassVar[tuple[str, ...]] = ()
     cached: ClassVar[bool] = True
     local: ClassVar[bool] = False
@@ -86,6 +100,20 @@ class Pass(ABC):
 
     def ensures(self, output: Any, **inputs: Any) -> None:  # noqa: B027  a promise is optional
         """Check the promise of the pass on its output; raise an `EdgeshipError` when it is broken."""
+
+    @classmethod
+    def follows(cls) -> dict[str, str]:
+        """Fields that ``--set`` does not take, with what decides each: they are not options to a user."""
+        decided = {**DECIDED, **cls.decided}
+        hints = typing.get_type_hints(cls)
+        names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
+        plain = {name for name in names if _is_written(hints[name])}
+        return {name: decided.get(name, "the request") for name in names if name in decided or name not in plain}
+
+    @classmethod
+    def options(cls) -> tuple[str, ...]:
+        """Fields that ``--set`` takes."""
+        return tuple(item.name for item in fields(cls) if item.name not in cls.follows())  # type: ignore[arg-type]
 
     @classmethod
     def edges(cls) -> tuple[dict[str, type[Model]], Any]:
@@ -109,3 +137,12 @@ class Pass(ABC):
     def summary(cls) -> str:
         """The first line of the docstring."""
         return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
+
+
+def _is_written(hint: Any) -> bool:
+    """Whether a value of this type can be written as text: numbers, words, and lists of them."""
+    if typing.get_origin(hint) is Literal or hint in (int, float, bool, str, type(None), ...):
+        return True
+    inner = typing.get_args(hint)
+    nested = typing.get_origin(hint) is tuple and any(typing.get_origin(item) is tuple for item in inner)
+    return bool(inner) and not nested and typing.get_origin(hint) is not dict and all(map(_is_written, inner))

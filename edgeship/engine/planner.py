@@ -15,9 +15,6 @@ from edgeship.core.records import from_plain, suggest, to_plain
 from edgeship.core.registry import find, passes, runtimes
 from edgeship.errors import EdgeshipError, UsageError
 
-# Fields that --set may not bend: the step would run on something else than what the plan says.
-DECIDED = {"runtime": "--runtime", "reference": "the source"}
-
 
 def plan_load(request: Request) -> Plan:
     """Only the way from the source to a TorchModel: what must run before the rest can be planned."""
@@ -177,13 +174,13 @@ def _in_order(tasks: list[Pass]) -> list[Pass]:
 def apply_options(task: Pass, given: Mapping[str, str]) -> Pass:
     """A pass with fields replaced by ``--set`` values, parsed by type. An unknown field suggests the nearest."""
     hints = typing.get_type_hints(type(task))
-    names = [field.name for field in dataclasses.fields(task)]  # type: ignore[arg-type]
+    follows = type(task).follows()
     plain = dict(to_plain(task))
     for name, text in given.items():
-        if name not in names:
-            raise UsageError(f"{task.name} has no option {name}", fix=suggest(name, names))
-        if name in DECIDED:
-            raise UsageError(f"{task.name}.{name} follows from the command", fix=f"change {DECIDED[name]} instead")
+        if name in follows:
+            raise UsageError(f"{task.name}.{name} follows from the command", fix=f"change {follows[name]} instead")
+        if name not in type(task).options():
+            raise UsageError(f"{task.name} has no option {name}", fix=suggest(name, type(task).options()))
         plain[name] = _parse(hints[name], text, f"{task.name}.{name}")
     try:
         return from_plain(type(task), plain, task.name)

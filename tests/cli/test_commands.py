@@ -91,6 +91,11 @@ def test_passes_say_what_can_be_set(cli):
     rows = {row["name"]: row for row in json.loads(cli("passes", "--json").out)}
     assert rows["compress/quantize"]["shape"] == "refinement"
     assert {"bits", "granularity"} <= set(rows["compress/quantize"]["options"])
+    assert rows["check/verify"]["options"] == ["samples", "seed", "min_snr_db"]
+    assert rows["check/verify"]["follows"] == {
+        "runtime": "--runtime", "data": "--calibration or --eval", "activations": "--profile"
+    }  # fmt: skip
+    assert "metric_digest" not in cli("passes").out
     assert rows["check/verify"]["takes"] == {"model": "model", "reference": "TorchModel", "original": "TorchModel"}
 
 

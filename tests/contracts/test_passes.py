@@ -34,6 +34,8 @@ def requests():
                 for runtime in target.runtime_names:
                     for data in (None, DataRef("d.npz", "1")):
                         yield Request(source, target, runtime, profile, INVENTORY, data, data, load=load)
+                        asked = {"compress/prune": {"sparsity": "0.5"}}
+                        yield Request(source, target, runtime, profile, INVENTORY, data, data, options=asked, load=load)
 
 
 REQUESTS = list(requests())
@@ -150,6 +152,23 @@ def test_every_runtime_of_every_target_can_be_reached_by_every_profile():
                 )
                 names = [step.name for step in plan_build([found]).steps]
                 assert {"check/verify", "check/size", "ship/package", "ship/benchmark"} <= set(names)
+
+
+def test_every_field_can_be_set_or_says_what_decides_it(item):
+    from edgeship.engine.planner import apply_options
+
+    cls = item[1]
+    fields = {field.name for field in dataclasses.fields(cls)}
+    assert set(cls.options()) | set(cls.follows()) == fields
+    assert not set(cls.options()) & set(cls.follows())
+    assert set(cls.limits) <= set(cls.options())
+    assert set(cls.decided) <= fields
+    plain = to_plain(cls())
+    for name in cls.options():
+        value = plain[name]
+        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        if value is not None:
+            assert apply_options(cls(), {name: text}) == cls(), name
 
 
 def test_literal_options_have_their_default_among_the_choices(item):

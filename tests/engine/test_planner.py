@@ -121,6 +121,13 @@ def test_none_clears_an_option_that_may_be_empty():
         ({"check/verify": {"min_snr_db": "high"}}, "check/verify.min_snr_db: expected float"),
         ({"compress/calibrate": {"bits": "8"}}, "--set compress/calibrate has no effect: profile balanced keeps"),
         ({"lower/torch_to_coreml": {"compute": "float32"}}, "has no effect: runtime is onnx"),
+        (
+            {"check/verify": {"data": "d.npz"}},
+            "check/verify.data follows from the command; change --calibration or --eval",
+        ),
+        ({"check/size": {"profiles": "x"}}, "check/size.profiles follows from the command; change the profiles there"),
+        ({"check/size": {"limit": "5"}}, "check/size has no option limit; did you mean limit_bytes?"),
+        ({"load/torch": {"inputs": "x:f32[1]"}}, "load/torch.inputs follows from the command; change --input instead"),
         ({"load/onnx": {"inputs": "x"}}, "has no effect: m.py:f is no ONNX file"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -35,6 +36,7 @@ class CheckAccuracy(Pass):
 
     name: ClassVar[str] = "check/accuracy"
     tools: ClassVar[tuple[str, ...]] = ("torch", *ENGINE_PACKAGES)
+    decided: ClassVar[Mapping[str, str]] = {"metric": "--metric", "required": "--metric", "metric_digest": "--metric"}
     limits: ClassVar[tuple[str, ...]] = ("max_drop",)
 
     runtime: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
@@ -22,6 +23,7 @@ class CheckSize(Pass):
     """
 
     name: ClassVar[str] = "check/size"
+    decided: ClassVar[Mapping[str, str]] = {"target": "--target", "profiles": "the profiles there are"}
     limits: ClassVar[tuple[str, ...]] = ("limit_bytes", "max_size_bytes")
 
     runtime: str = ""
