@@ -41,11 +41,15 @@ def plan_build(requests: Sequence[Request]) -> Plan:
 class _Builder:
     def __init__(self) -> None:
         self.steps: list[Step] = []
-        self.skipped: dict[str, str] = {}
+        self.skipped: dict[str, dict[tuple[str, str], str]] = {}
 
     def plan(self) -> Plan:
         used = {step.name for step in self.steps}
-        return Plan(tuple(self.steps), {name: why for name, why in self.skipped.items() if name not in used})
+        return Plan(tuple(self.steps), {name: _told(why) for name, why in self.skipped.items() if name not in used})
+
+    def skip(self, name: str, skip: Skip, request: Request) -> None:
+        """Keep why a pass is not on a route."""
+        self.skipped.setdefault(name, {})[request.target.name, request.runtime] = skip.reason
 
     def route(self, request: Request, goal: type[Model], *, ends: bool) -> None:
         """Add the steps of one route, from the source to ``goal`` and through its checks."""
@@ -63,7 +67,7 @@ class _Builder:
                 if cls.shape() in ("check", "measure"):
                     task = self._configure(cls, request)
                     if isinstance(task, Skip):
-                        self.skipped.setdefault(name, task.reason)
+                        self.skip(name, task, request)
                     else:
                         self._add(task, request, newest, first_torch)
 
@@ -73,7 +77,7 @@ class _Builder:
             if cls.shape() == "gather":
                 task = self._configure(cls, request)
                 if isinstance(task, Skip):
-                    self.skipped.setdefault(name, task.reason)
+                    self.skip(name, task, request)
                     continue
                 inputs = {
                     f"{step.name}:{step.index}": step.index for step in self.steps if step.name.startswith("lower/")
@@ -88,7 +92,7 @@ class _Builder:
             if cls.shape() == "bridge":
                 task = self._configure(cls, request)
                 if isinstance(task, Skip):
-                    self.skipped.setdefault(name, task.reason)
+                    self.skip(name, task, request)
                 else:
                     ready.append(task)
         paths: list[tuple[type[Model], list[Pass]]] = [(Source, [])]
@@ -102,7 +106,9 @@ class _Builder:
                 if inputs.get("model") is kind and made not in seen:
                     seen.add(made)
                     paths.append((made, [*path, task]))
-        reasons = [f"{name}: {why}" for name, why in self.skipped.items() if name.split("/")[0] in ("load", "lower")]
+        route = (request.target.name, request.runtime)
+        mine = {name: why[route] for name, why in self.skipped.items() if route in why}
+        reasons = [f"{name}: {why}" for name, why in mine.items() if name.split("/")[0] in ("load", "lower")]
         raise UsageError(
             f"no way from {request.source.reference} to {goal.kind} for {request.runtime} on {request.target.name}",
             fix="; ".join(reasons),
@@ -114,7 +120,7 @@ class _Builder:
             if cls.shape() == "refinement" and cls.edges()[0].get("model") is kind:
                 task = self._configure(cls, request)
                 if isinstance(task, Skip):
-                    self.skipped.setdefault(name, task.reason)
+                    self.skip(name, task, request)
                 else:
                     tasks.append(task)
         return _in_order(tasks)
@@ -154,6 +160,20 @@ class _Builder:
         step = Step(len(self.steps), task, inputs, made_name(task.edges()[1]), (route,))
         self.steps.append(step)
         return step.index
+
+
+def _told(reasons: Mapping[tuple[str, str], str]) -> str:
+    """Why a pass is skipped: by runtime where that differs, and by target where a runtime has two reasons."""
+    if len(set(reasons.values())) == 1:
+        return next(iter(reasons.values()))
+    by_runtime: dict[str, set[str]] = {}
+    for (_, runtime), reason in reasons.items():
+        by_runtime.setdefault(runtime, set()).add(reason)
+    routes: dict[str, dict[str, None]] = {}
+    for (target, runtime), reason in reasons.items():
+        route = runtime if len(by_runtime[runtime]) == 1 else f"{runtime} on {target}"
+        routes.setdefault(reason, {})[route] = None
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in routes.items())
 
 
 def _in_order(tasks: list[Pass]) -> list[Pass]:

@@ -7,8 +7,10 @@ import pytest
 
 from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.model import Signature, Source
-from edgeship.core.profile import DataRef, Request
+from edgeship.core.passes import Skip
+from edgeship.core.profile import Choice, DataRef, Request
 from edgeship.core.registry import passes, profiles, targets
+from edgeship.engine import planner
 from edgeship.engine.planner import plan_build, plan_load
 from edgeship.errors import EncodingError, UsageError
 
@@ -59,8 +61,32 @@ def test_every_skipped_pass_has_its_reason():
     plan = plan_build([request("coreml")])
     assert set(passes()) == set(names(plan)) | set(plan.skipped)
     assert plan.skipped["check/accuracy"] == "no --eval data"
-    assert plan.skipped["lower/torch_to_tflite"] == "runtime is coreml"
+    assert plan.skipped["lower/torch_to_tflite"] == "only for runtime tflite"
     assert all(f"skipped: {reason}" in plan.text() for reason in plan.skipped.values())
+
+
+def test_reasons_that_differ_are_told_by_runtime():
+    small = [request(runtime, profile="small") for runtime in ("coreml", "tflite", "onnx")]
+    calibrated = replace(small[2], profile=replace(small[2].profile, runtimes={"onnx": Choice("int8", "float")}))
+    plan = plan_build([small[0], small[1], calibrated])
+    assert plan.skipped["compress/calibrate"] == (
+        "coreml, onnx: profile small keeps activations float; tflite: profile small keeps activations dynamic"
+    )
+    assert plan.skipped["check/accuracy"] == "no --eval data", "one reason is told once"
+    assert plan.skipped["lower/onnx_to_qnn"] == "only for runtime qnn"
+
+
+def test_reasons_that_differ_by_target_say_so():
+    builder = planner._Builder()
+    for target, runtime, reason in (
+        ("iphone15pro", "onnx", "no wheels"),
+        ("galaxy-s24", "onnx", "no wings"),
+        ("iphone15pro", "coreml", "never"),
+    ):
+        builder.skip("check/plugged", Skip(reason), request(runtime, target))
+    assert builder.plan().skipped["check/plugged"] == (
+        "onnx on iphone15pro: no wheels; onnx on galaxy-s24: no wings; coreml: never"
+    )
 
 
 def test_steps_that_two_targets_share_run_once():
@@ -120,7 +146,7 @@ def test_none_clears_an_option_that_may_be_empty():
         ({"compress/quantize": {"granularity": "row"}}, "'row' is not one of tensor, channel, group"),
         ({"check/verify": {"min_snr_db": "high"}}, "check/verify.min_snr_db: expected float"),
         ({"compress/calibrate": {"bits": "8"}}, "--set compress/calibrate has no effect: profile balanced keeps"),
-        ({"lower/torch_to_coreml": {"compute": "float32"}}, "has no effect: runtime is onnx"),
+        ({"lower/torch_to_coreml": {"compute": "float32"}}, "has no effect: only for runtime coreml"),
         (
             {"check/verify": {"data": "d.npz"}},
             "check/verify.data follows from the command; change --calibration or --eval",

@@ -38,7 +38,7 @@ class CalibrateActivations(Pass):
         """Configured when the profile wants static integer activations for this runtime."""
         activations = request.choice.activations
         if activations not in ("int8", "int16"):
-            return Skip(f"profile {request.profile.name} keeps activations {activations} for {request.runtime}")
+            return Skip(f"profile {request.profile.name} keeps activations {activations}")
         bits = int(activations.removeprefix("int"))
         return cls(bits, "mse" if bits == 8 else "minmax", data=request.calibration)
 

@@ -34,7 +34,7 @@ class OnnxToQnn(Pass):
     def plan(cls, request: Request) -> Self | Skip:
         """Configured with the target's chip."""
         if request.runtime != "qnn":
-            return Skip(f"runtime is {request.runtime}")
+            return Skip("only for runtime qnn")
         soc_model, htp_arch = request.target.setting("qnn.soc_model"), request.target.setting("qnn.htp_arch")
         if soc_model is None or htp_arch is None:
             return Skip(f"{request.target.name} has no Hexagon (no qnn.soc_model and qnn.htp_arch)")

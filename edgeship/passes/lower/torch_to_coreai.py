@@ -26,7 +26,7 @@ class TorchToCoreAI(Pass):
     def plan(cls, request: Request) -> Self | Skip:
         """This pass, for the Core AI runtime."""
         if request.runtime != "coreai":
-            return Skip(f"runtime is {request.runtime}")
+            return Skip("only for runtime coreai")
         return cls("float32" if request.choice.weights == "float32" else "float16")
 
     def run(self, model: TorchModel, ctx: Context) -> CoreAIModel:

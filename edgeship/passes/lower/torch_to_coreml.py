@@ -35,7 +35,7 @@ class TorchToCoreML(Pass):
     def plan(cls, request: Request) -> Self | Skip:
         """This pass with the target's system, for the Core ML runtime."""
         if request.runtime != "coreml":
-            return Skip(f"runtime is {request.runtime}")
+            return Skip("only for runtime coreml")
         oldest = request.target.setting("coreml.minimum_deployment_target", "iOS17")
         compute: Literal["float16", "float32"] = "float32" if request.choice.weights == "float32" else "float16"
         return cls(str(oldest), compute)

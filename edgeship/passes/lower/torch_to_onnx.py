@@ -29,7 +29,7 @@ class TorchToOnnx(Pass):
     def plan(cls, request: Request) -> Self | Skip:
         """Itself for runtimes that take ONNX."""
         if request.runtime not in ("onnx", "qnn"):
-            return Skip(f"runtime is {request.runtime}")
+            return Skip("only for runtimes onnx and qnn")
         return cls(activations=request.choice.activations)
 
     def run(self, model: TorchModel, ctx: Context) -> OnnxModel:

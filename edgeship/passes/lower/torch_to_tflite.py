@@ -34,7 +34,7 @@ class TorchToTFLite(Pass):
     def plan(cls, request: Request) -> Self | Skip:
         """Itself for the LiteRT runtime, with the activations that the profile chose."""
         if request.runtime != TFLiteModel.runtime:
-            return Skip(f"runtime is {request.runtime}")
+            return Skip("only for runtime tflite")
         return cls(activations=request.choice.activations)
 
     def run(self, model: TorchModel, ctx: Context) -> TFLiteModel:

@@ -192,7 +192,7 @@ def test_planning() -> None:
     source = Source(Path("model.py"), Signature((), ()), reference="model.py:f")
     galaxy, iphone = targets()["galaxy-s24"], targets()["iphone15pro"]
     assert OnnxToQnn.plan(Request(source, galaxy, "qnn", profiles()["balanced"])) == GALAXY
-    for target, runtime, reason in ((galaxy, "onnx", "runtime is onnx"), (iphone, "qnn", "no Hexagon")):
+    for target, runtime, reason in ((galaxy, "onnx", "only for runtime qnn"), (iphone, "qnn", "no Hexagon")):
         skipped = OnnxToQnn.plan(Request(source, target, runtime, profiles()["balanced"]))
         assert isinstance(skipped, Skip)
         assert reason in skipped.reason

@@ -26,7 +26,7 @@ def test_plan(tmp_path) -> None:
     assert TorchToCoreAI.plan(request(tmp_path, weights="float32")) == TorchToCoreAI("float32")
     skipped = TorchToCoreAI.plan(request(tmp_path, runtime="onnx"))
     assert isinstance(skipped, Skip)
-    assert skipped.reason == "runtime is onnx"
+    assert skipped.reason == "only for runtime coreai"
 
 
 def with_grids(program, bits: int = 8):

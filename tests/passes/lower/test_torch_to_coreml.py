@@ -29,7 +29,7 @@ def test_plan(tmp_path) -> None:
     assert TorchToCoreML.plan(request(tmp_path, weights="float32")).compute == "float32"
     skipped = TorchToCoreML.plan(request(tmp_path, runtime="onnx"))
     assert isinstance(skipped, Skip)
-    assert skipped.reason == "runtime is onnx"
+    assert skipped.reason == "only for runtime coreml"
     with pytest.raises(UsageError, match='no Core ML target "iOS12"; use one of iOS16'):
         TorchToCoreML("iOS12")
 
