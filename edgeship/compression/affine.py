@@ -34,13 +34,20 @@ def to_float16(weight: torch.Tensor, name: str = "weight") -> FloatTensor:
 
 
 def quantize_nearest(
-    weight: torch.Tensor, encoding: Affine, *, axis: int = 0, clip: bool = False, name: str = "weight"
+    weight: torch.Tensor,
+    encoding: Affine,
+    *,
+    axis: int = 0,
+    clip: bool = False,
+    importance: torch.Tensor | None = None,
+    name: str = "weight",
 ) -> AffineTensor:
     """Round a weight to the nearest point of an affine grid.
 
     Args:
         weight: any shape. axis: the axis of output channels.
         clip: choose ranges by squared error instead of by the largest weight.
+        importance: ``(K,)`` weight of each input channel in that error.
         encoding: granularity ``group`` runs along the other axes flattened and needs a 2-D weight.
 
     Raises:
@@ -52,7 +59,7 @@ def quantize_nearest(
     value = weight.detach().to(torch.float32)
     if not bool(torch.isfinite(value).all()):
         raise WeightsError(f"{name} holds NaN or infinity", fix="train or export the model again")
-    scale, zero = choose_scales(value, encoding, axis=axis, clip=clip, name=name)
+    scale, zero = choose_scales(value, encoding, axis=axis, clip=clip, importance=importance, name=name)
     return round_to(value, scale, zero, encoding)
 
 

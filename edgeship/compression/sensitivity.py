@@ -6,7 +6,7 @@ add, as independent noise does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeship.compression.allocate import Option
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 def measure_sensitivity(
     program: TorchProgram,
-    candidates: Mapping[str, Sequence[EncodedTensor]],
+    candidates: Iterable[tuple[str, Iterable[EncodedTensor]]],
     batches: Sequence[Mapping[str, Any]],
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, list[Option]]:
     """Bytes and loss of every candidate.
 
     Args:
-        candidates: weight name -> the ways it could be stored.
+        candidates: (weight name, the ways it could be stored); taken one at a time, so that a generator holds one.
         batches: inputs by name, NumPy.
 
     Returns:
@@ -51,8 +51,8 @@ def measure_sensitivity(
         if signal <= 0:
             raise DataError("the model answers zero on the calibration data", fix="give data that it can answer")
         found: dict[str, list[Option]] = {}
-        for done, (name, tensors) in enumerate(candidates.items()):
-            progress(done, len(candidates), name)
+        for name, tensors in candidates:
+            progress(name)
             place = weights[name]
             original = place.detach().clone()
             options = []

@@ -29,7 +29,8 @@ class Layer:
     Args:
         use: what the inventory says of it. node: the operator that reads it.
         weight: float32, its own shape. inputs: the operator's first input, one tensor a batch.
-        outputs: what the operator answers with the float weight, one a batch, made when asked for.
+        evaluate: what the operator answers for batch number ``index`` with another weight in this one's place.
+        bias: name of the operator's bias, when it has one that no other operator reads.
     """
 
     use: WeightUse
@@ -37,9 +38,18 @@ class Layer:
     weight: torch.Tensor
     inputs: tuple[torch.Tensor, ...]
     evaluate: Callable[[torch.Tensor, int], torch.Tensor]
+    bias: str | None = None
 
 
-Visitor = Callable[[Layer], "torch.Tensor | None"]
+@dataclass(frozen=True)
+class Replacement:
+    """What later layers should see instead of a weight and, when ``bias`` is given, of its operator's bias."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+Visitor = Callable[[Layer], "Replacement | None"]
 
 
 def walk(
@@ -52,8 +62,8 @@ def walk(
 
     Args:
         batches: inputs by name, NumPy, as `edgeship.data.batches` gives them.
-        visit: called once a weight, in the order of the graph; returns the weight that later layers should see, or
-            None to leave it. A weight read by several operators is visited at the first.
+        visit: called once a weight, in the order of the graph; returns what later layers should see, or None to
+            leave it. A weight read by several operators is visited at the first.
 
     Raises:
         DataError: no batches, or an activation that is not finite.
@@ -121,15 +131,28 @@ def walk(
                 ) -> torch.Tensor:
                     return cast("torch.Tensor", call(node, index, {**loaded, arg: weight}))
 
-                replacement = visit(Layer(use, node, loaded[arg].float(), tuple(values[first]), evaluate))
+                bias = _bias_of(node, arg)
+                named = placeholders[bias] if bias is not None and bias in placeholders else None
+                layer = Layer(use, node, loaded[arg].float(), tuple(values[first]), evaluate, named)
+                replacement = visit(layer)
                 if replacement is not None:
-                    changed[name] = replacement
-                    loaded[arg] = replacement
+                    changed[name] = loaded[arg] = replacement.weight
+                    if replacement.bias is not None and bias is not None and named is not None:
+                        changed[named] = loaded[bias] = replacement.bias
             values[node] = [call(node, index, loaded) for index in range(len(batches))]
             _refuse_not_finite(node, values[node])
             for arg in node.all_input_nodes:
                 if last_read.get(arg) is node:
                     values.pop(arg, None)
+
+
+def _bias_of(node: Node, weight: Node) -> Node | None:
+    """The third argument of a linear or convolution, when this operator alone reads it."""
+    from torch.fx import Node
+
+    bias = node.args[2] if len(node.args) > 2 else None
+    own = isinstance(bias, Node) and len(bias.users) == 1 and node.args[1] is weight
+    return cast("Node", bias) if own else None
 
 
 def _refuse_not_finite(node: Node, results: Sequence[Any]) -> None:

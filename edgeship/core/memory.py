@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeship.core.inventory import Inventory, WeightUse
+from edgeship.core.encodings import encoding_named, fitted, stored_bits
+from edgeship.core.inventory import Inventory
 from edgeship.core.profile import Choice
 from edgeship.core.runtimes import Runtime
-from edgeship.core.weights import Affine, Encoding, Float
+from edgeship.core.weights import Encoding, Float
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Footprint:
 
 
 def encoding_of(choice: Choice) -> Encoding:
-    """The encoding that a profile's word names. ``int8`` is per channel and symmetric."""
-    if choice.weights.startswith("float"):
-        return Float(int(choice.weights[5:]))
-    return Affine(int(choice.weights[3:]))
+    """The encoding that a profile's word names; of ``auto`` the smallest that it may choose."""
+    if choice.weights == "auto":
+        return min((encoding_named(text) for text in choice.candidates), key=lambda item: item.bits)
+    return encoding_named(choice.weights)
 
 
 def predict(inventory: Inventory, runtime: Runtime, choice: Choice) -> Footprint:
@@ -39,12 +40,8 @@ def predict(inventory: Inventory, runtime: Runtime, choice: Choice) -> Footprint
     rest = Float(16 if halves or choice.weights == "float16" else 32)
     stored = resident = 0
     for use in inventory.weights:
-        encoding = encoding_of(choice) if use.op != "other" else rest
-        stored += use.elements * runtime.container_bits(use.op, encoding) // 8 + _scale_bytes(use, encoding)
+        encoding = fitted(encoding_of(choice), use) if use.op != "other" else rest
+        stored += stored_bits(encoding, use, runtime.container_bits(use.op, encoding)) // 8
         resident += use.elements * runtime.resident_bits(use.op, encoding, choice.activations) // 8
     width = {"int8": 1, "int16": 2}.get(choice.activations, 2 if halves else 4)
     return Footprint(stored, resident, inventory.peak_activation_elements * width, runtime.overhead_bytes)
-
-
-def _scale_bytes(use: WeightUse, encoding: Encoding) -> int:
-    return 2 * use.shape[use.channel_axis] if isinstance(encoding, Affine) and use.shape else 0

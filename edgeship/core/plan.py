@@ -49,7 +49,7 @@ def _brief(value: object) -> str:
         value = value.get("reference") or value.get("name") or ""
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))[:60]
-    return "" if value in ("", None) else str(value)[:60]
+    return "" if value in ("", None) or value is False else str(value)[:60]
 
 
 @dataclass(frozen=True)

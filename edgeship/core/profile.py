@@ -10,6 +10,7 @@ from edgeship.core.inventory import Inventory
 from edgeship.core.model import Source
 from edgeship.core.runtimes import ActivationMode
 from edgeship.core.target import Target
+from edgeship.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,27 @@ class Choice:
     """How to store weights and compute activations for one runtime.
 
     Args:
-        weights: ``float32``, ``float16`` or ``int8``.
+        weights: short name of an encoding (`edgeship.core.encodings`), or ``auto``: chosen layer by layer from
+            ``candidates`` within the bytes there are.
         activations: ``float``, ``int8``, ``int16`` (static), or ``dynamic`` (int8, decided while running).
+        embeddings: short name for tables of which rows are looked up; as ``weights`` when empty.
+        candidates: short names that ``auto`` may choose; those that the runtime cannot hold for an operator are left
+            out there.
     """
 
     weights: str = "float16"
     activations: ActivationMode = "float"
+    embeddings: str = ""
+    candidates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        from edgeship.core.encodings import encoding_named
+
+        named = [*self.candidates, *filter(None, [self.embeddings])]
+        for text in named if self.weights == "auto" else [self.weights, *named]:
+            encoding_named(text)
+        if (self.weights == "auto") != bool(self.candidates):
+            raise UsageError("auto chooses from candidates, and only auto does", fix="give both or neither")
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,8 @@ class Request:
     Args:
         inventory: weights and operators of the loaded model; None while the loader itself is planned.
         options: ``--set`` values by pass name and field.
+        raised: what the accuracy gate gave back: (weight, short name of its encoding), for this route only.
+        spare_bytes: what the size gate took from the budget of ``auto``, for this route only.
     """
 
     source: Source
@@ -75,9 +93,10 @@ class Request:
     metric: str | None = None
     max_size_bytes: int | None = None
     max_drop: float | None = None
-    estimate_targets: tuple[Target, ...] = ()
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     load: Mapping[str, Any] = field(default_factory=dict)
+    raised: tuple[tuple[str, str], ...] = ()
+    spare_bytes: int = 0
 
     @property
     def choice(self) -> Choice:

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from edgeship.core.device import Device, Shipped
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
+from edgeship.core.memory import encoding_of
 from edgeship.core.profile import Choice
 from edgeship.core.registry import find, targets
 from edgeship.core.report import Measurement
@@ -132,7 +133,7 @@ def _read_bytes(weight: WeightUse, unit: str, choice: Choice, stored: Mapping[st
     if weight.op == "other" or (unit == "cpu" and choice.activations == "float"):
         # Biases and norms are float32; LiteRT and ONNX Runtime widen the rest to it when they load a float model.
         return 4.0 * weight.elements
-    bits = int(choice.weights.lstrip("abcdefghijklmnopqrstuvwxyz"))
+    bits = encoding_of(choice).bits
     return float(stored.get(weight.name, weight.elements * bits / 8))
 
 

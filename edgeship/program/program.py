@@ -27,6 +27,9 @@ class ProgramRecord:
         encodings: weight name -> encoding, for every weight that compression decided.
         activations: name of a graph node -> its static integers.
         aliases: weight name -> name of the weight it is tied to (stored once).
+        assignment: weight name -> the encoding that an allocation chose for it, before anything is encoded.
+        curve: what the allocation chose from: (bytes, loss) of the best choice at each budget, smallest first.
+        pruned: weight name -> share of its numbers that pruning made zero.
         history: one sentence for each pass that made this program.
     """
 
@@ -36,6 +39,9 @@ class ProgramRecord:
     activations: dict[str, ActivationEncoding] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     history: tuple[str, ...] = ()
+    assignment: dict[str, Float | Affine | Palette | Sparse] = field(default_factory=dict)
+    curve: tuple[tuple[int, float], ...] = ()
+    pruned: dict[str, float] = field(default_factory=dict)
 
 
 def read_record(model: TorchModel) -> ProgramRecord:

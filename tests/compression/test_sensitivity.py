@@ -31,7 +31,7 @@ def candidates(program):
 
 
 def test_loss_is_the_noise_of_that_layer_alone_and_the_model_is_left_as_it_was(program, batches):
-    found = measure_sensitivity(program, candidates(program), batches)
+    found = measure_sensitivity(program, candidates(program).items(), batches)
     assert len(found) == 2
     for name, options in found.items():
         assert [option.encoding.bits for option in options] == [8, 4, 2]
@@ -44,7 +44,7 @@ def test_loss_is_the_noise_of_that_layer_alone_and_the_model_is_left_as_it_was(p
         signal = sum(float(a.square().sum()) for a, _ in pairs)
         noise = sum(float((a - b).square().sum()) for a, b in pairs)
         assert options[1].loss == pytest.approx(noise / signal, rel=1e-3)
-    again = measure_sensitivity(program, candidates(program), batches)
+    again = measure_sensitivity(program, candidates(program).items(), batches)
     assert again == found
 
 
@@ -54,4 +54,4 @@ def test_the_worst_come_first_and_ties_by_name():
 
 def test_no_data_is_an_error(program):
     with pytest.raises(DataError, match="at least one sample"):
-        measure_sensitivity(program, candidates(program), [])
+        measure_sensitivity(program, candidates(program).items(), [])

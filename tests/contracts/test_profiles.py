@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 
+from edgeship.core.encodings import encoding_named, short_name
 from edgeship.core.model import Artifact
 from edgeship.core.profile import Profile
 from edgeship.core.records import read_toml
@@ -17,7 +18,7 @@ each_profile = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem
 
 
 def test_the_promised_profiles_are_there():
-    assert {path.stem for path in FILES} >= {"exact", "balanced", "small", "fast"}
+    assert {path.stem for path in FILES} >= {"exact", "balanced", "small", "fast", "auto"}
 
 
 @each_profile
@@ -32,7 +33,9 @@ def test_choices_are_known(path):
     profile = read_toml(Profile, path)
     for runtime in RUNTIMES:
         choice = profile.choice(runtime)
-        assert choice.weights in {"float32", "float16", "int8"}
+        names = choice.candidates if choice.weights == "auto" else (choice.weights,)
+        assert names
+        assert all(short_name(encoding_named(name)) == name for name in names)
         assert choice.activations in get_args(ActivationMode)
 
 

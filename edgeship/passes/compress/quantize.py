@@ -5,142 +5,180 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
+from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, stored_bits
+from edgeship.core.inventory import WeightOp
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
-from edgeship.core.weights import Affine, EncodedTensor, Float, Granularity
-from edgeship.errors import DataError
+from edgeship.core.weights import Affine, Encoding, Float, Granularity, Palette, Sparse
+from edgeship.errors import DataError, EncodingError
 
 if TYPE_CHECKING:
-    import torch
-
     from edgeship.core.inventory import WeightUse
     from edgeship.program.program import TorchProgram
 
-# Integers cost more than they save on the handful of numbers of a bias or a norm.
-QUANTIZABLE = ("linear", "conv", "depthwise_conv", "conv_transpose", "embedding")
-Method = Literal["nearest", "clipped", "gptq"]
+Method = Literal["nearest", "clipped", "gptq", "awq"]
+Form = Literal["float16", "float32", "int", "palette", "auto"]
 
 
 @dataclass(frozen=True)
 class QuantizeWeights(Pass):
-    """Decide how each weight is stored: float16, or integers with a scale for each channel or group.
+    """Decide how each weight is stored: in half precision, integers with scales, or indices into a palette.
 
     Args:
-        form: ``float16``, or ``int`` for an affine grid of ``bits``.
+        form: ``float16``; ``int``, an affine grid of ``bits``; ``palette``, a table of ``2**bits`` values; ``auto``,
+            what compress/allocate chose for each layer.
         granularity, group_size: how far one scale reaches. A weight whose input channels the group does not divide,
             and a convolution, gets one scale a channel.
+        group_channels: output channels that share a palette; one for the tensor when None.
         symmetric: zero point 0 and the narrow range.
+        embeddings: short name of the encoding of tables of which rows are looked up; as the others when empty.
         method: ``nearest`` covers each block's range; ``clipped`` shrinks it to the least squared error; ``gptq``
-            rounds linear layers column by column against calibration data, and clips the rest.
-        data, samples: calibration inputs for ``gptq``.
+            rounds linear layers and convolutions column by column against calibration data; ``awq`` clips by the error
+            on calibration data, after compress/smooth has scaled the channels that matter.
+        bias_correction: give biases back what rounding took from the mean of each output channel.
+        npu_block: group scales that Hexagon holds: a small integer times one scale a channel.
+        data, samples: calibration inputs.
+        raised: weights to which the accuracy gate gave another encoding.
+        sparse: operators whose pruned weights the runtime stores without their zeros.
     """
 
     name: ClassVar[str] = "compress/quantize"
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     settles: ClassVar[str] = "weights"
+    after: ClassVar[tuple[str, ...]] = ("compress/allocate", "compress/prune")
 
-    form: Literal["float16", "int"] = "int"
+    form: Form = "int"
     bits: int = 8
     granularity: Granularity = "channel"
     group_size: int | None = None
+    group_channels: int | None = None
     symmetric: bool = True
+    embeddings: str = ""
     method: Method = "nearest"
+    bias_correction: bool = False
+    npu_block: bool = False
     data: DataRef | None = None
     samples: int = 128
+    raised: tuple[tuple[str, str], ...] = ()
+    sparse: tuple[WeightOp, ...] = ()
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
-        """Configured from the profile."""
+        """Configured from the profile. Below 8 bits rounding to nearest loses what calibration data can save."""
+        from edgeship.core.registry import runtimes
+
         choice = request.choice
         if choice.weights == "float32":
             return Skip(f"profile {request.profile.name} keeps weights in float32")
-        if choice.weights == "float16":
-            return cls(form="float16", bits=16)
-        return cls(bits=int(choice.weights[3:]), data=request.calibration)
+        runtime = runtimes()[request.runtime]
+        probe = Sparse(Affine(8))
+        zeros = "compress/prune" in request.options
+        sparse = tuple(op for op in ENCODED_OPS if zeros and not runtime.holds(op, probe, choice.activations))
+        common = cls(
+            embeddings=choice.embeddings,
+            method="gptq" if request.calibration else "clipped",
+            data=request.calibration,
+            raised=request.raised,
+            sparse=sparse,
+        )
+        if choice.weights == "auto":
+            return replace(common, form="auto", bits=0)
+        encoding = encoding_named(choice.weights)
+        if isinstance(encoding, Float):
+            form: Form = "float16" if encoding.bits == 16 else "float32"
+            return replace(common, form=form, bits=encoding.bits, method="nearest", data=None)
+        if isinstance(encoding, Palette):
+            return replace(common, form="palette", bits=encoding.bits, group_channels=encoding.group_channels)
+        assert isinstance(encoding, Affine)
+        fields = replace(
+            common,
+            bits=encoding.bits,
+            granularity=encoding.granularity,
+            group_size=encoding.group_size,
+            symmetric=encoding.symmetric,
+        )
+        return replace(fields, method="nearest") if encoding.bits == 8 else fields
 
     def confirm(self, request: Request) -> None:
         """Refuse what the runtime cannot hold, and a method without its data."""
         from edgeship.core.planning import refuse_unholdable
 
-        if self.method == "gptq" and self.data is None:
-            raise DataError("method gptq needs calibration data", fix="add --calibration DATA")
-        refuse_unholdable(request, self.encoding)
+        if self.embeddings:
+            encoding_named(self.embeddings)
+        if (self.method in ("gptq", "awq") or self.bias_correction) and request.calibration is None:
+            what = "bias correction" if self.bias_correction else f"method {self.method}"
+            raise DataError(f"{what} needs calibration data", fix="add --calibration DATA")
+        if self.form != "auto":
+            refuse_unholdable(request, self.encoding)
 
-    def encoding(self, use: WeightUse) -> Float | Affine | None:
+    @property
+    def base(self) -> Encoding:
+        """The encoding asked for, before it is fitted to a weight."""
+        if self.form in ("float16", "float32"):
+            return Float(int(self.form[5:]))
+        if self.form == "palette":
+            return Palette(self.bits, self.group_channels)
+        grouped = self.granularity == "group"
+        return Affine(self.bits, self.symmetric, self.granularity, (self.group_size or 32) if grouped else None)
+
+    def encoding(self, use: WeightUse) -> Encoding | None:
         """How one weight is stored; None for biases, norms and scalars, which stay as they are."""
-        if use.op not in QUANTIZABLE:
+        if use.op not in ENCODED_OPS:
             return None
-        if self.form == "float16":
-            return Float(16)
-        if self.granularity == "group":
-            size = self.group_size or 32
-            if use.op in ("linear", "embedding") and use.shape[1] % size == 0:
-                return Affine(self.bits, self.symmetric, "group", size)
-            return Affine(self.bits, self.symmetric)
-        return Affine(self.bits, self.symmetric, self.granularity)
+        text = dict(self.raised).get(use.name) or (self.embeddings if use.op == "embedding" else "")
+        return fitted(encoding_named(text) if text else self.base, use)
 
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Encode every weight of a linear, convolution or embedding."""
+        from edgeship.compression.encode import Encoder
+        from edgeship.data.batches import load_batches
         from edgeship.program.program import TorchProgram
 
         program = TorchProgram.open(model)
-        encoded = dict(program.encoded)
-        encoded.update(self._by_walk(program, ctx) if self.method == "gptq" else {})
-        uses = program.record.inventory.weights
-        for done, use in enumerate(uses):
-            ctx.progress(done, len(uses), use.name)
-            encoding = self.encoding(use)
-            if encoding is None or use.name in program.record.aliases or use.name in encoded:
-                continue
-            weight = program.weights[use.name]
-            if weight.dtype.is_floating_point:
-                encoded[use.name] = self._alone(use, weight, encoding)
+        wanted = self._wanted(program)
+        needs_data = self.method in ("gptq", "awq") or self.bias_correction
+        batches = []
+        if needs_data and any(not isinstance(encoding, Float) for encoding in wanted.values()):
+            if self.data is None:
+                raise DataError(f"method {self.method} needs calibration data", fix="add --calibration DATA")
+            batches = load_batches(self.data.reference, program.signature, self.samples)
+        encoder = Encoder(program, wanted, self.method, self.npu_block, self.bias_correction, ctx.progress)
+        encoded, changed = encoder.encode(batches)
+        words = self.form if self.form in ("auto", "float16", "float32") else str(self.base)
         record = replace(
             program.record,
             encodings={name: tensor.encoding for name, tensor in encoded.items()},
-            history=(*program.record.history, f"{self.name}: {self.form}{self.bits}, {self.method}"),
+            history=(*program.record.history, f"{self.name}: {words}, {self.method}"),
         )
-        replace(program, encoded=encoded, record=record).save(ctx.folder / "program")
+        weights = {**program.weights, **changed} if changed else program.weights
+        replace(program, encoded=encoded, record=record, weights=weights).save(ctx.folder / "program")
         return TorchModel(ctx.folder / "program", model.signature)
 
-    def _alone(self, use: WeightUse, weight: torch.Tensor, encoding: Float | Affine) -> EncodedTensor:
-        """One weight from its own numbers."""
-        from edgeship.compression.affine import quantize_nearest, to_float16
+    def _wanted(self, program: TorchProgram) -> dict[str, Encoding]:
+        """The final encoding of every weight that gets one: allocated, raised, and sparse where zeros pay."""
+        record, raised = program.record, dict(self.raised)
+        wanted: dict[str, Encoding] = {}
+        for use in record.inventory.weights:
+            encoding = self.encoding(use)
+            if encoding is None or use.name in record.aliases:
+                continue
+            if self.form == "auto" and use.name not in raised:
+                if use.name not in record.assignment:
+                    raise EncodingError(f"no encoding was allocated for {use.name}", fix="build again")
+                encoding = record.assignment[use.name]
+            if use.name in record.pruned and use.op in self.sparse and not isinstance(encoding, Sparse):
+                encoding = self._without_zeros(use, encoding, record.pruned[use.name])
+            wanted[use.name] = encoding
+        return wanted
 
-        if isinstance(encoding, Float):
-            return to_float16(weight.float(), use.name)
-        clip = self.method != "nearest"
-        return quantize_nearest(weight, encoding, axis=use.channel_axis, clip=clip, name=use.name)
-
-    def _by_walk(self, program: TorchProgram, ctx: Context) -> dict[str, EncodedTensor]:
-        """Linear layers, in the order of the graph, each against inputs that the quantized layers before it made."""
-        import torch
-
-        from edgeship.compression.gptq import Hessian, hessian_of, quantize_gptq
-        from edgeship.compression.walk import Layer, walk
-        from edgeship.data.batches import load_batches
-
-        assert self.data is not None
-        batches = load_batches(self.data.reference, program.signature, self.samples)
-        made: dict[str, EncodedTensor] = {}
-        last: list[tuple[tuple[torch.Tensor, ...], Hessian]] = []
-
-        def visit(layer: Layer) -> torch.Tensor | None:
-            encoding = self.encoding(layer.use)
-            if not isinstance(encoding, Affine):
-                return None
-            tensor: EncodedTensor
-            if layer.use.op == "linear" and layer.inputs[0].is_floating_point():
-                # Query, key and value read the same input: one Hessian serves the three.
-                known = bool(last) and all(a is b for a, b in zip(last[0][0], layer.inputs, strict=True))
-                if not known:
-                    last[:] = [(layer.inputs, hessian_of(layer.inputs, layer.weight.shape[1]))]
-                tensor = quantize_gptq(layer.weight, last[0][1], encoding, name=layer.use.name)
-            else:
-                tensor = self._alone(layer.use, layer.weight, encoding)
-            made[layer.use.name] = tensor
-            return torch.from_numpy(tensor.dequantize().copy())
-
-        walk(program, batches, visit, ctx.progress)
-        return made
+    @staticmethod
+    def _without_zeros(use: WeightUse, encoding: Encoding, sparsity: float) -> Encoding:
+        """Sparse when that takes fewer bytes than storing the zeros."""
+        assert not isinstance(encoding, Sparse)
+        if isinstance(encoding, Affine) and not encoding.symmetric:
+            return encoding
+        sparse = Sparse(encoding)
+        bits = encoding.bits
+        smaller = stored_bits(sparse, use, bits, sparsity) < stored_bits(encoding, use, bits)
+        return sparse if smaller else encoding

@@ -1,0 +1,181 @@
+"""Give every weight of a program its final encoding, by the method asked for.
+
+Methods that look at data walk the program once (`edgeship.compression.walk`): each layer is encoded against the inputs
+that the encoded layers before it make. The others take each weight alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgeship.compression.affine import quantize_nearest, to_float16
+from edgeship.compression.palette import palettize
+from edgeship.core.weights import (
+    Affine,
+    AffineTensor,
+    EncodedTensor,
+    Encoding,
+    Float,
+    FloatTensor,
+    Palette,
+    PaletteTensor,
+    Sparse,
+    SparseTensor,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeship.compression.gptq import Hessian
+    from edgeship.compression.walk import Layer, Replacement
+    from edgeship.core.inventory import WeightUse
+    from edgeship.program.program import TorchProgram
+
+Plain = FloatTensor | AffineTensor | PaletteTensor
+
+
+@dataclass
+class Encoder:
+    """Encodes the weights of one program.
+
+    Args:
+        wanted: weight name -> encoding. method: ``nearest``, ``clipped``, ``gptq`` or ``awq``.
+        npu_block: group scales on the grid that Hexagon holds.
+        bias_correction: move what rounding does to the mean of each output channel into the operator's bias (Nagel et
+            al. 2019, arXiv:1906.04721).
+    """
+
+    program: TorchProgram
+    wanted: Mapping[str, Encoding]
+    method: str = "nearest"
+    npu_block: bool = False
+    bias_correction: bool = False
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None
+    _last: list[tuple[tuple[torch.Tensor, ...], Hessian]] = field(default_factory=list)
+
+    def encode(
+        self, batches: Sequence[dict[str, Any]] = ()
+    ) -> tuple[dict[str, EncodedTensor], dict[str, torch.Tensor]]:
+        """Encoded weights by name, and float weights that changed on the way (corrected biases).
+
+        Args:
+            batches: calibration inputs; none for methods that look at weights alone.
+        """
+        encoded: dict[str, EncodedTensor] = {}
+        changed: dict[str, torch.Tensor] = {}
+        if batches:
+            from edgeship.compression.walk import walk
+
+            walk(self.program, batches, lambda layer: self._visit(layer, encoded, changed), self.progress)
+        uses = self.program.record.inventory.weights
+        for done, use in enumerate(uses):
+            encoding = self.wanted.get(use.name)
+            if encoding is None or use.name in encoded:
+                continue
+            self.progress(done, len(uses), use.name)
+            if self.program.weights[use.name].dtype.is_floating_point:
+                encoded[use.name] = self.encode_alone(use)
+        return encoded, changed
+
+    def encode_alone(self, use: WeightUse) -> EncodedTensor:
+        """One weight from its own numbers."""
+        return self._encode(use, self.program.weights[use.name].float(), self.wanted[use.name])
+
+    def _visit(
+        self, layer: Layer, encoded: dict[str, EncodedTensor], changed: dict[str, torch.Tensor]
+    ) -> Replacement | None:
+        import torch
+
+        from edgeship.compression.walk import Replacement
+
+        name = self.program.record.aliases.get(layer.use.name, layer.use.name)
+        encoding = self.wanted.get(name)
+        if encoding is None:
+            return None
+        tensor = self._encode(layer.use, layer.weight, encoding, layer)
+        encoded[name] = tensor
+        weight = torch.from_numpy(tensor.dequantize().copy())
+        if not self.bias_correction or layer.bias is None or isinstance(encoding, Float):
+            return Replacement(weight)
+        bias = self._corrected(layer, weight)
+        changed[layer.bias] = bias
+        return Replacement(weight, bias)
+
+    def _corrected(self, layer: Layer, weight: torch.Tensor) -> torch.Tensor:
+        """The bias plus the mean, over samples and positions, of what the float weight answers more."""
+        assert layer.bias is not None
+        total: torch.Tensor | float = 0.0
+        count = 0
+        for index in range(len(layer.inputs)):
+            difference = layer.evaluate(layer.weight, index) - layer.evaluate(weight, index)
+            channel = difference.dim() - 1 if layer.use.op == "linear" else 1
+            rows = difference.transpose(0, channel).reshape(difference.shape[channel], -1)
+            total, count = rows.sum(1) + total, count + rows.shape[1]
+        return self.program.weight(layer.bias).float() + total / max(count, 1)
+
+    def _encode(
+        self, use: WeightUse, weight: torch.Tensor, encoding: Encoding, layer: Layer | None = None
+    ) -> EncodedTensor:
+        kept = weight != 0
+        if isinstance(encoding, Sparse):
+            return _masked(self._plain(use, weight, encoding.inner, layer, kept), kept, encoding)
+        # What pruning made zero stays zero, stored or not.
+        return self._plain(use, weight, encoding, layer, kept if use.name in self.program.record.pruned else None)
+
+    def _plain(
+        self,
+        use: WeightUse,
+        weight: torch.Tensor,
+        encoding: Float | Affine | Palette,
+        layer: Layer | None,
+        mask: torch.Tensor | None,
+    ) -> Plain:
+        if isinstance(encoding, Float):
+            if encoding.bits == 32:
+                return FloatTensor(weight.float().numpy())
+            return to_float16(weight, use.name)
+        hessian = self._hessian(layer)
+        if isinstance(encoding, Palette):
+            importance = None if hessian is None else hessian.matrix.diagonal().expand(weight.shape[0], -1)
+            if mask is not None:
+                # Zeros are not stored: the table is for what is left.
+                importance = mask.float() if importance is None else importance.reshape(weight.shape) * mask
+            return palettize(weight, encoding, importance=importance, name=use.name)
+        if self.method == "gptq" and layer is not None:
+            from edgeship.compression.gptq import quantize_gptq
+
+            if hessian is not None:
+                return quantize_gptq(weight, hessian, encoding, name=use.name)
+        clip = self.method != "nearest"
+        cost = hessian.matrix.diagonal() if hessian is not None and self.method == "awq" else None
+        return quantize_nearest(weight, encoding, axis=use.channel_axis, clip=clip, importance=cost, name=use.name)
+
+    def _hessian(self, layer: Layer | None) -> Hessian | None:
+        """Of a linear layer's inputs. Query, key and value read the same: one Hessian serves the three."""
+        if layer is None or self.method not in ("gptq", "awq"):
+            return None
+        if layer.use.op != "linear" or not layer.inputs[0].is_floating_point():
+            return None
+        from edgeship.compression.gptq import hessian_of
+
+        known = bool(self._last) and all(a is b for a, b in zip(self._last[0][0], layer.inputs, strict=True))
+        if not known:
+            self._last[:] = [(layer.inputs, hessian_of(layer.inputs, layer.weight.shape[1]))]
+        return self._last[0][1]
+
+
+def _masked(inner: Plain, mask: torch.Tensor, encoding: Sparse) -> SparseTensor:
+    """The sparse form, with canonical zeros outside the mask."""
+    import numpy as np
+
+    kept = mask.numpy()
+    if isinstance(inner, FloatTensor):
+        inner = FloatTensor(np.where(kept, inner.values, inner.values.dtype.type(0)))
+    elif isinstance(inner, AffineTensor):
+        zero = inner.values.dtype.type(0)
+        inner = AffineTensor(np.where(kept, inner.values, zero), inner.scale, inner.zero_point, inner.encoding)
+    else:
+        inner = PaletteTensor(np.where(kept, inner.indices, np.uint8(0)), inner.table, inner.encoding)
+    return SparseTensor(kept, inner, encoding)
