@@ -24,6 +24,7 @@ from edgeship.engine.chatter import Log, silenced
 from edgeship.engine.executor import Execution, Progress, Silence, execute
 from edgeship.engine.gathering import Prepared, gather_all
 from edgeship.engine.planner import plan_build, plan_load
+from edgeship.engine.repair import MAX_ROUNDS, next_attempt
 from edgeship.engine.sources import find_source
 from edgeship.errors import GateError, MissingToolError, UsageError
 
@@ -86,6 +87,22 @@ def build(order: BuildOrder, progress: Progress | None = None, log: Log | None =
     remove_leftovers(order.bundle.resolve())
     prepared = prepare(order, cache, log, progress)
     result: list[Report] = []
+    rounds = 0
+    while True:
+        execution = _attempt(prepared, order, cache, log, progress, result)
+        following = None if result[0].passed or rounds == MAX_ROUNDS else next_attempt(prepared, execution, result[0])
+        if following is None:
+            return result[0]
+        rounds += 1
+        # What this build has made is taken up again, whatever the order says of older results.
+        prepared, cache = following, Cache(cache.root)
+        log.line(f"== round {rounds}: a gate fell short")
+
+
+def _attempt(
+    prepared: Prepared, order: BuildOrder, cache: Cache, log: Log, progress: Progress, result: list[Report]
+) -> Execution:
+    """Run a plan; publish when every check holds. The report ends up in ``result``."""
 
     def gather(step: Step, execution: Execution) -> None:
         gathered = gather_all(prepared, execution, order.bundle, order.source, log)
@@ -95,8 +112,7 @@ def build(order: BuildOrder, progress: Progress | None = None, log: Log | None =
             result[:] = [dataclasses.replace(gathered.report, bundle=str(order.bundle))]
 
     done = [(prepared.load_step.task, prepared.loaded)]
-    execute(prepared.plan, prepared.requests[0].source, cache, log, progress, gather, done)
-    return result[0]
+    return execute(prepared.plan, prepared.requests[0].source, cache, log, progress, gather, done)
 
 
 def plan(order: BuildOrder, log: Log | None = None, progress: Progress | None = None) -> Plan:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from edgeship.cli.interrupt import stop_if_pressed
 from edgeship.core.plan import Step
 from edgeship.core.profile import Profile
 from edgeship.core.report import ArtifactRow, Measurement, Report
@@ -39,6 +40,7 @@ class Shown:
 
     def started(self, step: Step) -> None:
         """Start the spinner."""
+        stop_if_pressed()
         if self._console.is_terminal:
             columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
             self._live = Progress(*columns, console=self._console, transient=True)
@@ -47,6 +49,7 @@ class Shown:
 
     def moved(self, step: Step, done: int, total: int, what: str) -> None:
         """Say how far a step is."""
+        stop_if_pressed()
         if self._live is not None:
             self._live.update(self._task, description=f"{_title(step)}  {done}/{total} {what}")
 
@@ -111,6 +114,8 @@ def print_report(report: Report) -> None:
             out.print(f"{row.runtime} is not timed here: {latency.note}", markup=False)
     for limit in dict.fromkeys(limit for row in report.rows for limit in row.by_hand):
         out.print(f"limit set by hand: {limit}", markup=False)
+    for note in report.notes:
+        out.print(note, markup=False)
     if report.bundle:
         out.print(f"bundle: {report.bundle}   log: {report.log}", markup=False)
     else:

@@ -28,7 +28,7 @@ from edgeship.core.weights import (
 if TYPE_CHECKING:
     import torch
 
-    from edgeship.compression.gptq import Hessian
+    from edgeship.compression.hessian import Hessian
     from edgeship.compression.walk import Layer, Replacement
     from edgeship.core.inventory import WeightUse
     from edgeship.program.program import TorchProgram
@@ -136,30 +136,35 @@ class Encoder:
             if encoding.bits == 32:
                 return FloatTensor(weight.float().numpy())
             return to_float16(weight, use.name)
-        hessian = self._hessian(layer)
+        if isinstance(encoding, Affine) and encoding.granularity == "group" and self.npu_block:
+            from edgeship.compression.lpbq import quantize_lpbq
+
+            return quantize_lpbq(weight, encoding, name=use.name)
+        if self.method == "gptq" and layer is not None and use.op in ("linear", "conv", "depthwise_conv"):
+            from edgeship.compression.gptq import quantize_gptq, quantize_gptq_conv
+
+            hessian = self._hessian(layer)
+            if use.op == "linear":
+                return quantize_gptq(weight, hessian, encoding, mask=mask, name=use.name)  # type: ignore[arg-type]
+            return quantize_gptq_conv(
+                weight, (), encoding, groups=use.groups, mask=mask, hessian=hessian, name=use.name
+            )
         if isinstance(encoding, Palette):
-            importance = None if hessian is None else hessian.matrix.diagonal().expand(weight.shape[0], -1)
-            if mask is not None:
-                # Zeros are not stored: the table is for what is left.
-                importance = mask.float() if importance is None else importance.reshape(weight.shape) * mask
-            return palettize(weight, encoding, importance=importance, name=use.name)
-        if self.method == "gptq" and layer is not None:
-            from edgeship.compression.gptq import quantize_gptq
+            return palettize(weight, encoding, importance=None if mask is None else mask.float(), name=use.name)
+        if self.method == "awq" and layer is not None and use.op == "linear":
+            from edgeship.compression.awq import quantize_awq
 
-            if hessian is not None:
-                return quantize_gptq(weight, hessian, encoding, name=use.name)
-        clip = self.method != "nearest"
-        cost = hessian.matrix.diagonal() if hessian is not None and self.method == "awq" else None
-        return quantize_nearest(weight, encoding, axis=use.channel_axis, clip=clip, importance=cost, name=use.name)
+            return quantize_awq(weight, self._hessian(layer), encoding, name=use.name)
+        return quantize_nearest(weight, encoding, axis=use.channel_axis, clip=self.method != "nearest", name=use.name)
 
-    def _hessian(self, layer: Layer | None) -> Hessian | None:
-        """Of a linear layer's inputs. Query, key and value read the same: one Hessian serves the three."""
-        if layer is None or self.method not in ("gptq", "awq"):
-            return None
-        if layer.use.op != "linear" or not layer.inputs[0].is_floating_point():
-            return None
-        from edgeship.compression.gptq import hessian_of
+    def _hessian(self, layer: Layer) -> Hessian:
+        """Of a layer's inputs. Query, key and value read the same ones: one Hessian serves the three."""
+        from edgeship.compression.hessian import hessian_of, hessian_of_conv
 
+        if layer.use.op != "linear":
+            # aten.conv*d(input, weight, bias, stride, padding, dilation, groups)
+            given = dict(zip(("stride", "padding", "dilation"), layer.node.args[3:6], strict=False))
+            return hessian_of_conv(layer.inputs, layer.weight.shape, groups=layer.use.groups, **given)  # type: ignore[arg-type]
         known = bool(self._last) and all(a is b for a, b in zip(self._last[0][0], layer.inputs, strict=True))
         if not known:
             self._last[:] = [(layer.inputs, hessian_of(layer.inputs, layer.weight.shape[1]))]

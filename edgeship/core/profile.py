@@ -81,6 +81,7 @@ class Request:
         options: ``--set`` values by pass name and field.
         raised: what the accuracy gate gave back: (weight, short name of its encoding), for this route only.
         spare_bytes: what the size gate took from the budget of ``auto``, for this route only.
+        rank: the accuracy gate fell short: measure what each layer costs.
     """
 
     source: Source
@@ -97,6 +98,7 @@ class Request:
     load: Mapping[str, Any] = field(default_factory=dict)
     raised: tuple[tuple[str, str], ...] = ()
     spare_bytes: int = 0
+    rank: bool = False
 
     @property
     def choice(self) -> Choice:

@@ -124,6 +124,7 @@ class Report:
     Args:
         bundle: folder, or empty when nothing was published.
         skipped: pass name -> reason.
+        notes: what a reader must know besides the table: why a runtime got its encodings, what the gates changed.
     """
 
     source: str
@@ -137,6 +138,7 @@ class Report:
     versions: dict[str, str]
     created: str
     log: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:

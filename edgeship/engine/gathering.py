@@ -19,6 +19,8 @@ from edgeship.core.registry import runtimes
 from edgeship.core.report import ArtifactRow, Measurement, Measurements, Report, Verdict
 from edgeship.engine.chatter import Log
 from edgeship.engine.executor import Execution
+from edgeship.engine.notes import notes_of
+from edgeship.program.program import ProgramRecord
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ def gather_all(prepared: Prepared, execution: Execution, output: Path, source: s
     """
     built: list[BuiltArtifact] = []
     rows: list[ArtifactRow] = []
+    records: list[ProgramRecord] = []
     for step in prepared.plan.steps:
         result = execution.results.get(step.index)
         final = isinstance(result, Artifact) and not any(
@@ -52,7 +55,9 @@ def gather_all(prepared: Prepared, execution: Execution, output: Path, source: s
         if not mine:
             continue
         names = tuple(dict.fromkeys(target for target, _ in mine))
-        encodings, activations = _decided(prepared.plan, step, execution, result)
+        record = _decided_in(prepared.plan, step, execution)
+        records.append(record)
+        encodings, activations = _decided(record, result)
         choice = next(item for item in prepared.requests if item.runtime == mine[0][1]).choice
         built.append(BuiltArtifact(names, result, choice, encodings, activations))
         rows.append(_row(prepared, step, execution, result, names, encodings, activations))
@@ -68,6 +73,7 @@ def gather_all(prepared: Prepared, execution: Execution, output: Path, source: s
         versions=_versions(prepared.requests),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         log=str(log.path),
+        notes=notes_of(prepared.requests, rows, records),
     )
     inventory = prepared.requests[0].inventory
     assert inventory is not None
@@ -76,10 +82,8 @@ def gather_all(prepared: Prepared, execution: Execution, output: Path, source: s
     )
 
 
-def _decided(
-    plan: Plan, step: Step, execution: Execution, artifact: Artifact
-) -> tuple[dict[str, EncodingRecord], dict[str, tuple[int, float, int]]]:
-    """What compression decided for the program behind an artifact, with where the artifact keeps it."""
+def _decided_in(plan: Plan, step: Step, execution: Execution) -> ProgramRecord:
+    """The record of the program behind an artifact."""
     from edgeship.program.program import read_record
 
     index = next(iter(step.inputs.values()))
@@ -87,7 +91,13 @@ def _decided(
         index = next(iter(plan.steps[index].inputs.values()))
     program = execution.results[index]
     assert isinstance(program, TorchModel)
-    record = read_record(program)
+    return read_record(program)
+
+
+def _decided(
+    record: ProgramRecord, artifact: Artifact
+) -> tuple[dict[str, EncodingRecord], dict[str, tuple[int, float, int]]]:
+    """What compression decided for the program behind an artifact, with where the artifact keeps it."""
     placements = {placement.weight: placement for placement in artifact.placements}
     shapes = {use.name: use.shape for use in record.inventory.weights}
     encodings = {

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from edgeship.core.weights import EncodedTensor, Encoding
     from edgeship.program.program import TorchProgram
 
-# What a file holds besides weights: a header, and a few hundred bytes an operator.
-FILE_BYTES = 24_000
-OPERATOR_BYTES = 300
+# What a file holds besides weights, at least; where it takes more, the size gate shrinks the budget.
+FILE_BYTES = 2_000
+OPERATOR_BYTES = 100
 
 
 @dataclass(frozen=True)

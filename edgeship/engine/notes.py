@@ -1,0 +1,80 @@
+"""Sentences under the table of a report: why a runtime got its encodings, what the gates changed, what zeros gained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgeship.core.profile import Request
+from edgeship.core.report import ArtifactRow
+from edgeship.core.units import human_bytes
+from edgeship.program.program import ProgramRecord
+
+LOSS = "loss:"
+SHOWN = 5
+
+
+def notes_of(
+    requests: Sequence[Request], rows: Sequence[ArtifactRow], records: Sequence[ProgramRecord]
+) -> tuple[str, ...]:
+    """All sentences, each once.
+
+    Args:
+        records: what was decided for each row.
+    """
+    found: list[str] = []
+    for request in requests:
+        why = request.profile.why.get(request.runtime)
+        if why:
+            found.append(f"{request.runtime}: {why}")
+    for row, record in zip(rows, records, strict=True):
+        found += [_zeros(row, record)] if record.pruned else []
+        found += [_curve(row, record)] if record.curve else []
+        found += [_ranking(row)] if losses_of(row) and not row.passed else []
+    found += [_given_back(request) for request in requests if request.raised]
+    found += [_budget(request) for request in requests if request.spare_bytes]
+    return tuple(dict.fromkeys(found))
+
+
+def losses_of(row: ArtifactRow) -> dict[str, float]:
+    """What each layer alone costs the outputs, noise over signal, where check/layers measured it."""
+    return {
+        item.name.removeprefix(LOSS): item.value or 0.0
+        for verdict in row.verdicts
+        if verdict.check == "check/layers"
+        for item in verdict.measurements
+        if item.name.startswith(LOSS)
+    }
+
+
+def _zeros(row: ArtifactRow, record: ProgramRecord) -> str:
+    sizes = {use.name: use.elements for use in record.inventory.weights if use.name in record.pruned}
+    share = sum(sizes[name] * record.pruned[name] for name in sizes) / max(sum(sizes.values()), 1)
+    sparse = sum(encoding.kind == "sparse" for encoding in record.encodings.values())
+    head = f"{row.runtime}: {share:.0%} of the pruned layers is zero"
+    if sparse:
+        return f"{head}; {sparse} of {len(sizes)} are stored without zeros"
+    return f"{head}, and stored densely: the file gains nothing by it"
+
+
+def _curve(row: ArtifactRow, record: ProgramRecord) -> str:
+    decided = next((entry for entry in reversed(record.history) if entry.startswith("compress/allocate")), "")
+    points = ", ".join(f"{human_bytes(size)} {loss:.2g}" for size, loss in record.curve)
+    return f"{row.runtime}: bytes of weights and loss (noise over signal) of the best choices: {points}; {decided}"
+
+
+def _ranking(row: ArtifactRow) -> str:
+    losses = losses_of(row)
+    worst = sorted(losses, key=lambda name: (-losses[name], name))[:SHOWN]
+    shown = ", ".join(f"{name} {losses[name]:.2g}" for name in worst)
+    return f"{row.runtime}: layers by what they cost the outputs (noise over signal): {shown}"
+
+
+def _given_back(request: Request) -> str:
+    shown = ", ".join(f"{name} {text}" for name, text in request.raised[:SHOWN])
+    more = f" and {len(request.raised) - SHOWN} more" if len(request.raised) > SHOWN else ""
+    return f"{request.runtime}: the accuracy gate gave {len(request.raised)} layers more bits: {shown}{more}"
+
+
+def _budget(request: Request) -> str:
+    taken = human_bytes(request.spare_bytes)
+    return f"{request.runtime}: the budget for weights was made {taken} smaller to meet the limit"
