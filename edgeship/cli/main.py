@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from edgeship import __version__
+from edgeship.cli import interrupt
 from edgeship.errors import EdgeshipError, GateError, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -282,7 +283,12 @@ def main() -> None:
     """Entry point of the process."""
     # Threads that spin while they wait make small models twenty times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    code = answer()
+    interrupt.listen()
+    try:
+        code = answer()
+    except KeyboardInterrupt:  # while an error was being told
+        code = interrupt.EXIT_CODE
+    interrupt.ignore()
     if "coreai" in sys.modules:
         _leave(code)
     sys.exit(code)
@@ -292,26 +298,34 @@ def answer() -> int:
     """Run the command in ``sys.argv``: one line for an error, its documented exit code, no traceback."""
     try:
         return cli.main(standalone_mode=False) or 0
-    except EdgeshipError as error:
-        click.echo(f"error: {error}", err=True)
-        return error.exit_code
-    except click.ClickException as error:
-        click.echo(f"error: {error.format_message().rstrip('.')}; see edgeship --help", err=True)
-        return 2
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; run the same command again to go on where it stopped", err=True)
-        return 130
+        return _stopped()
     except BrokenPipeError:
         return 141
     except Exception as error:
-        from edgeship.cli.diagnosis import write_crash
+        # What a library makes of a press that it caught is no error of the model's.
+        return _stopped() if interrupt.was_pressed() else _told(error)
 
-        place = write_crash(error)
-        click.echo(
-            f"error: a bug in edgeship: {type(error).__name__}: {' '.join(str(error).split())[:200]}; see {place}",
-            err=True,
-        )
-        return INTERNAL_ERROR
+
+def _stopped() -> int:
+    click.echo(interrupt.MESSAGE, err=True)
+    return interrupt.EXIT_CODE
+
+
+def _told(error: Exception) -> int:
+    """Say an error in one line; returns its exit code."""
+    if isinstance(error, EdgeshipError):
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        click.echo(f"error: {error.format_message().rstrip('.')}; see edgeship --help", err=True)
+        return 2
+    from edgeship.cli.diagnosis import write_crash
+
+    place = write_crash(error)
+    reason = " ".join(str(error).split())[:200]
+    click.echo(f"error: a bug in edgeship: {type(error).__name__}: {reason}; see {place}", err=True)
+    return INTERNAL_ERROR
 
 
 def _leave(code: int) -> None:
