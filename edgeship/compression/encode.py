@@ -97,23 +97,21 @@ class Encoder:
         tensor = self._encode(layer.use, layer.weight, encoding, layer)
         encoded[name] = tensor
         weight = torch.from_numpy(tensor.dequantize().copy())
-        if not self.bias_correction or layer.bias is None or isinstance(encoding, Float):
+        correct = self.bias_correction and layer.use.op in ("linear", "conv", "depthwise_conv")
+        if not correct or layer.bias is None or isinstance(encoding, Float):
             return Replacement(weight)
         bias = self._corrected(layer, weight)
         changed[layer.bias] = bias
         return Replacement(weight, bias)
 
     def _corrected(self, layer: Layer, weight: torch.Tensor) -> torch.Tensor:
-        """The bias plus the mean, over samples and positions, of what the float weight answers more."""
+        from edgeship.compression.bias_correction import corrected_bias
+
         assert layer.bias is not None
-        total: torch.Tensor | float = 0.0
-        count = 0
-        for index in range(len(layer.inputs)):
-            difference = layer.evaluate(layer.weight, index) - layer.evaluate(weight, index)
-            channel = difference.dim() - 1 if layer.use.op == "linear" else 1
-            rows = difference.transpose(0, channel).reshape(difference.shape[channel], -1)
-            total, count = rows.sum(1) + total, count + rows.shape[1]
-        return self.program.weight(layer.bias).float() + total / max(count, 1)
+        bias = self.program.weight(layer.bias).float()
+        window = _window(layer) if layer.use.op != "linear" else {}
+        groups = layer.use.groups
+        return corrected_bias(bias, layer.weight, weight, layer.inputs, groups=groups, name=layer.use.name, **window)
 
     def _encode(
         self, use: WeightUse, weight: torch.Tensor, encoding: Encoding, layer: Layer | None = None
@@ -162,13 +160,16 @@ class Encoder:
         from edgeship.compression.hessian import hessian_of, hessian_of_conv
 
         if layer.use.op != "linear":
-            # aten.conv*d(input, weight, bias, stride, padding, dilation, groups)
-            given = dict(zip(("stride", "padding", "dilation"), layer.node.args[3:6], strict=False))
-            return hessian_of_conv(layer.inputs, layer.weight.shape, groups=layer.use.groups, **given)  # type: ignore[arg-type]
+            return hessian_of_conv(layer.inputs, layer.weight.shape, groups=layer.use.groups, **_window(layer))
         known = bool(self._last) and all(a is b for a, b in zip(self._last[0][0], layer.inputs, strict=True))
         if not known:
             self._last[:] = [(layer.inputs, hessian_of(layer.inputs, layer.weight.shape[1]))]
         return self._last[0][1]
+
+
+def _window(layer: Layer) -> dict[str, Any]:
+    """Stride, padding and dilation of ``aten.conv*d(input, weight, bias, stride, padding, dilation, groups)``."""
+    return dict(zip(("stride", "padding", "dilation"), layer.node.args[3:6], strict=False))
 
 
 def _masked(inner: Plain, mask: torch.Tensor, encoding: Sparse) -> SparseTensor:

@@ -3,7 +3,7 @@
 The accuracy gate measures the artifact. When the metric drops too far, layers are ranked by what each costs the outputs
 alone (`edgeship.passes.check.layers`), and the worst get the next larger encoding that the runtime holds, until what is
 left costs half of what it did; then the route is built again. NNCF and HAWQ rank alike. The loop ends when the gate
-holds or nothing is left to give back. With profile ``auto`` a file over its limit shrinks the budget by what it was over.
+holds or nothing is left to give back. With profile ``auto`` a file over its limit shrinks the budget by the excess.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from edgeship.engine.notes import losses_of
 from edgeship.engine.planner import plan_build
 
 MAX_ROUNDS = 10
+# Noise over signal at the outputs below which the stored numbers are not what costs the metric (60 dB).
+NEGLIGIBLE = 1e-6
 
 
 def next_attempt(prepared: Prepared, execution: Execution, report: Report) -> Prepared | None:
@@ -91,6 +93,8 @@ def raise_worst(
     raised = dict(request.raised)
     open_losses = {name: loss for name, loss in losses.items() if name in encodings}
     total, gone, moved = sum(open_losses.values()), 0.0, False
+    if total < NEGLIGIBLE:
+        return None
     for name in sorted(open_losses, key=lambda item: (-open_losses[item], item)):
         larger = larger_encoding(request, uses[name], encodings[name])
         if larger is None:

@@ -11,7 +11,7 @@ from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.weights import Affine, Encoding, Float, Granularity, Palette, Sparse
-from edgeship.errors import DataError, EncodingError
+from edgeship.errors import DataError
 
 if TYPE_CHECKING:
     from edgeship.core.inventory import WeightUse
@@ -46,7 +46,7 @@ class QuantizeWeights(Pass):
     name: ClassVar[str] = "compress/quantize"
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     settles: ClassVar[str] = "weights"
-    after: ClassVar[tuple[str, ...]] = ("compress/allocate", "compress/prune")
+    after: ClassVar[tuple[str, ...]] = ("compress/allocate", "compress/prune", "compress/smooth")
 
     form: Form = "int"
     bits: int = 8
@@ -109,8 +109,7 @@ class QuantizeWeights(Pass):
         if (self.method in ("gptq", "awq") or self.bias_correction) and request.calibration is None:
             what = "bias correction" if self.bias_correction else f"method {self.method}"
             raise DataError(f"{what} needs calibration data", fix="add --calibration DATA")
-        if self.form != "auto":
-            refuse_unholdable(request, self.encoding)
+        refuse_unholdable(request, self.encoding)
 
     @property
     def base(self) -> Encoding:
@@ -123,10 +122,13 @@ class QuantizeWeights(Pass):
         return Affine(self.bits, self.symmetric, self.granularity, (self.group_size or 32) if grouped else None)
 
     def encoding(self, use: WeightUse) -> Encoding | None:
-        """How one weight is stored; None for biases, norms and scalars, which stay as they are."""
+        """How one weight is stored; None for biases, norms and scalars, which stay as they are, and for what only
+        compress/allocate knows."""
         if use.op not in ENCODED_OPS:
             return None
         text = dict(self.raised).get(use.name) or (self.embeddings if use.op == "embedding" else "")
+        if not text and self.form == "auto":
+            return None
         return fitted(encoding_named(text) if text else self.base, use)
 
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
@@ -161,12 +163,10 @@ class QuantizeWeights(Pass):
         wanted: dict[str, Encoding] = {}
         for use in record.inventory.weights:
             encoding = self.encoding(use)
+            if self.form == "auto" and use.name not in raised:
+                encoding = record.assignment.get(use.name)
             if encoding is None or use.name in record.aliases:
                 continue
-            if self.form == "auto" and use.name not in raised:
-                if use.name not in record.assignment:
-                    raise EncodingError(f"no encoding was allocated for {use.name}", fix="build again")
-                encoding = record.assignment[use.name]
             if use.name in record.pruned and use.op in self.sparse and not isinstance(encoding, Sparse):
                 encoding = self._without_zeros(use, encoding, record.pruned[use.name])
             wanted[use.name] = encoding
