@@ -44,9 +44,7 @@ def corrected_bias(
     for value in inputs:
         flat = value.detach().double()
         # Both layers are linear: the mean input gives the mean output. Positions of an image stay apart, for its edges.
-        flat = (
-            flat.reshape(-1, flat.shape[-1]) if weight.dim() == 2 else flat.reshape(-1, *flat.shape[1 - weight.dim() :])
-        )
+        flat = flat.reshape(-1, *flat.shape[-own:])
         total = flat.sum(0) if total is None else total + flat.sum(0)
         count += flat.shape[0]
     if total is None or count == 0:
