@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from edgeship.core.encodings import encoding_named, fitted, stored_bits
-from edgeship.core.inventory import Inventory
+from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.profile import Choice
-from edgeship.core.runtimes import Runtime
+from edgeship.core.runtimes import ActivationMode, Runtime
 from edgeship.core.weights import Encoding, Float
 
 
@@ -33,15 +34,48 @@ def encoding_of(choice: Choice) -> Encoding:
     return encoding_named(choice.weights)
 
 
-def predict(inventory: Inventory, runtime: Runtime, choice: Choice) -> Footprint:
+def predict(
+    inventory: Inventory, runtime: Runtime, choice: Choice, *, tied: Collection[str] = frozenset()
+) -> Footprint:
     """The footprint before anything is built. Weights that compression leaves alone are float32 (float16 in Core ML
-    and Core AI, which compute in it)."""
+    and Core AI, which compute in it).
+
+    Args:
+        tied: weights that are stored under another's name.
+    """
     halves = runtime.name in ("coreml", "coreai")
-    rest = Float(16 if halves or choice.weights == "float16" else 32)
+    planned = {use.name: _planned(choice, use) for use in inventory.weights if use.op != "other"}
+    return footprint(inventory, runtime, planned, choice.activations, halves=halves, tied=tied)
+
+
+def footprint(
+    inventory: Inventory,
+    runtime: Runtime,
+    encodings: Mapping[str, Encoding],
+    activations: ActivationMode,
+    *,
+    halves: bool,
+    tied: Collection[str] = frozenset(),
+) -> Footprint:
+    """The footprint with the encodings that were decided.
+
+    Args:
+        encodings: by weight name; what is not named is float. activations: how the operators compute.
+        halves: floats are float16. tied: weights that are stored under another's name.
+    """
+    rest = Float(16 if halves else 32)
     stored = resident = 0
     for use in inventory.weights:
-        encoding = fitted(encoding_of(choice), use) if use.op != "other" else rest
+        if use.name in tied:
+            continue
+        encoding = encodings.get(use.name, rest)
         stored += stored_bits(encoding, use, runtime.container_bits(use.op, encoding)) // 8
-        resident += use.elements * runtime.resident_bits(use.op, encoding, choice.activations) // 8
-    width = {"int8": 1, "int16": 2}.get(choice.activations, 2 if halves else 4)
+        resident += use.elements * runtime.resident_bits(use.op, encoding, activations) // 8
+    width = {"int8": 1, "int16": 2}.get(activations, 2 if halves else 4)
     return Footprint(stored, resident, inventory.peak_activation_elements * width, runtime.overhead_bytes)
+
+
+def _planned(choice: Choice, use: WeightUse) -> Encoding:
+    if use.op == "embedding" and choice.embeddings:
+        return fitted(encoding_named(choice.embeddings), use)
+    return fitted(encoding_of(choice), use)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Choice, Request
 from edgeship.core.report import Measurement, Verdict
+from edgeship.core.runtimes import ActivationMode
 from edgeship.core.units import human_bytes
+
+if TYPE_CHECKING:
+    from edgeship.program.program import ProgramRecord
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class CheckSize(Pass):
 
     Args:
         limit_bytes: what one app may use on the target. max_size_bytes: limit for the files (``--max-size``).
+        choice: how the profile wants activations computed.
         profiles: how every other profile would store this model, to say which one would fit.
     """
 
@@ -50,26 +55,29 @@ class CheckSize(Pass):
         )
 
     def run(self, model: Artifact, reference: TorchModel, ctx: Context) -> Verdict:
-        """Files as they are; memory from the inventory: weights as the engine keeps them, activations, engine."""
+        """Files as they are; memory from what was decided: weights as the engine keeps them, activations, engine."""
         from edgeship.core.artifact import total_bytes
-        from edgeship.core.memory import predict
+        from edgeship.core.memory import footprint, predict
         from edgeship.core.registry import runtimes
         from edgeship.program.program import read_record
 
         record = read_record(reference)
         runtime = runtimes()[self.runtime]
-        footprint = predict(record.inventory, runtime, self.choice)
+        halves, tied = model.compute == "f16", record.aliases
+        needs = footprint(
+            record.inventory, runtime, record.encodings, self._activations(record), halves=halves, tied=tied
+        )
         files = total_bytes(model.path)
         figures = (
             Measurement("file_bytes", files, "bytes", "measured", runtime=self.runtime),
-            Measurement("memory_bytes", footprint.memory, "bytes", "estimated", self.target, self.runtime),
-            Measurement("memory_weights", footprint.weights, "bytes", "estimated", self.target, self.runtime),
-            Measurement("memory_activations", footprint.activations, "bytes", "estimated", self.target, self.runtime),
+            Measurement("memory_bytes", needs.memory, "bytes", "estimated", self.target, self.runtime),
+            Measurement("memory_weights", needs.weights, "bytes", "estimated", self.target, self.runtime),
+            Measurement("memory_activations", needs.activations, "bytes", "estimated", self.target, self.runtime),
         )
         over = []
-        if footprint.memory > self.limit_bytes:
+        if needs.memory > self.limit_bytes:
             over.append(
-                f"needs {human_bytes(footprint.memory)} of memory, {self.target} allows {human_bytes(self.limit_bytes)}"
+                f"needs {human_bytes(needs.memory)} of memory, {self.target} allows {human_bytes(self.limit_bytes)}"
             )
         if self.max_size_bytes is not None and files > self.max_size_bytes:
             excess = files - self.max_size_bytes
@@ -77,19 +85,27 @@ class CheckSize(Pass):
                 f"is {human_bytes(files)}, {human_bytes(excess)} over --max-size {human_bytes(self.max_size_bytes)}"
             )
         if not over:
-            memory = f"about {human_bytes(footprint.memory)} of {human_bytes(self.limit_bytes)} in memory"
+            memory = f"about {human_bytes(needs.memory)} of {human_bytes(self.limit_bytes)} in memory"
             summary = f"{human_bytes(files)} on disk, {memory}"
             return Verdict(self.name, self.runtime, True, summary, figures)
         fitting = []
         for name, choice in self.profiles.items():
-            other = predict(record.inventory, runtime, choice)
+            other = predict(record.inventory, runtime, choice, tied=tied)
             small_enough = self.max_size_bytes is None or other.stored <= self.max_size_bytes
             if other.memory <= self.limit_bytes and small_enough:
                 fitting.append((other.stored, name))
-        smallest = min(predict(record.inventory, runtime, choice).stored for choice in self.profiles.values())
+        smallest = min(
+            predict(record.inventory, runtime, choice, tied=tied).stored for choice in self.profiles.values()
+        )
         fix = (
             f"--profile {' or '.join(name for _, name in sorted(fitting, reverse=True))} would fit"
             if fitting
             else f"no profile fits; the smallest makes about {human_bytes(smallest)}"
         )
         return Verdict(self.name, self.runtime, False, f"{self.runtime} artifact {' and '.join(over)}", figures, fix)
+
+    def _activations(self, record: ProgramRecord) -> ActivationMode:
+        """How activations are computed: on the grids that were decided, or as the profile says where there are none."""
+        if record.activations:
+            return "int16" if next(iter(record.activations.values())).bits == 16 else "int8"
+        return "dynamic" if self.choice.activations == "dynamic" else "float"

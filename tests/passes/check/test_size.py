@@ -9,6 +9,7 @@ from edgeship.core.passes import Context
 from edgeship.core.profile import Choice
 from edgeship.core.records import write_json
 from edgeship.core.registry import runtimes
+from edgeship.core.weights import ActivationEncoding, Affine, Float
 from edgeship.passes.check.size import CheckSize
 from edgeship.program.program import ProgramRecord
 
@@ -20,14 +21,18 @@ INVENTORY = Inventory(
 OTHERS = {"exact": Choice("float16", "float"), "tiny": Choice("int8", "dynamic")}
 
 
+def decided(encodings, activations=None, aliases=None) -> ProgramRecord:
+    return ProgramRecord(Signature((), ()), INVENTORY, encodings, activations or {}, aliases or {})
+
+
 @pytest.fixture
 def check(tmp_path):
     folder = tmp_path / "program"
     folder.mkdir()
-    write_json(folder / "program.json", ProgramRecord(Signature((), ()), INVENTORY))
     (tmp_path / "model.onnx").write_bytes(b"0" * 2 * MILLION)
 
-    def go(**options):
+    def go(record=None, **options):
+        write_json(folder / "program.json", record or decided({"w": Float(16)}))
         artifact = OnnxModel(tmp_path / "model.onnx", Signature((), ()))
         choice = options.pop("choice", Choice("float16", "float"))
         task = CheckSize("onnx", "pixel8", options.pop("limit_bytes", 10**9), choice=choice, profiles=OTHERS, **options)
@@ -59,6 +64,28 @@ def test_too_much_memory_says_what_the_device_allows(check):
     assert "no profile fits; the smallest makes about 1." in verdict.fix
 
 
+@pytest.mark.parametrize(
+    ("encoding", "resident"),
+    [(Float(16), 32), (Affine(8), 32), (Affine(4, True, "group", 8), 4)],
+)
+def test_memory_is_that_of_the_encodings_that_were_decided(check, encoding, resident):
+    """Not of the profile's: ``--set compress/quantize.bits=4`` must show."""
+    assert runtimes()["onnx"].resident_bits("linear", encoding, "float") == resident
+    verdict = check(decided({"w": encoding}), choice=Choice("float16", "float"))
+    assert verdict.measurement("memory_weights").value == resident * MILLION // 8 + 4 * 1000
+
+
+def test_memory_counts_the_grids_that_were_decided(check):
+    grids = {"l": ActivationEncoding(8, 0.1, 0)}
+    for record, expected in ((decided({}), 20_000), (decided({}, grids), 5_000)):
+        assert check(record).measurement("memory_activations").value == expected
+
+
+def test_a_tied_weight_counts_once(check):
+    bias = check(decided({}, aliases={"w": "b"})).measurement("memory_weights").value
+    assert bias == 4 * 1000
+
+
 def test_memory_counts_weights_activations_and_the_engine():
     for runtime in runtimes().values():
         found = predict(INVENTORY, runtime, Choice("float16", "float"))
@@ -73,12 +100,18 @@ def test_memory_counts_weights_activations_and_the_engine():
     ("choice", "stored"),
     [
         (Choice("float32", "float"), 4 * (MILLION + 1000)),
-        (Choice("float16", "float"), 2 * (MILLION + 1000)),
+        (Choice("float16", "float"), 2 * MILLION + 4 * 1000),
         (Choice("int8", "float"), MILLION + 2 * 1000 + 4 * 1000),
     ],
 )
 def test_stored_bytes_by_hand(choice, stored):
     assert predict(INVENTORY, runtimes()["onnx"], choice).stored == stored
+
+
+def test_tables_of_rows_have_an_encoding_of_their_own():
+    table = Inventory((WeightUse("t", "embedding", (1000, 1000)),), (), 0)
+    choice = Choice("float16", "float", embeddings="int8")
+    assert predict(table, runtimes()["onnx"], choice).stored == MILLION + 2 * 1000
 
 
 def test_narrower_activations_take_less():
