@@ -1,0 +1,58 @@
+"""One ``edgeship build`` of one artifact, in a process of its own, and the figures of its report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TARGETS = {
+    "onnx": "iphone15pro",
+    "tflite": "iphone15pro",
+    "coreml": "iphone15pro",
+    "coreai": "iphone15pro",
+    "qnn": "galaxy-s24",
+}
+
+
+@dataclass(frozen=True)
+class Built:
+    """Figures by name, bytes on disk, and the errors of the checks that fell short."""
+
+    figures: dict[str, Any]
+    bytes: int
+    error: str
+    notes: tuple[str, ...] = ()
+
+
+def build(source: Sequence[str], runtime: str, options: Sequence[str] = (), keep: Path | None = None) -> Built:
+    """Build, and read the report.
+
+    Args:
+        source: what to build with its data, as on the command line. options: everything else. keep: where the bundle
+            goes; thrown away when None.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        place = keep or Path(temporary) / "bundle"
+        command = [
+            str(Path(sys.executable).parent / "edgeship"), "build", *source, "--runtime", runtime, "--json",
+            "-o", str(place), *(() if "--target" in options else ("--target", TARGETS[runtime])), *options,
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    report = json.loads(done.stdout) if done.stdout.strip().startswith("{") else None
+    if report is None or not report["rows"]:
+        return Built({}, 0, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    row = report["rows"][0]
+    figures = {item["name"]: item["value"] for verdict in row["verdicts"] for item in verdict["measurements"]}
+    failed = [verdict["summary"] for verdict in row["verdicts"] if not verdict["passed"]]
+    return Built(figures, row["size_bytes"], "; ".join(failed), tuple(report["notes"]))
+
+
+def sets(**options: Any) -> list[str]:
+    """``--set compress/quantize.NAME=VALUE`` for each option."""
+    return [item for name, value in options.items() for item in ("--set", f"compress/quantize.{name}={value}")]
