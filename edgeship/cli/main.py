@@ -145,8 +145,8 @@ def _order(
         options.setdefault(task, {})[field] = value
     return BuildOrder(
         source,
-        tuple(name for item in targets for name in item.split(",")),
-        tuple(name for name in (runtimes or "").split(",") if name),
+        tuple(name.strip() for item in targets for name in item.split(",")),
+        tuple(name.strip() for name in (runtimes or "").split(",") if name.strip()),
         output=Path(output) if output else None,
         max_size_bytes=parse_bytes(max_size) if max_size else None,
         max_drop=parse_fraction(max_drop) if max_drop else None,

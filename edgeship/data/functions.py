@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import sys
@@ -31,7 +32,9 @@ def load_function(reference: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"{head} has no function {name}", fix=f"it has {', '.join(known) or 'none'}")
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        way_out = f"did you mean {head}:{near[0]}?" if near else f"it has {', '.join(known)[:300] or 'none'}"
+        raise UsageError(f"{head} has no function {name}", fix=way_out)
     return function  # type: ignore[no-any-return]
 
 

@@ -273,7 +273,7 @@ CASES: list[Case] = [
     ("factory leaves", lambda p: ("m.py:leaves", *INPUT), 3, "m.py:leaves failed: SystemExit"),
     ("factory returns nothing", lambda p: ("m.py:nothing", *INPUT), 3, "returned NoneType; return an nn.Module"),
     ("factory wants arguments", lambda p: ("m.py:needs", *INPUT), 3, "m.py:needs failed: TypeError"),
-    ("factory does not exist", lambda p: ("m.py:goood", *INPUT), 2, "has no function goood"),
+    ("factory does not exist", lambda p: ("m.py:goood", *INPUT), 2, "did you mean m.py:good?"),
     ("module does not exist", lambda p: ("no.such.module:f", *INPUT), 2, "cannot be imported: ModuleNotFoundError"),
     ("file does not parse", lambda p: ((p / "s.py").write_text("def f(:") * 0 or "s.py:f", *INPUT), 2, "SyntaxError"),
     ("file leaves at import", lambda p: ((p / "s.py").write_text("exit(1)") * 0 or "s.py:f", *INPUT), 2, "SystemExit"),
@@ -417,6 +417,41 @@ def test_one_line_with_the_way_out(cli, place, prepare, code, says):
     assert_refused(ran, code, says)
     assert {path.name for path in place.iterdir()} - before <= {"out.edgeship.log", "__pycache__"}
     assert not (place / "exploded").exists(), "code from the input was run"
+
+
+def test_missing_inputs_are_told_before_anything_is_imported(cli_process, place):
+    """torch takes seconds to import; the meta path refuses it here."""
+    (place / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class NoTorch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('torch', 'transformers', 'onnx'):\n"
+        "            raise RuntimeError('imported ' + name)\n"
+        "sys.meta_path.insert(0, NoTorch())\n"
+    )
+    weights_file = place / "w.safetensors"
+    weights_file.write_bytes(b"0" * 16)
+    for source in (("m.py:good",), (weights_file, "--factory", "m.py:good"), ("m.py:good", "--input", "x:f99[1]")):
+        ran = cli_process("build", *source, *TARGET, "-o", "out", cwd=place, env={"PYTHONPATH": str(place)})
+        assert_refused(ran, 2, "--input")
+        assert "load/" not in ran.err
+
+
+def test_names_may_have_spaces_around_them(cli, place):
+    spaced = cli("plan", "m.py:good", *INPUT, "--target", "pixel8, iphone15pro", "--runtime", " onnx , tflite ")
+    plain = cli("plan", "m.py:good", *INPUT, "--target", "pixel8,iphone15pro", "--runtime", "onnx,tflite")
+    assert spaced.code == 0, spaced.err
+    assert spaced.out == plain.out
+
+
+def test_a_refused_pickle_says_what_is_in_it_and_advises_nothing_else(cli, place):
+    import torch
+
+    torch.save(torch.nn.Linear(4, 2), place / "whole.pt")
+    ran = cli("build", place / "whole.pt", "--factory", "m.py:good", *INPUT, *TARGET, "-o", "out")
+    assert_refused(ran, 3, "holds more than tensors: torch.nn.modules.linear.Linear; loading it would run code")
+    assert "weights_only" not in ran.err
+    assert "trust the source" not in ran.err
 
 
 def test_an_unsupported_operator_is_named_with_its_place(cli, place):

@@ -30,6 +30,15 @@ def test_a_function_of_a_package():
     assert load_function("os.path:join") is __import__("os").path.join
 
 
+@pytest.mark.parametrize(("name", "way_out"), [("modl", "did you mean {m}:model?"), ("zzz", "it has model, other")])
+def test_a_function_that_is_not_there_has_a_neighbour(tmp_path, name, way_out):
+    file = tmp_path / "m.py"
+    file.write_text("def model(): ...\ndef other(): ...\n")
+    with pytest.raises(UsageError, match=f"m.py has no function {name}") as raised:
+        load_function(f"{file}:{name}")
+    assert raised.value.fix == way_out.format(m=file)
+
+
 @pytest.mark.parametrize("reference", ["m.py", "m.py:", ":f", "", "m.py:f g"])
 def test_what_names_no_function(reference):
     with pytest.raises(UsageError, match="names no function"):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from edgeship.core.model import Source, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
+from edgeship.data.specs import parse_inputs
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,15 @@ class LoadHuggingFace(Pass):
         load = request.load
         return cls(tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]))
 
+    def confirm(self, request: Request) -> None:
+        """Refuse inputs that nobody can read before anything is imported."""
+        parse_inputs(self.inputs)
+
     def run(self, model: Source, ctx: Context) -> TorchModel:
         """Load, trace with generated inputs, bring into normal form. Outputs keep the model's own names."""
         import torch
 
-        from edgeship.data.specs import example_tensors, parse_inputs, with_notes
+        from edgeship.data.specs import example_tensors, with_notes
         from edgeship.frontends.huggingface import call_by_name, load_folder, outputs_of
         from edgeship.program.export import does_not_run, make_program
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from edgeship.core.model import Source, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
+from edgeship.data.specs import parse_inputs
 from edgeship.errors import UsageError
 
 
@@ -31,10 +32,14 @@ class LoadOnnx(Pass):
         load = request.load
         return cls(tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]))
 
+    def confirm(self, request: Request) -> None:
+        """Refuse inputs that nobody can read before anything is imported."""
+        parse_inputs(self.inputs)
+
     def run(self, model: Source, ctx: Context) -> TorchModel:
         """Import the file and bring it into normal form."""
         from edgeship.core.model import NUMPY_DTYPES, TensorSpec
-        from edgeship.data.specs import example_tensors, parse_inputs, with_notes
+        from edgeship.data.specs import example_tensors, with_notes
         from edgeship.frontends.onnx.importer import import_onnx
         from edgeship.frontends.reads import recorded_reads
         from edgeship.program.export import make_program

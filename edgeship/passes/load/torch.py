@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from edgeship.core.model import Source, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
+from edgeship.data.specs import parse_inputs
 from edgeship.errors import UsageError
 
 
@@ -33,19 +34,23 @@ class LoadFactory(Pass):
         load = request.load
         return cls(source.reference, tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]))
 
+    def confirm(self, request: Request) -> None:
+        """Ask for inputs before anything is imported."""
+        if not self.inputs:
+            raise UsageError(
+                f"{self.reference} does not say what its inputs are", fix="add --input name:f32[1,3,224,224]"
+            )
+        parse_inputs(self.inputs)
+
     def run(self, model: Source, ctx: Context) -> TorchModel:
         """Call the factory with a fixed seed, export what it returns, and note every file it read."""
-        from edgeship.data.specs import example_tensors, parse_inputs, with_notes
+        from edgeship.data.specs import example_tensors, with_notes
         from edgeship.frontends.factory import call_factory
         from edgeship.frontends.reads import recorded_reads
         from edgeship.program.export import make_program
 
         with recorded_reads() as reads:
             module = call_factory(self.reference)
-        if not self.inputs:
-            raise UsageError(
-                f"{self.reference} does not say what its inputs are", fix="add --input name:f32[1,3,224,224]"
-            )
         specs = with_notes(parse_inputs(self.inputs), self.notes)
         program = make_program(
             module, specs, example_tensors(specs), output_names=self.outputs, note=f"{self.name}: {self.reference}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from edgeship.core.model import Source, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
+from edgeship.data.specs import parse_inputs
 from edgeship.errors import SourceError, UnsafeSourceError, UsageError, WeightsError
 
 if TYPE_CHECKING:
@@ -44,15 +45,19 @@ class LoadWeights(Pass):
         factory = DataRef(str(load["factory"]), digest)
         return cls(factory, tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]))
 
+    def confirm(self, request: Request) -> None:
+        """Ask for inputs before anything is imported."""
+        if not self.inputs:
+            raise UsageError("weights do not say what the inputs are", fix="add --input name:f32[1,3,224,224]")
+        parse_inputs(self.inputs)
+
     def run(self, model: Source, ctx: Context) -> TorchModel:
         """Read the weights, put them into the module strictly, export it."""
-        from edgeship.data.specs import example_tensors, parse_inputs, with_notes
+        from edgeship.data.specs import example_tensors, with_notes
         from edgeship.frontends.factory import call_factory
         from edgeship.frontends.reads import recorded_reads
         from edgeship.program.export import make_program
 
-        if not self.inputs:
-            raise UsageError("weights do not say what the inputs are", fix="add --input name:f32[1,3,224,224]")
         state = read_weights(model.path)
         with recorded_reads() as reads:
             module = call_factory(self.factory.reference)
@@ -74,6 +79,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         SourceError: damaged. UnsafeSourceError: the pickle holds more than tensors.
     """
     import pickle
+    import re
 
     import torch
     from safetensors import SafetensorError
@@ -88,8 +94,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch's own message advises to load it all the same.
+        found = re.search(r"GLOBAL (\S+)", str(error))
         raise UnsafeSourceError(
-            f"{path} is a pickle that holds more than tensors: {str(error).splitlines()[0][:160]}",
+            f"{path} is a pickle that holds more than tensors{f': {found[1]}' if found else ''}",
             fix="loading it would run code; save its state_dict as safetensors where you trust it",
         ) from None
     except Exception as error:  # truncated archives raise many types
