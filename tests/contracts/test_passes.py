@@ -34,7 +34,7 @@ def requests():
                 for runtime in target.runtime_names:
                     for data in (None, DataRef("d.npz", "1")):
                         yield Request(source, target, runtime, profile, INVENTORY, data, data, load=load)
-                        asked = {"compress/prune": {"sparsity": "0.5"}, "compress/smooth": {"alpha": "0.5"}}
+                        asked = {"compress/prune": {"sparsity": "0.5"}, "compress/smooth": {}, "compress/finetune": {}}
                         yield Request(source, target, runtime, profile, INVENTORY, data, data, options=asked, load=load)
 
 

@@ -46,7 +46,7 @@ class QuantizeWeights(Pass):
     name: ClassVar[str] = "compress/quantize"
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     settles: ClassVar[str] = "weights"
-    after: ClassVar[tuple[str, ...]] = ("compress/allocate", "compress/prune", "compress/smooth")
+    after: ClassVar[tuple[str, ...]] = ("compress/allocate", "compress/finetune", "compress/prune", "compress/smooth")
 
     form: Form = "int"
     bits: int = 8
@@ -75,9 +75,11 @@ class QuantizeWeights(Pass):
         probe = Sparse(Affine(8))
         zeros = "compress/prune" in request.options
         sparse = tuple(op for op in ENCODED_OPS if zeros and not runtime.holds(op, probe, choice.activations))
+        # Trained weights sit where rounding to nearest wants them; another rounding would undo the training.
+        trained = "compress/finetune" in request.options
         common = cls(
             embeddings=choice.embeddings,
-            method="gptq" if request.calibration else "clipped",
+            method="gptq" if request.calibration and not trained else "clipped",
             data=request.calibration,
             raised=request.raised,
             sparse=sparse,
