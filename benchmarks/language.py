@@ -76,14 +76,20 @@ def _with_data(folder: Path, model: str, train: list[int], test: list[int]) -> l
     calibration, evaluation = folder / "calibration.npz", folder / "eval.npz"
     every = max(1, (len(train) - TOKENS) // CALIBRATION)
     spread = [train[i * every : i * every + TOKENS] for i in range(CALIBRATION)]
-    np.savez(calibration, input_ids=np.array(spread, np.int64))
+    _save(calibration, spread)
     count = min(WINDOWS, len(test) // TOKENS)
     windows = [test[i * TOKENS : (i + 1) * TOKENS] for i in range(count)]
-    np.savez(evaluation, input_ids=np.array(windows, np.int64))
+    _save(evaluation, windows)
     return [
-        model, "--input", f"input_ids:i64[1,{TOKENS}]", "--output", "logits", "--calibration", str(calibration),
+        model, "--input", f"input_ids:i64[1,{TOKENS}]", "--input", f"attention_mask:i64[1,{TOKENS}]",
+        "--output", "logits", "--calibration", str(calibration),
         "--eval", str(evaluation), "--metric", "perplexity", "--max-drop", "100%",
     ]  # fmt: skip
+
+
+def _save(path: Path, windows: list[list[int]]) -> None:
+    ids = np.array(windows, np.int64)
+    np.savez(path, input_ids=ids, attention_mask=np.ones_like(ids))
 
 
 def perplexity(windows: Iterable[np.ndarray], run: Callable[[np.ndarray], np.ndarray]) -> float:
@@ -142,10 +148,12 @@ def coremltools(bundle: Path, folder: Path, windows: np.ndarray) -> tuple[float,
     place = folder / "coremltools.mlpackage"
     made.save(str(place))
     evaluator = Evaluator(place)
-    name, output = evaluator.inputs[0].name, evaluator.outputs[0].name
+    output = evaluator.outputs[0].name
 
     def run(ids: np.ndarray) -> np.ndarray:
-        scores: np.ndarray = np.asarray(evaluator.run({name: ids[None].astype(np.int32)})[output])[0]
+        feeds = {item.name: np.ones((1, len(ids)), np.int32) for item in evaluator.inputs}
+        feeds["input_ids"] = ids[None].astype(np.int32)
+        scores: np.ndarray = np.asarray(evaluator.run(feeds)[output])[0]
         return scores
 
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
@@ -173,10 +181,12 @@ def ai_edge_quantizer(bundle: Path, folder: Path, windows: np.ndarray) -> tuple[
     tool.quantize().export_model(str(place), overwrite=True)
     interpreter = Interpreter(str(place), num_threads=2)
     interpreter.allocate_tensors()
-    given, answer = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    answer = interpreter.get_output_details()[0]
 
     def run(ids: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(given["index"], ids[None].astype(given["dtype"]))
+        for given in interpreter.get_input_details():
+            value = ids[None] if "input_ids" in given["name"] else np.ones((1, len(ids)))
+            interpreter.set_tensor(given["index"], value.astype(given["dtype"]))
         interpreter.invoke()
         scores: np.ndarray = interpreter.get_tensor(answer["index"])[0]
         return scores
