@@ -1,4 +1,8 @@
-"""Read the weights of a saved ONNX file: initializers, and the DequantizeLinear, Cast or Gather that consumes them."""
+"""Read the weights of a saved ONNX file: initializers, and the operators that make floats of them.
+
+DequantizeLinear; ONNX Runtime's MatMulNBits and GatherBlockQuantized on packed integers; Cast and Mul before a layer,
+or behind a Gather of rows.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
+PACKED = ("MatMulNBits", "GatherBlockQuantized")
 INTEGER_BITS = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4, "int2": 2, "uint2": 2}
 
 
@@ -63,19 +68,76 @@ class _Graph:
         stored = self.array(placement.stored)
         if np.issubdtype(stored.dtype, np.floating):
             return FloatTensor(_restore(stored, placement))
-        bits = INTEGER_BITS.get(stored.dtype.name)
-        if bits is None:
-            raise ArtifactError(f"{placement.stored} holds {stored.dtype.name}, no weight encoding", fix="build again")
-        signed = not stored.dtype.name.startswith("u")
+        readers = self._readers(placement.stored)
+        for node in readers:
+            if node.op_type in PACKED:
+                return self._packed(stored, node)
+        for node in readers:
+            if node.op_type == "Cast":
+                stored, scale, zero = self._widened(stored, node)
+                return _affine(stored, scale, zero, placement)
         scale, zero, axis = self._numbers(placement.stored)
-        values = _restore(stored.astype(np.int8 if signed else np.uint8), placement)
-        scale = _restore(_blocks(scale, stored.shape, axis), placement)
-        if signed and (zero is None or not zero.astype(np.int8).any()):
-            return AffineTensor(values, scale, None, _encoding(bits, True, values.shape, scale.shape))
-        zeros = np.zeros(scale.shape, values.dtype)
         if zero is not None:
-            zeros = _restore(_blocks(zero.astype(values.dtype), stored.shape, axis), placement)
-        return AffineTensor(values, scale, zeros, _encoding(bits, False, values.shape, scale.shape))
+            zero = _blocks(zero, stored.shape, axis)
+        return _affine(stored, _blocks(scale, stored.shape, axis), zero, placement)
+
+    def _readers(self, name: str) -> list[onnx.NodeProto]:
+        """What reads a tensor, or its elements in another shape."""
+        found = []
+        for node in self._consumers.get(name, []):
+            found += self._readers(node.output[0]) if node.op_type == "Reshape" else [node]
+        return found
+
+    def _origin(self, name: str) -> npt.NDArray[Any]:
+        """Stored numbers that are cast to float32 or repeated at load."""
+        while name not in self._initializers and name in self._producers:
+            if self._producers[name].op_type not in ("Cast", "Expand"):
+                break
+            name = self._producers[name].input[0]
+        return self.array(name)
+
+    def _packed(self, stored: npt.NDArray[Any], node: onnx.NodeProto) -> AffineTensor:
+        """A weight [N, K] in rows of packed blocks."""
+        import numpy as np
+
+        settings = {attribute.name: attribute.i for attribute in node.attribute}
+        bits = settings["bits"]
+        rows = _unpacked(stored.reshape(stored.shape[0], -1), bits)
+        values = rows[:, : settings.get("K", rows.shape[1])]
+        # Both take scales and zero points third and fourth.
+        scale = self._origin(node.input[2]).astype(np.float32)
+        if len(node.input) < 4 or not node.input[3]:
+            signed = (values.astype(np.int16) - (1 << (bits - 1))).astype(np.int8)
+            return AffineTensor(signed, scale, None, _encoding(bits, True, values.shape, scale.shape))
+        zero = _unpacked(self._origin(node.input[3]), bits)[:, : scale.shape[1]]
+        return AffineTensor(values, scale, zero, _encoding(bits, False, values.shape, scale.shape))
+
+    def _widened(
+        self, stored: npt.NDArray[Any], cast: onnx.NodeProto
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | None]:
+        """Integers, scales and zero points of Cast -> (Sub ->) Mul (-> Reshape, which joins blocks)."""
+        import numpy as np
+
+        node, zero = self._next(cast), None
+        if node.op_type == "Sub":
+            zero, node = self._origin(node.input[1]), self._next(node)
+        if node.op_type != "Mul":
+            raise ArtifactError(f"nothing in the file scales {cast.input[0]}", fix="build again")
+        scale = self._origin(node.input[1]).astype(np.float32)
+        following = self._consumers.get(node.output[0], [])
+        if len(following) == 1 and following[0].op_type == "Reshape":
+            whole = tuple(int(size) for size in self.array(following[0].input[1]))
+            axis = next(axis for axis, size in enumerate(whole) if stored.shape[axis] != size)
+            stored, scale = stored.reshape(whole), scale.squeeze(axis + 1)
+            zero = None if zero is None else zero.squeeze(axis + 1)
+        return stored, scale, zero
+
+    def _next(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """The one node that reads another's result."""
+        following = self._consumers.get(node.output[0], [])
+        if len(following) != 1:
+            raise ArtifactError(f"{len(following)} nodes read {node.output[0]}, not one", fix="build again")
+        return following[0]
 
     def _numbers(self, stored: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None, int]:
         """Scale, zero point and axis with which the file turns these integers into floats."""
@@ -100,6 +162,35 @@ class _Graph:
                         name = str(self._producers[name].input[0])
                     return name
         raise ArtifactError(f"nothing in the file dequantizes the rows of {gather.input[0]}", fix="build again")
+
+
+def _affine(
+    stored: npt.NDArray[Any], scale: npt.NDArray[Any], zero: npt.NDArray[Any] | None, placement: Placement
+) -> AffineTensor:
+    """Integers, with scales and zero points of the same rank, in the torch layout."""
+    import numpy as np
+
+    bits = INTEGER_BITS.get(stored.dtype.name)
+    if bits is None:
+        raise ArtifactError(f"{placement.stored} holds {stored.dtype.name}, no weight encoding", fix="build again")
+    signed = not stored.dtype.name.startswith("u")
+    values = _restore(stored.astype(np.int8 if signed else np.uint8), placement)
+    scale = _restore(scale, placement)
+    if signed and (zero is None or not zero.astype(np.int8).any()):
+        return AffineTensor(values, scale, None, _encoding(bits, True, values.shape, scale.shape))
+    zeros = np.zeros(scale.shape, values.dtype)
+    if zero is not None:
+        zeros = _restore(zero.astype(values.dtype), placement)
+    return AffineTensor(values, scale, zeros, _encoding(bits, False, values.shape, scale.shape))
+
+
+def _unpacked(data: npt.NDArray[Any], bits: int) -> npt.NDArray[Any]:
+    """Unsigned integers from rows of bytes, the first in the lowest bits."""
+    import numpy as np
+
+    shifts = (np.arange(8 // bits) * bits).astype(np.uint8)
+    parts = (data[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+    return np.ascontiguousarray(parts.reshape(data.shape[0], -1).astype(np.uint8))
 
 
 def _blocks(numbers: npt.NDArray[Any], shape: tuple[int, ...], axis: int) -> npt.NDArray[Any]:

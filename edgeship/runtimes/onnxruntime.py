@@ -96,11 +96,9 @@ class OnnxRuntime(Runtime):
         if isinstance(encoding, Float):
             return ""
         if not isinstance(encoding, Affine):
-            return "it would be widened to float32 at load; integers stay as small and run faster"
+            return "ONNX has no form of it that stays small: it would be widened to float32 at load; use integers"
         if op == "other":
             return "only weights of layers are stored as integers"
-        if encoding.bits == 3:
-            return "ONNX has no 3-bit integers; 4 bits take the same bytes"
         if activations in STATIC and encoding.bits == 2:
             return "its integer kernels do not load with 2-bit weights"
         if activations in STATIC and not encoding.symmetric:
@@ -109,10 +107,14 @@ class OnnxRuntime(Runtime):
             return "groups are for linear layers and embeddings"
         return ""
 
+    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
+        """Four bits for 3-bit integers: the format has none."""
+        return 4 if isinstance(encoding, Affine) and encoding.bits == 3 else encoding.bits
+
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """Float16, and 8 bits with float activations, are widened at load (see the artifact's session options)."""
-        widened = isinstance(encoding, Float) or (encoding.bits == 8 and activations == "float")
-        return 32 if widened else encoding.bits
+        """Float16, and layers of 8 bits with float activations, are widened at load; rows are looked up as they are."""
+        widened = isinstance(encoding, Float) or (encoding.bits == 8 and activations == "float" and op != "embedding")
+        return 32 if widened else self.container_bits(op, encoding)
 
     def warm_imports(self) -> None:
         """Import onnxruntime, and onnx, which checks files before they are loaded."""

@@ -28,6 +28,7 @@ def store_activations(model: ir.Model, program: TorchProgram) -> None:
     products_as_gemm(model)
     _store_biases(model, program)
     _guard_softmax(model)
+    _keep_floats(model)
     common.RemoveUnusedNodesPass()(model)
     _check_all_there(model, program)
 
@@ -110,6 +111,40 @@ def _guard_softmax(model: ir.Model) -> None:
         top = constant(model, f"{value.name}_top", np.asarray((254.75 - int(zero)) * scale, np.float32))
         capped = insert(model, quantize, "Min", [value, top], f"{value.name}_capped", value.dtype, value.shape)
         quantize.replace_input_with(0, capped)
+
+
+def _keep_floats(model: ir.Model) -> None:
+    """Keep ONNX Runtime from rounding float weights to int8, per tensor, between static activations (seen in 1.31.1).
+
+    It does so behind a DequantizeLinear with one scale; repeated for every channel, the same scale is left alone.
+    """
+    import numpy as np
+
+    for node in list(model.graph):
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        x, weight = node.inputs[0], node.inputs[1]
+        restore = quantizer(x)
+        if x is None or x.shape is None or restore is None or not _is_float_constant(weight):
+            continue
+        axis = 1 if node.op_type.startswith("Conv") else len(x.shape) - 1
+        numbers = [
+            constant(model, f"{x.name}_{ending}", np.repeat(number(value), int(x.shape[axis])))
+            for ending, value in zip(("scales", "zeros"), restore.inputs[1:3], strict=True)
+        ]
+        inputs = [restore.inputs[0], *numbers]
+        name = f"{x.name}_{node.name}"
+        node.replace_input_with(0, insert(model, node, "DequantizeLinear", inputs, name, x.dtype, x.shape, axis=axis))
+
+
+def _is_float_constant(value: ir.Value | None) -> bool:
+    """Whether a value is a weight in float32, or in float16 behind a Cast, transposed perhaps."""
+    while value is not None and not value.is_initializer():
+        node = value.producer()
+        if node is None or node.op_type not in ("Cast", "Transpose"):
+            return False
+        value = node.inputs[0]
+    return value is not None
 
 
 def _check_all_there(model: ir.Model, program: TorchProgram) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from edgeship.errors import LoweringError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy.typing as npt
     import onnx_ir as ir
@@ -43,6 +43,46 @@ def constant(model: ir.Model, name: str, array: npt.NDArray[Any]) -> ir.Value:
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     model.graph.initializers[name] = value
     return value
+
+
+def made_later(
+    model: ir.Model, name: str, make: Callable[[], npt.NDArray[Any]], dtype: ir.DataType, shape: Sequence[int]
+) -> ir.Value:
+    """An initializer whose content is made when the file is written, so that one weight is in memory at a time."""
+    import onnx_ir as ir
+
+    name = free_name(model, name)
+    tensor = lazy_tensor(name, make, dtype, shape)
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
+    model.graph.initializers[name] = value
+    return value
+
+
+def lazy_tensor(
+    name: str, make: Callable[[], npt.NDArray[Any]], dtype: ir.DataType, shape: Sequence[int]
+) -> ir.LazyTensor:
+    """A tensor made each time that it is read."""
+    import numpy as np
+    import onnx_ir as ir
+
+    def read() -> ir.Tensor:
+        array = np.ascontiguousarray(make()).astype(dtype.numpy(), copy=False)
+        return ir.Tensor(array.reshape(tuple(shape)), dtype=dtype, name=name)
+
+    return ir.LazyTensor(read, dtype=dtype, shape=ir.Shape(shape), name=name)
+
+
+def scales(model: ir.Model, before: ir.Node, name: str, scale: npt.NDArray[Any]) -> ir.Value:
+    """Scales in float32, stored as float16 where that holds the same numbers; a Cast that is folded at load."""
+    import numpy as np
+    import onnx_ir as ir
+
+    half = scale.astype(np.float16)
+    if not np.array_equal(half.astype(np.float32), scale):
+        return constant(model, name, np.ascontiguousarray(scale, np.float32))
+    stored = constant(model, name, np.ascontiguousarray(half))
+    to = int(ir.DataType.FLOAT)
+    return insert(model, before, "Cast", [stored], f"{stored.name}_f32", ir.DataType.FLOAT, scale.shape, to=to)
 
 
 def free_name(model: ir.Model, name: str) -> str:

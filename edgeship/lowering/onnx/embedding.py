@@ -20,17 +20,14 @@ def gather_integers(model: ir.Model, table: ir.Value, numbers: list[ir.Value]) -
         model: edited in place.
         table: the float table, still without content.
         numbers: integers [V, D], scale (scalar or [V]) and, perhaps, zero point. Only 8-bit symmetric tables are
-            rewritten: ONNX Runtime gathers no 4-bit integers.
+            rewritten, with plain operators; `edgeship.lowering.onnx.blocks` has a form for the others.
     """
     import onnx_ir as ir
 
     if numbers[0].dtype != ir.DataType.INT8 or len(numbers) > 2 or len(numbers[1].shape or ()) > 1:
         return
     integers, scale = numbers
-    for use in table.uses():
-        gather = use.node
-        if gather.op_type != "Gather" or use.idx != 0 or _axis(gather) != 0:
-            continue
+    for gather in rows_of(table):
         ids, result = gather.inputs[1], gather.outputs[0]
         rows = insert(model, gather, "Gather", [integers, ids], f"{result.name}_q", integers.dtype, result.shape)
         to = int(ir.DataType.FLOAT)
@@ -47,6 +44,11 @@ def gather_integers(model: ir.Model, table: ir.Value, numbers: list[ir.Value]) -
         name = result.name
         model.graph.remove(gather, safe=True)
         product.name = name
+
+
+def rows_of(table: ir.Value) -> list[ir.Node]:
+    """The nodes that take whole rows of a table."""
+    return [use.node for use in table.uses() if use.node.op_type == "Gather" and use.idx == 0 and not _axis(use.node)]
 
 
 def _axis(node: ir.Node) -> int:

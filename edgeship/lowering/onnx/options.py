@@ -1,43 +1,33 @@
 """Session options that an app must set so that ONNX Runtime computes what was decided.
 
 By default ONNX Runtime rounds the *activations* of every ``DequantizeLinear -> MatMul`` to int8 while running (accuracy
-level 4, about 45 dB). That is what ``dynamic`` asks for, and not what ``float`` asks for. Measured for a 1024 x 1024
-linear on one x86 core, one row (128 rows): float32 0.06 ms (2.9 ms), and
-
-  - 8 bits: dynamic 0.03 (1.8); float by accuracy level 1: 1.7 (13); float by folding the weights at load: 0.06 (2.9);
-  - 4 bits: dynamic 0.03 (2.2); float by accuracy level 1: 0.08 (3.0).
-
-So 8-bit weights with float activations are widened at load, at float32's speed and memory; 4-bit ones stay packed.
+level 4, about 45 dB). Where a weight has another form (docs/decisions/0007) the arithmetic is in the file, and no
+option is needed; this is for products that are left in that form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from edgeship.core.runtimes import ActivationMode
-from edgeship.core.weights import Affine
+from edgeship.lowering.onnx.edit import weight_scale
 
 if TYPE_CHECKING:
-    from edgeship.core.weights import Encoding
+    import onnx_ir as ir
+
+    from edgeship.core.runtimes import ActivationMode
 
 ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
-FOLD_WEIGHTS = "session.disable_quant_qdq"
+LEVELS = {"float": "1", "dynamic": "4"}
 
 
-def session_options(encodings: Iterable[Encoding], static: bool, activations: ActivationMode) -> dict[str, str]:
-    """Session configuration entries for a model with these weight encodings.
-
-    Args:
-        encodings: of the weights that compression decided.
-        static: whether activations have static integers.
-        activations: what the profile chose.
-    """
-    integers = [encoding for encoding in encodings if isinstance(encoding, Affine)]
-    if not integers:
+def session_options(model: ir.Model, activations: ActivationMode) -> dict[str, str]:
+    """Session configuration entries for a finished graph; ``activations`` is what the profile chose."""
+    if not any(node.op_type in ("MatMul", "Gemm") and any(map(_is_encoded, node.inputs)) for node in model.graph):
         return {}
-    if activations == "dynamic" and not static:
-        return {ACCURACY_LEVEL: "4"}
-    if not static and any(encoding.bits == 8 for encoding in integers):
-        return {FOLD_WEIGHTS: "1"}
-    return {ACCURACY_LEVEL: "1"}
+    return {ACCURACY_LEVEL: LEVELS.get(activations, "1")}
+
+
+def _is_encoded(value: ir.Value | None) -> bool:
+    node = None if value is None else value.producer()
+    behind = node.inputs[0] if node is not None and node.op_type == "Transpose" else value
+    return weight_scale(behind) is not None

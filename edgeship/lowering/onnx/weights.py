@@ -1,28 +1,38 @@
-"""Place weights in an ONNX graph exactly as decided: integers with DequantizeLinear, float16 with Cast.
+"""Place weights in an ONNX graph exactly as decided: float16 with Cast, integers in one of four forms.
 
-A linear weight is stored [K, N] (transposed) because ONNX Runtime's CPU kernels fuse ``DequantizeLinear -> MatMul`` and
-``-> Gemm`` only in that layout; `Placement.permutation` records it.
+  - static activations: DequantizeLinear, which ONNX Runtime and QNN make integer kernels of;
+  - products and lookups that compute on packed integers: `edgeship.lowering.onnx.blocks`;
+  - 8 bits with float activations: `edgeship.lowering.onnx.widened`;
+  - everything else: DequantizeLinear, which runs with the layer.
+
+With DequantizeLinear a linear weight is stored [K, N] (transposed): ONNX Runtime's CPU kernels fuse ``DequantizeLinear
+-> MatMul`` and ``-> Gemm`` only in that layout. `Placement.permutation` records it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edgeship.core.model import Placement
 from edgeship.core.weights import AffineTensor, EncodedTensor, FloatTensor
 from edgeship.errors import EncodingError, LoweringError
-from edgeship.lowering.onnx.edit import free_name
+from edgeship.lowering.onnx.blocks import store_blocks
+from edgeship.lowering.onnx.edit import lazy_tensor, made_later
 from edgeship.lowering.onnx.embedding import gather_integers
+from edgeship.lowering.onnx.linear import is_linear, untranspose
+from edgeship.lowering.onnx.widened import widen_at_load
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx_ir as ir
 
+    from edgeship.core.runtimes import ActivationMode
     from edgeship.program.program import TorchProgram
 
 
-def place_weights(model: ir.Model, weights: dict[str, ir.Value], program: TorchProgram) -> tuple[Placement, ...]:
+def place_weights(
+    model: ir.Model, weights: dict[str, ir.Value], program: TorchProgram, activations: ActivationMode = "float"
+) -> tuple[Placement, ...]:
     """Give every weight its content. Float weights that compression left alone stay float32.
 
     ``weights`` are values without content, by torch name, as `export_graph` returns them.
@@ -35,66 +45,32 @@ def place_weights(model: ir.Model, weights: dict[str, ir.Value], program: TorchP
     for name in program.encoded:
         if name not in weights or not weights[name].uses():
             raise LoweringError(f"the encoded weight {name} is not used in the ONNX graph", fix="keep it in float32")
+    static = bool(program.activations)
     # Floats first: they keep the torch name, and what encoded ones add must not take it.
     for name, value in sorted(weights.items(), key=lambda item: item[0] in program.encoded):
         if not value.uses():
             continue
         tensor = program.encoded.get(name)
-        transposed = _is_linear(value) and not _fused_wrongly(value, tensor)
+        if isinstance(tensor, AffineTensor) and not static:
+            stored = store_blocks(model, value, name, tensor, activations)
+            if stored is not None:
+                placements.append(Placement(name, stored))
+                continue
+        transposed = is_linear(value) and not _fused_wrongly(value, tensor)
         if transposed:
-            _untranspose(model, value)
+            untranspose(model, value)
         if tensor is None:
             _store_float(model, value, name, program, transposed)
             continue
-        stored = _store(model, value, name, tensor, transposed, explicit_zero=bool(program.activations))
+        widened = not static and activations != "dynamic"
+        stored = _store(model, value, name, tensor, transposed, explicit_zero=static, widened=widened)
         placements.append(Placement(name, stored, (1, 0) if transposed else None))
     return tuple(placements)
-
-
-def _is_linear(value: ir.Value) -> bool:
-    """Whether every use is a matrix product with the transposed weight, as torch's linear is exported."""
-    uses = value.uses()
-    return (
-        value.shape is not None
-        and len(value.shape) == 2
-        and bool(uses)
-        and all(_multiplies_transposed(use.node, use.idx) for use in uses)
-    )
-
-
-def _multiplies_transposed(node: ir.Node, index: int) -> bool:
-    if node.op_type == "Gemm":
-        return index == 1 and _integer(node, "transB") == 1
-    if node.op_type != "Transpose":
-        return False
-    perm = node.attributes.get("perm")
-    users = node.outputs[0].uses()
-    swaps = perm is None or list(perm.as_ints()) == [1, 0]
-    return swaps and all(use.node.op_type == "MatMul" and use.idx == 1 for use in users)
-
-
-def _integer(node: ir.Node, name: str) -> int:
-    attribute = node.attributes.get(name)
-    return 0 if attribute is None else int(attribute.as_int())
 
 
 def _fused_wrongly(value: ir.Value, tensor: EncodedTensor | None) -> bool:
     """ONNX Runtime 1.31.1 fuses 2-bit products wrongly unless 4 divides the output channels, silently; not [N, K]."""
     return tensor is not None and tensor.encoding.bits == 2 and int((value.shape or (0,))[0]) % 4 != 0
-
-
-def _untranspose(model: ir.Model, value: ir.Value) -> None:
-    """Drop the transposition at every use, and swap the value's own axes instead."""
-    import onnx_ir as ir
-
-    for use in value.uses():
-        if use.node.op_type == "Gemm":
-            use.node.attributes["transB"] = ir.AttrInt64("transB", 0)
-        else:
-            use.node.outputs[0].replace_all_uses_with(value)
-            model.graph.remove(use.node, safe=True)
-    shape = value.shape
-    value.shape = ir.Shape([shape[1], shape[0]]) if shape is not None else None
 
 
 def _store_float(model: ir.Model, value: ir.Value, name: str, program: TorchProgram, transposed: bool) -> None:
@@ -106,12 +82,19 @@ def _store_float(model: ir.Model, value: ir.Value, name: str, program: TorchProg
         return array.T if transposed else array
 
     dtype = value.dtype or ir.DataType.FLOAT
-    value.const_value = _lazy(name, read, dtype, tuple(int(size) for size in value.shape or ()))
+    value.const_value = lazy_tensor(name, read, dtype, [int(size) for size in value.shape or ()])
     model.graph.initializers[name] = value
 
 
 def _store(
-    model: ir.Model, value: ir.Value, name: str, tensor: EncodedTensor, transposed: bool, explicit_zero: bool
+    model: ir.Model,
+    value: ir.Value,
+    name: str,
+    tensor: EncodedTensor,
+    transposed: bool,
+    *,
+    explicit_zero: bool,
+    widened: bool,
 ) -> str:
     """Store one encoded weight before its first use; returns the name of the initializer that holds its numbers."""
     import onnx_ir as ir
@@ -119,28 +102,32 @@ def _store(
     def turned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array.T if transposed else array
 
+    def stored(ending: str, array: npt.NDArray[Any], dtype: ir.DataType) -> ir.Value:
+        return made_later(model, f"{name}_{ending}", lambda: array, dtype, array.shape)
+
     if isinstance(tensor, FloatTensor):
+        values = turned(tensor.values)
         if tensor.encoding.bits == 32:
-            value.const_value = _eager(name, turned(tensor.values), ir.DataType.FLOAT)
+            value.const_value = lazy_tensor(name, lambda: values, ir.DataType.FLOAT, values.shape)
             model.graph.initializers[name] = value
             return name
-        half = _initializer(model, f"{name}_f16", turned(tensor.values), ir.DataType.FLOAT16)
+        half = stored("f16", values, ir.DataType.FLOAT16)
         _replace(model, value, ir.node("Cast", [half], {"to": ir.DataType.FLOAT}, name=f"{name}_cast"), name)
         return str(half.name)
     if not isinstance(tensor, AffineTensor):
         raise EncodingError(f"ONNX cannot hold {tensor.encoding} for {name}", fix="use float16 or int8")
     values, scale = turned(tensor.values), turned(tensor.scale)
+    zero = None if tensor.zero_point is None else turned(tensor.zero_point)
+    if widened and tensor.encoding.bits == 8:
+        return str(widen_at_load(model, value, name, values, scale, zero).name)
     attributes, squeezed = block_layout(values.shape, scale.shape, name)
     dtype = _integer_type(model, tensor)
-    inputs = [
-        _initializer(model, f"{name}_q", values, dtype),
-        _initializer(model, f"{name}_scale", scale.reshape(squeezed), ir.DataType.FLOAT),
-    ]
-    if tensor.zero_point is not None:
-        inputs.append(_initializer(model, f"{name}_zero", turned(tensor.zero_point).reshape(squeezed), dtype))
+    inputs = [stored("q", values, dtype), stored("scale", scale.reshape(squeezed), ir.DataType.FLOAT)]
+    if zero is not None:
+        inputs.append(stored("zero", zero.reshape(squeezed), dtype))
     elif explicit_zero:
         # Without it ONNX Runtime leaves a quantized Gemm in float.
-        inputs.append(_initializer(model, f"{name}_zero", (0 * scale).reshape(squeezed).astype("int8"), dtype))
+        inputs.append(stored("zero", (0 * scale).reshape(squeezed).astype("int8"), dtype))
     if not explicit_zero:
         gather_integers(model, value, inputs)
     if value.uses():
@@ -192,32 +179,3 @@ def _replace(model: ir.Model, value: ir.Value, node: ir.Node, name: str) -> None
     (output,) = node.outputs
     output.name, output.type, output.shape = f"{name}_value", value.type, value.shape
     value.replace_all_uses_with(output)
-
-
-def _initializer(model: ir.Model, name: str, array: npt.NDArray[Any], dtype: ir.DataType) -> ir.Value:
-    import onnx_ir as ir
-
-    name = free_name(model, name)
-    value = ir.Value(
-        name=name, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=_eager(name, array, dtype)
-    )
-    model.graph.initializers[name] = value
-    return value
-
-
-def _eager(name: str, array: npt.NDArray[Any], dtype: ir.DataType) -> ir.LazyTensor:
-    import numpy as np
-
-    return _lazy(name, lambda: np.ascontiguousarray(array), dtype, tuple(array.shape))
-
-
-def _lazy(name: str, read: Callable[[], npt.NDArray[Any]], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.LazyTensor:
-    """A tensor made when the file is written, so that only one weight is in memory at a time."""
-    import numpy as np
-    import onnx_ir as ir
-
-    def make() -> ir.Tensor:
-        array = np.ascontiguousarray(read()).astype(dtype.numpy(), copy=False)
-        return ir.Tensor(array.reshape(shape), dtype=dtype, name=name)
-
-    return ir.LazyTensor(make, dtype=dtype, shape=ir.Shape(shape), name=name)

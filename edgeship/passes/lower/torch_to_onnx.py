@@ -17,8 +17,9 @@ class TorchToOnnx(Pass):
     """Lower to ONNX (opset 21), each weight stored as decided and static activations as QuantizeLinear pairs.
 
     Args:
-        activations: what the profile chose; it decides the session options that the app must set (see
-            `edgeship.lowering.onnx.options`), which ship as the artifact's facts and as the file's own metadata.
+        activations: what the profile chose; it decides the form of integer weights (see
+            `edgeship.lowering.onnx.weights`) and, for forms that leave it open, session options that the app must set,
+            which ship as the artifact's facts and as the file's own metadata.
     """
 
     name: ClassVar[str] = "lower/torch_to_onnx"
@@ -43,10 +44,10 @@ class TorchToOnnx(Pass):
 
         program = TorchProgram.open(model)
         graph, weights = export_graph(program)
-        placements = place_weights(graph, weights, program)
+        placements = place_weights(graph, weights, program, self.activations)
         if program.activations:
             store_activations(graph, program)
-        options = session_options(program.record.encodings.values(), bool(program.activations), self.activations)
+        options = session_options(graph, self.activations)
         graph.metadata_props.update(options)
         path = ctx.folder / "model.onnx"
         files = save_model(graph, path)

@@ -116,7 +116,7 @@ def test_dynamic_activations_round_only_activations(layers_program, with_encoded
     exact, dynamic = lower_to_onnx(program), lower_to_onnx(program, "dynamic")
     want, have = _reference(program)["image"], _run(dynamic, program)["image"]
     assert 25 < _snr_db(want, have) < 90
-    assert exact.facts != dynamic.facts
+    assert exact.facts == {}
     assert dynamic.compute == "int"
     # What an app must set is in the file too.
     entries = {entry.key: entry.value for entry in onnx.load(dynamic.path).metadata_props}
@@ -190,27 +190,29 @@ def test_softmax_is_right_where_the_fused_kernel_wraps_around(lower_to_onnx):
         assert np.abs(want - have).max() <= 1.01 * scale
 
 
-def test_two_bit_products_avoid_the_fusion_that_is_wrong(lower_to_onnx, with_encoded):
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_two_bit_products_avoid_the_fusion_that_is_wrong(symmetric, lower_to_onnx, with_encoded):
     import torch
 
     from edgeship.program.export import make_program
 
     torch.manual_seed(0)
-    for channels in (10, 12):
-        layer, x = torch.nn.Linear(64, channels), torch.randn(2, 3, 64)
-        program = make_program(layer.eval(), [TensorSpec("x", "f32", (2, 3, 64))], [x])
-        encoded = {"weight": quantize_nearest(program.weight("weight"), Affine(2))}
+    for columns, channels in ((64, 10), (64, 12), (75, 10)):
+        layer, x = torch.nn.Linear(columns, channels), torch.randn(2, 3, columns)
+        program = make_program(layer.eval(), [TensorSpec("x", "f32", (2, 3, columns))], [x])
+        encoded = {"weight": quantize_nearest(program.weight("weight"), Affine(2, symmetric))}
         program = with_encoded(program, encoded)
         artifact = lower_to_onnx(program)
         assert _snr_db(_reference(program)["output"], _run(artifact, program)["output"]) > 100
         assert same_numbers(encoded["weight"], RUNTIME.read_weights(artifact)["weight"]) == ""
-        assert onnx.load(artifact.path).opset_import[0].version == 25
+        assert _ops(artifact)["MatMulNBits"] == 1
 
 
 def test_the_graph_is_small(layers_program, with_encoded, lower_to_onnx):
     program = with_encoded(layers_program, _encoded(layers_program, "int8"))
     ops = _ops(lower_to_onnx(program))
-    assert ops["DequantizeLinear"] == 9
+    # Widened once, at load, by operators that ONNX Runtime folds.
+    assert (ops["DequantizeLinear"], ops["Mul"]) == (0, 9 + 1 + 1)
     # One turns the image's axes, one the table that is an embedding and a linear layer.
     assert ops["Transpose"] == 2
     assert not {"Shape", "Constant", "CastLike", "Identity"} & set(ops)
