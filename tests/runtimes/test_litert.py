@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgeship.compression.affine import quantize_nearest
-from edgeship.core.weights import Affine, Float, Palette, same_numbers
+from edgeship.core.weights import Affine, Float, Palette, Sparse, same_numbers
 from edgeship.errors import ArtifactError, DataError, EncodingError
 from edgeship.runtimes.litert.runtime import RUNTIME
 
@@ -40,7 +40,9 @@ def _inputs(artifact):
         ("linear", Affine(8, symmetric=False), "float", "zero points"),
         ("linear", Affine(3), "float", ""),
         ("depthwise_conv", Affine(3), "int16", "answer wrongly"),
-        ("linear", Palette(4), "float", "nothing else"),
+        ("linear", Palette(4), "float", "no palettes"),
+        ("conv", Sparse(Affine(8)), "float", "unpacked at load"),
+        ("other", Float(32), "int8", "on a grid like theirs"),
         ("other", Affine(8), "float", "only weights"),
         ("linear", Affine(8), "int8", ""),
         ("conv", Affine(4), "int16", ""),
@@ -131,3 +133,22 @@ def test_other_names_than_recorded_are_refused(artifact):
     signature = replace(artifact.signature, outputs=artifact.signature.outputs[:1])
     with pytest.raises(ArtifactError, match="other inputs or outputs"):
         RUNTIME.open(replace(artifact, signature=signature))
+
+
+@pytest.mark.parametrize(
+    ("op", "encoding", "activations", "bits"),
+    [
+        ("linear", Affine(8), "float", 32),
+        ("linear", Affine(4), "dynamic", 4),
+        ("linear", Affine(3), "dynamic", 4),
+        ("embedding", Affine(8), "float", 8),
+        ("conv", Affine(4), "dynamic", 4),
+        ("conv", Affine(4, granularity="tensor"), "dynamic", 32),
+        ("depthwise_conv", Affine(4), "dynamic", 32),
+        ("conv_transpose", Affine(4), "int8", 32),
+        ("conv", Affine(8), "int16", 8),
+        ("linear", Float(16), "float", 32),
+    ],
+)
+def test_memory_is_counted_as_it_is_while_running(op, encoding, activations, bits):
+    assert RUNTIME.resident_bits(op, encoding, activations) == bits

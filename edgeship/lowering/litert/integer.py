@@ -181,8 +181,8 @@ class IntegerGraph:
         from ai_edge_litert import schema_py_generated as schema
 
         if kind == schema.TensorType.INT4:
-            # Wrong without a word with 16-bit activations (ai-edge-litert 2.3.0).
-            return not (name == "DEPTHWISE_CONV_2D" and bits == 16)
+            # Depthwise: wrong without a word (ai-edge-litert 2.3.0). Transposed: does not load.
+            return name != "TRANSPOSE_CONV" and not (name == "DEPTHWISE_CONV_2D" and bits == 16)
         return bool(kind == schema.TensorType.INT8)
 
     def _bias(self, source: int, integers: Any, steps: Any, bits: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -125,7 +126,8 @@ class WeightStorer:
         kinds, code = schema.BuiltinOperator, builtin_code(self.model, use.operator)
         encoding = weight.encoding
         if code == kinds.EMBEDDING_LOOKUP and use.slot == 1:
-            return True
+            # Its kernel looks for rows at whole bytes, and is silently wrong when they start within one.
+            return math.prod(use.layout.shape[1:]) * _CONTAINERS[encoding.bits] % 8 == 0
         if self.activations != "dynamic" or use.slot != 1:
             return False
         if code == kinds.FULLY_CONNECTED:

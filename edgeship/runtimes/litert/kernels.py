@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from edgeship.core.inventory import WeightOp
 from edgeship.core.runtimes import ActivationMode
-from edgeship.core.weights import Affine, Encoding, Float
+from edgeship.core.weights import Affine, Encoding, Float, Palette, Sparse
 
 # Operators whose integer weights reach the file. A transposed convolution is always dequantized first.
 _STORED: tuple[WeightOp, ...] = ("linear", "conv", "depthwise_conv", "conv_transpose", "embedding")
@@ -17,7 +17,13 @@ GROUP_SIZES = (32, 64, 128)
 def refusal(op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
     """Empty when LiteRT holds this weight exactly and computes with it safely; else why not."""
     if isinstance(encoding, Float):
+        if op == "other" and encoding.bits == 32 and activations in ("int8", "int16"):
+            return "constants beside static activations are stored on a grid like theirs"
         return ""
+    if isinstance(encoding, Palette):
+        return "the format has no palettes; use int4 or int8"
+    if isinstance(encoding, Sparse):
+        return "kernels read dense weights: it would be unpacked at load, and int8 is no larger in the file"
     if not isinstance(encoding, Affine):
         return "the format has integers with scales and floats, nothing else"
     if not encoding.symmetric:
@@ -34,6 +40,24 @@ def refusal(op: WeightOp, encoding: Encoding, activations: ActivationMode) -> st
 def container_bits(encoding: Encoding) -> int:
     """Bits of one weight in the file: the format has no 3-bit integers, and 4 bits hold them exactly."""
     return 4 if isinstance(encoding, Affine) and encoding.bits == 3 else encoding.bits
+
+
+def resident_bits(op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
+    """Bits of one weight while the model runs: 32 where a DEQUANTIZE stands before the layer, which XNNPACK keeps."""
+    if isinstance(encoding, Float) or not isinstance(encoding, Affine):
+        return 32
+    bits = container_bits(encoding)
+    computed = {
+        "float": op == "embedding",
+        "dynamic": op in ("linear", "embedding")
+        or (encoding.granularity == "channel" and (op, bits) in _HYBRID_CONVOLUTIONS),
+        "int8": op != "conv_transpose" or bits == 8,
+        "int16": op != "conv_transpose" or bits == 8,
+    }[activations]
+    return bits if computed else 32
+
+
+_HYBRID_CONVOLUTIONS = {("conv", 8), ("conv", 4), ("depthwise_conv", 8)}
 
 
 def _static_refusal(op: WeightOp, encoding: Affine, activations: ActivationMode) -> str:

@@ -9,7 +9,7 @@ from edgeship.core.model import Artifact, Placement, Signature, TFLiteModel
 from edgeship.core.runtimes import ActivationMode, Arrays, Runtime, Session, as_numpy
 from edgeship.core.weights import ActivationEncoding, Affine, AffineTensor, EncodedTensor, Encoding, FloatTensor
 from edgeship.errors import ArtifactError, DataError, EncodingError
-from edgeship.runtimes.litert.kernels import container_bits, refusal
+from edgeship.runtimes.litert.kernels import container_bits, refusal, resident_bits
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -99,6 +99,10 @@ class LiteRTRuntime(Runtime):
     def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
         """Four bits for 3-bit integers."""
         return container_bits(encoding)
+
+    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
+        """See `edgeship.runtimes.litert.kernels`."""
+        return resident_bits(op, encoding, activations)
 
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """See `edgeship.runtimes.litert.kernels`."""
