@@ -4,27 +4,43 @@ from the folder: ``trust_remote_code`` is off."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeship.core.model import TensorSpec
 from edgeship.core.records import suggest
 from edgeship.errors import SourceError, UnsafeSourceError, UsageError, WeightsError
 
-TEXT = ("input_ids", "attention_mask", "token_type_ids")
-VISION = ("pixel_values",)
-AUDIO = ("input_features", "input_values")
+if TYPE_CHECKING:
+    import torch
+
+# What a model may be about; other models say with --input what they take.
+MAIN = ("input_ids", "pixel_values", "input_features", "input_values", "past_values")
+TOKENS = ("batch_size", "sequence_length")
+AXES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("input_ids", "attention_mask", "token_type_ids", "bbox"), TOKENS),
+    "pixel_values": ("batch_size", "num_channels", "height", "width"),
+    "input_features": ("batch_size", "feature_size", "nb_max_frames"),
+    "input_values": ("batch_size", "audio_sequence_length"),
+}
 DEFAULT_TOKENS = 128
+# A second at 16 kHz.
+DEFAULT_SAMPLES = 16000
 
 
 @dataclass(frozen=True)
 class LoadedFolder:
-    """A model in memory with its inputs. ``task`` is optimum's name, empty when it knows none."""
+    """A model in memory with its inputs.
+
+    Args:
+        examples: one tensor an input, to trace with. task: optimum's name, empty when it knows none.
+    """
 
     model: Any
     inputs: tuple[TensorSpec, ...]
+    examples: tuple[torch.Tensor, ...]
     task: str
 
 
@@ -73,7 +89,9 @@ def load_folder(folder: Path, given: Sequence[TensorSpec] = ()) -> LoadedFolder:
     missing = sorted(loading["missing_keys"])
     if missing:
         raise WeightsError(f"{folder} lacks the weight {missing[0]}", fix="download the folder again")
-    return LoadedFolder(model.eval(), _inputs(model, folder, given), _task(model))
+    model, task = model.eval(), _task(model)
+    specs, examples = zip(*_inputs(model, folder, task, given), strict=True)
+    return LoadedFolder(model, specs, examples, task)
 
 
 def call_by_name(names: Sequence[str]) -> Any:
@@ -94,48 +112,81 @@ def outputs_of(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if isinstance(value, torch.Tensor)}
 
 
-def _inputs(model: Any, folder: Path, given: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+def _inputs(model: Any, folder: Path, task: str, given: Sequence[TensorSpec]) -> list[tuple[TensorSpec, torch.Tensor]]:
     import inspect
 
+    from edgeship.data.specs import example_tensors
+    from edgeship.frontends.dummies import example_input
+
     accepted = inspect.signature(model.forward).parameters
-    main = model.main_input_name
-    if main in VISION:
-        wanted = [_image_spec(model.config, folder)]
-    elif main in AUDIO:
-        wanted = [_audio_spec(model.config, main)]
-    elif main == "input_ids":
-        tokens = min(DEFAULT_TOKENS, int(getattr(model.config, "max_position_embeddings", 0) or DEFAULT_TOKENS))
-        rows: Any = model.get_input_embeddings().num_embeddings
-        vocabulary = int(getattr(model.config, "vocab_size", 0) or rows)
-        types = int(getattr(model.config, "type_vocab_size", 0) or 0)
-        wanted = [TensorSpec("input_ids", "i64", (1, tokens), "NT", 0, vocabulary - 1)]
-        if "attention_mask" in accepted:
-            wanted.append(TensorSpec("attention_mask", "i64", (1, tokens), "NT"))
-        if "token_type_ids" in accepted and types > 1 and (folder / "tokenizer_config.json").is_file():
-            names = _read_json(folder / "tokenizer_config.json").get("model_input_names", [])
-            if "token_type_ids" in names:
-                wanted.append(TensorSpec("token_type_ids", "i64", (1, tokens), "NT", 0, types - 1))
-    else:
-        wanted = []
     by_name = {spec.name: spec for spec in given}
     for name in by_name:
         if name not in accepted:
             raise UsageError(f"{type(model).__name__} has no input {name}", fix=suggest(name, accepted))
-    sized = [_resize(spec, by_name.pop(spec.name, None)) for spec in wanted] + list(by_name.values())
-    lengths = {spec.shape[-1] for spec in sized if spec.name in TEXT}
-    if len(lengths) > 1:
-        first = next(spec.shape for spec in given if spec.name in TEXT)
-        sized = [
-            _resize(spec, TensorSpec(spec.name, spec.dtype, first)) if spec.name in TEXT else spec for spec in sized
-        ]
-    if not sized:
+    processor = folder / "preprocessor_config.json"
+    notes = _read_json(processor) if processor.is_file() else {}
+    sizes = _sizes(model.config, notes, by_name)
+    made = []
+    for name in dict.fromkeys([*_names(model, folder, accepted), *by_name]):
+        spec, example = example_input(model, task, name, sizes)
+        if name == "pixel_values" and notes.get("image_mean") and notes.get("image_std"):
+            spec = replace(spec, mean=tuple(notes["image_mean"]), std=tuple(notes["image_std"]))
+        sized = _resize(spec, by_name.get(name))
+        made.append((sized, example if sized.shape == spec.shape else example_tensors([sized])[0]))
+    if not made:
         raise SourceError(f"the inputs of {type(model).__name__} are not known", fix="give them with --input")
-    return tuple(sized)
+    return made
+
+
+def _names(model: Any, folder: Path, accepted: Collection[str]) -> list[str]:
+    """The inputs that a model is run with, of the many that its ``forward`` accepts."""
+    config = model.config
+    names = [model.main_input_name] if model.main_input_name in MAIN else []
+    if hasattr(config, "text_config") and hasattr(config, "vision_config"):
+        names = ["input_ids", "pixel_values"]
+    if "input_ids" in names:
+        names.append("attention_mask")
+        tokenizer = folder / "tokenizer_config.json"
+        told = _read_json(tokenizer).get("model_input_names", []) if tokenizer.is_file() else []
+        if int(getattr(config, "type_vocab_size", 0) or 0) > 1 and "token_type_ids" in told:
+            names.append("token_type_ids")
+        names.append("bbox")
+    if getattr(config, "is_encoder_decoder", False):
+        names.append("decoder_input_ids")
+    return [name for name in names if name in accepted]
+
+
+def _sizes(config: Any, processor: Mapping[str, Any], given: Mapping[str, TensorSpec]) -> dict[str, int]:
+    """Sizes in the words of optimum's generators: the user's, else the processor's, the configuration's, or ours."""
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", 0) or getattr(text, "max_target_positions", 0)
+    height, width = _image_size(config, processor)
+    sizes = {
+        "batch_size": 1,
+        "sequence_length": min(DEFAULT_TOKENS, int(positions or DEFAULT_TOKENS)),
+        "num_channels": int(getattr(config, "num_channels", 3)),
+        "height": height,
+        "width": width,
+        "feature_size": int(getattr(config, "num_mel_bins", 80)),
+        "nb_max_frames": 2 * int(getattr(config, "max_source_positions", 1500)),
+        "audio_sequence_length": DEFAULT_SAMPLES,
+    }
+    # A size that is given for one input holds for its neighbours: a mask is as long as its ids.
+    for name, spec in reversed(list(given.items())):
+        sizes |= dict(zip(AXES.get(name, ()), spec.shape, strict=False))
+    return sizes
+
+
+def _image_size(config: Any, processor: Mapping[str, Any]) -> tuple[int, int]:
+    size: Any = processor.get("crop_size") or processor.get("size")
+    size = size or getattr(getattr(config, "vision_config", config), "image_size", None) or 224
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge", 224)
+        size = (size.get("height", edge), size.get("width", edge))
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _resize(spec: TensorSpec, given: TensorSpec | None) -> TensorSpec:
-    from dataclasses import replace
-
     if given is None:
         return spec
     if given.dtype != spec.dtype and not {given.dtype, spec.dtype} <= {"i64", "i32"}:
@@ -143,29 +194,6 @@ def _resize(spec: TensorSpec, given: TensorSpec | None) -> TensorSpec:
             f"input {spec.name} is {spec.dtype}, not {given.dtype}", fix=f"write {spec.name}:{spec.dtype}[..]"
         )
     return replace(spec, shape=given.shape)
-
-
-def _image_spec(config: Any, folder: Path) -> TensorSpec:
-    path = folder / "preprocessor_config.json"
-    processor = _read_json(path) if path.is_file() else {}
-    size: Any = processor.get("crop_size") or processor.get("size") or getattr(config, "image_size", None) or 224
-    if isinstance(size, dict):
-        edge = size.get("shortest_edge", 224)
-        size = (size.get("height", edge), size.get("width", edge))
-    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    channels = int(getattr(config, "num_channels", 3))
-    mean, std = processor.get("image_mean"), processor.get("image_std")
-    return TensorSpec(
-        "pixel_values", "f32", (1, channels, height, width), "NCHW",
-        mean=tuple(mean) if mean else None, std=tuple(std) if std else None,
-    )  # fmt: skip
-
-
-def _audio_spec(config: Any, name: str) -> TensorSpec:
-    if name == "input_features":
-        frames = 2 * int(getattr(config, "max_source_positions", 1500))
-        return TensorSpec(name, "f32", (1, int(getattr(config, "num_mel_bins", 80)), frames), "NCT")
-    return TensorSpec(name, "f32", (1, 16000), "NT")
 
 
 def _task(model: Any) -> str:
