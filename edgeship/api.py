@@ -14,8 +14,8 @@ from edgeship.core.inventory import Inventory
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context
 from edgeship.core.plan import Plan, Step
-from edgeship.core.profile import DataRef, Request
-from edgeship.core.records import read_json
+from edgeship.core.profile import DataRef, Profile, Request
+from edgeship.core.records import read_json, read_toml
 from edgeship.core.registry import devices, find, profiles, runtimes, targets
 from edgeship.core.report import Measurement, Report
 from edgeship.core.runtimes import Availability
@@ -137,7 +137,7 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
 
     if not order.targets:
         raise UsageError("no target", fix=f"add --target, one of {', '.join(targets())}")
-    profile = find("profile", profiles(), order.profile)
+    profile = _profile(order.profile)
     chosen = [find("target", targets(), name) for name in dict.fromkeys(order.targets)]
     for name in order.runtimes:
         find("runtime", runtimes(), name)
@@ -183,6 +183,11 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     inventory = record.inventory
     ready = tuple(dataclasses.replace(request, inventory=inventory) for request in requests)
     return Prepared(plan_build(ready), ready, loaded, load_plan.steps[-1], execution)
+
+
+def _profile(name: str) -> Profile:
+    """A profile by name, or of a TOML file."""
+    return read_toml(Profile, Path(name)) if name.endswith(".toml") else find("profile", profiles(), name)
 
 
 def verify(bundle_path: Path, *, run: bool = True, log: Log | None = None) -> list[str]:

@@ -16,7 +16,8 @@ class WeightUse:
     Args:
         channel_axis: axis of output channels (0 for linear, conv and embedding; 1 for transposed convolutions).
         op: ``other`` for biases, norms and anything that must stay float.
-        groups: groups of a convolution.
+        groups: groups of a convolution. nodes: the operators that read it.
+        looked_up: rows of it are looked up (an embedding), whatever else it does.
     """
 
     name: str
@@ -25,6 +26,7 @@ class WeightUse:
     channel_axis: int = 0
     groups: int = 1
     nodes: tuple[str, ...] = ()
+    looked_up: bool = False
 
     @property
     def elements(self) -> int:

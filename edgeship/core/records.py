@@ -141,6 +141,8 @@ def read_toml(cls: type[T], path: Path) -> T:
     """Read a record from a TOML file; errors name the file and the key."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", fix="give a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}", fix="mend the file") from None
     return from_plain(cls, data, path.name)

@@ -47,7 +47,8 @@ def _weight_use(name: str, node: Node) -> WeightUse:
         op = "linear" if "linear" in found else "embedding"
     elif len(uses) == 1:
         op, axis, groups = next(iter(uses))
-    return WeightUse(name, op, shape, axis, groups, tuple(user.name for user in node.users))
+    readers = tuple(user.name for user in node.users)
+    return WeightUse(name, op, shape, axis, groups, readers, "embedding" in found)
 
 
 def _use_of(user: Node, weight: Node) -> tuple[WeightOp, int, int]:

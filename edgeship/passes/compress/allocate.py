@@ -58,10 +58,9 @@ class AllocateBits(Pass):
         runtime = runtimes()[request.runtime]
         rows = []
         for op in ENCODED_OPS:
-            names = choice.candidates
-            if op == "embedding" and choice.embeddings:
-                names = (choice.embeddings,)
-            held = [name for name in names if not runtime.holds(op, encoding_named(name), choice.activations)]
+            held = [
+                name for name in choice.candidates if not runtime.holds(op, encoding_named(name), choice.activations)
+            ]
             rows.append((op, tuple(held)))
         return cls(request.runtime, tuple(rows), _budget(request), request.calibration)
 
