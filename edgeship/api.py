@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -256,7 +255,7 @@ def bench(bundle_path: Path, *, seconds: float = 2.0, device: str = "host") -> l
     inventory = read_json(Inventory, bundle.path / INVENTORY)
     rows: list[tuple[str, Measurement]] = []
     for record in bundle.manifest.artifacts:
-        stored = {key: math.ceil(math.prod(item.shape) * item.bits / 8) for key, item in record.encodings.items()}
+        stored = {key: item.bytes for key, item in record.encodings.items()}
         shipped = Shipped(opened(bundle, record), inventory, record.choice, stored)
         rows += [(record.main, item) for item in place.measure(shipped, argument, seconds)]
     return rows

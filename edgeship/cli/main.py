@@ -160,7 +160,7 @@ def _order(
 @click.argument("artifact", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
 def inspect(artifact: str, as_json: bool) -> None:
-    """Show what a bundle holds: inputs, outputs, bytes by encoding, bits per weight."""
+    """Show what a bundle holds: inputs, outputs, bytes and error by encoding and by layer, bits per weight."""
     from edgeship.cli.printing import print_inspection
     from edgeship.shipping.inspection import inspect_path
 

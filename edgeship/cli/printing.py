@@ -287,6 +287,16 @@ def print_inspection(found: Mapping[str, Any]) -> None:
         for row in artifact["encodings"]:
             table.add_row(row["encoding"], str(row["weights"]), f"{row['elements']:,}", human_bytes(row["bytes"]))
         out.print(table)
+        layers = Table()
+        for name in ("layer", "encoding", "shape", "bytes", "error", "loss at the outputs"):
+            layers.add_column(name, justify="left" if name in ("layer", "encoding", "shape") else "right")
+        for name, layer in artifact["layers"].items():
+            ratio, loss = layer["snr_db"], layer["loss"]
+            error = "-" if ratio is None else f"{ratio:.1f} dB"
+            cost = "-" if loss is None else f"{loss:.2g}"
+            shape = "x".join(map(str, layer["shape"]))
+            layers.add_row(name, layer["encoding"], shape, human_bytes(layer["bytes"]), error, cost)
+        out.print(layers)
 
 
 def show_log(path: Path) -> None:

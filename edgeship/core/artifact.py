@@ -32,12 +32,21 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class EncodingRecord:
-    """How one weight is stored: the encoding in words, its bits, and where the artifact keeps it."""
+    """How one weight is stored: the encoding in words, its bits, and where the artifact keeps it.
+
+    Args:
+        bytes: in the file, with scales, tables and mask. snr_db: of the stored weight to its float values; None when
+            they are equal. loss: noise over signal at the model's outputs with this weight alone stored so, where it
+            was measured.
+    """
 
     encoding: str
     bits: int
     shape: tuple[int, ...]
     placement: Placement
+    bytes: int = 0
+    snr_db: float | None = None
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class ArtifactRecord:
         encodings: by weight name; weights not named are stored in ``compute`` precision.
         choice: what the profile wanted for this runtime, in words.
         activations: static integers by graph node: [bits, scale, zero point].
+        weight_bytes: of all weights, encoded and not. bits_per_weight: the same over all scalars.
         facts: session options an app must set, versions, counts.
     """
 
@@ -67,6 +77,8 @@ class ArtifactRecord:
     verified: str
     reproducible: str = ""
     facts: dict[str, str] = field(default_factory=dict)
+    weight_bytes: int = 0
+    bits_per_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,13 +106,17 @@ class Manifest:
 
 @dataclass(frozen=True)
 class BuiltArtifact:
-    """One artifact of a running build, with what the steps said about it."""
+    """One artifact of a running build, with what the steps said about it; ``curve`` is the trade-off it was chosen
+    from."""
 
     targets: tuple[str, ...]
     artifact: Artifact
     choice: Choice
     encodings: dict[str, EncodingRecord]
     activations: dict[str, tuple[int, float, int]]
+    weight_bytes: int = 0
+    bits_per_weight: float = 0.0
+    curve: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

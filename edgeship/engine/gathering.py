@@ -12,14 +12,16 @@ from typing import Any
 
 from edgeship import __version__
 from edgeship.core.artifact import BuiltArtifact, EncodingRecord, Gathered, total_bytes
+from edgeship.core.encodings import stored_bits
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.plan import Plan, Step
 from edgeship.core.profile import Request
 from edgeship.core.registry import runtimes
 from edgeship.core.report import ArtifactRow, Measurement, Measurements, Report, Verdict
+from edgeship.core.weights import Encoding
 from edgeship.engine.chatter import Log
 from edgeship.engine.executor import Execution
-from edgeship.engine.notes import notes_of
+from edgeship.engine.notes import losses_of, notes_of
 from edgeship.program.program import ProgramRecord
 
 
@@ -59,8 +61,11 @@ def gather_all(prepared: Prepared, execution: Execution, output: Path, source: s
         records.append(record)
         encodings, activations = _decided(record, result)
         choice = next(item for item in prepared.requests if item.runtime == mine[0][1]).choice
-        built.append(BuiltArtifact(names, result, choice, encodings, activations))
-        rows.append(_row(prepared, step, execution, result, names, encodings, activations))
+        row = _row(prepared, step, execution, result, names, encodings, activations)
+        encodings = _with_costs(encodings, row)
+        size, bits = _weight_bytes(record, result, encodings)
+        built.append(BuiltArtifact(names, result, choice, encodings, activations, size, bits, record.curve))
+        rows.append(row)
     report = Report(
         source=source,
         profile=prepared.requests[0].profile.name,
@@ -99,13 +104,44 @@ def _decided(
 ) -> tuple[dict[str, EncodingRecord], dict[str, tuple[int, float, int]]]:
     """What compression decided for the program behind an artifact, with where the artifact keeps it."""
     placements = {placement.weight: placement for placement in artifact.placements}
-    shapes = {use.name: use.shape for use in record.inventory.weights}
+    uses = {use.name: use for use in record.inventory.weights}
+    runtime = runtimes()[artifact.runtime]
+
+    def stored(name: str, encoding: Encoding) -> int:
+        container = runtime.container_bits(uses[name].op, encoding)
+        return -(-stored_bits(encoding, uses[name], container, record.pruned.get(name, 0.0)) // 8)
+
     encodings = {
-        name: EncodingRecord(str(encoding), encoding.bits, shapes[name], placements[name])
+        name: EncodingRecord(str(encoding), encoding.bits, uses[name].shape, placements[name], stored(name, encoding))
         for name, encoding in record.encodings.items()
     }
     activations = {name: (item.bits, item.scale, item.zero_point) for name, item in record.activations.items()}
     return encodings, activations
+
+
+def _with_costs(encodings: Mapping[str, EncodingRecord], row: ArtifactRow) -> dict[str, EncodingRecord]:
+    """The records with what check/layers measured of each."""
+    ratios = {
+        item.name.removeprefix("snr:"): item.value
+        for verdict in row.verdicts
+        for item in verdict.measurements
+        if item.name.startswith("snr:")
+    }
+    losses = losses_of(row)
+    return {
+        name: dataclasses.replace(item, snr_db=ratios.get(name), loss=losses.get(name))
+        for name, item in encodings.items()
+    }
+
+
+def _weight_bytes(
+    record: ProgramRecord, artifact: Artifact, encodings: Mapping[str, EncodingRecord]
+) -> tuple[int, float]:
+    """Bytes of all weights as stored, and bits a scalar; what is not encoded is in the precision of the arithmetic."""
+    width = 2 if artifact.compute == "f16" else 4
+    uses = [use for use in record.inventory.weights if use.name not in record.aliases]
+    total = sum(encodings[use.name].bytes if use.name in encodings else width * use.elements for use in uses)
+    return total, 8 * total / max(sum(use.elements for use in uses), 1)
 
 
 def _row(

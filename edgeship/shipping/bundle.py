@@ -32,6 +32,7 @@ from edgeship.core.model import ARTIFACTS, Artifact
 from edgeship.core.processes import is_alive
 from edgeship.core.records import read_json, to_plain, write_json
 from edgeship.errors import ArtifactError, OutputError, UsageError
+from edgeship.shipping.plots import layer_bars, trade_off_curve
 from edgeship.shipping.swap import put_in_place
 
 
@@ -78,7 +79,7 @@ def publish(gathered: Gathered) -> Bundle:
             records,
             gathered.plan.plain(),
             gathered.report.versions,
-            tuple(_record(draft, draft / name) for name in (REPORT, INVENTORY)),
+            tuple(_record(draft, draft / name) for name in (REPORT, INVENTORY, *_write_plots(draft, gathered))),
         )
         write_json(draft / MANIFEST, manifest)
         (draft / SEAL).write_text(f"{file_digest(draft / MANIFEST)}  {MANIFEST}\n", encoding="utf-8")
@@ -142,7 +143,33 @@ def _write_artifact(draft: Path, built: BuiltArtifact, gathered: Gathered) -> Ar
         verified=verdict.summary,
         reproducible=artifact.facts.get("nondeterministic", ""),
         facts=artifact.facts,
+        weight_bytes=built.weight_bytes,
+        bits_per_weight=built.bits_per_weight,
     )
+
+
+def _write_plots(draft: Path, gathered: Gathered) -> list[str]:
+    """``layers-NAME.svg``: the error of each layer; ``trade-off-NAME.svg`` where bits were allocated."""
+    names = []
+    for built in gathered.built:
+        name = artifact_folder(built, gathered.built)
+        rows = [
+            (layer, 10 ** (-item.snr_db / 20), f"{item.encoding}, {item.snr_db:.1f} dB")
+            for layer, item in built.encodings.items()
+            if item.snr_db is not None
+        ]
+        if rows:
+            title = f"{name}: error of each stored weight, relative to its float values"
+            (draft / f"layers-{name}.svg").write_text(layer_bars(title, rows), encoding="utf-8")
+            names.append(f"layers-{name}.svg")
+        if built.curve:
+            size = sum(item.bytes for item in built.encodings.values())
+            chosen = min(built.curve, key=lambda point: abs(point[0] - size))
+            title = f"{name}: noise over signal of the best choice of encodings, over bytes of weights"
+            text = trade_off_curve(title, built.curve, chosen)
+            (draft / f"trade-off-{name}.svg").write_text(text, encoding="utf-8")
+            names.append(f"trade-off-{name}.svg")
+    return names
 
 
 def _record(root: Path, path: Path) -> FileRecord:

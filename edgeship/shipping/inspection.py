@@ -12,7 +12,8 @@ from edgeship.shipping.bundle import read_bundle
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
-    """A bundle, or one artifact inside a bundle, as plain data: I/O, bytes by encoding, bits per weight.
+    """A bundle, or one artifact inside a bundle, as plain data: I/O, bytes by encoding and
+    by layer, error by layer, bits per weight.
 
     Raises:
         ArtifactError: neither.
@@ -45,27 +46,31 @@ def inspect_path(path: Path) -> dict[str, Any]:
 
 def _artifact(record: ArtifactRecord) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {}
-    elements = bits = 0
     for encoding in record.encodings.values():
-        count = math.prod(encoding.shape)
         row = rows.setdefault(
             encoding.encoding, {"encoding": encoding.encoding, "weights": 0, "elements": 0, "bytes": 0}
         )
         row["weights"] += 1
-        row["elements"] += count
-        row["bytes"] += math.ceil(count * encoding.bits / 8)
-        elements += count
-        bits += count * encoding.bits
+        row["elements"] += math.prod(encoding.shape)
+        row["bytes"] += encoding.bytes
     return {
         "main": record.main,
         "runtime": record.runtime,
         "bytes": sum(file.bytes for file in record.files),
         "inputs": [str(spec) for spec in record.signature.inputs],
         "outputs": [str(spec) for spec in record.signature.outputs],
-        "bits_per_weight": bits / elements if elements else 0.0,
+        "weight_bytes": record.weight_bytes,
+        "bits_per_weight": record.bits_per_weight,
         "encodings": list(rows.values()),
         "layers": {
-            name: {"encoding": item.encoding, "shape": list(item.shape), "stored": item.placement.stored}
+            name: {
+                "encoding": item.encoding,
+                "shape": list(item.shape),
+                "bytes": item.bytes,
+                "snr_db": item.snr_db,
+                "loss": item.loss,
+                "stored": item.placement.stored,
+            }
             for name, item in record.encodings.items()
         },
     }
