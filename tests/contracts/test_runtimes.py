@@ -6,7 +6,8 @@ from typing import get_args
 
 import pytest
 
-from edgeship.core.inventory import WeightOp
+from edgeship.core.encodings import encoding_named, fitted
+from edgeship.core.inventory import WeightOp, WeightUse
 from edgeship.core.model import ARTIFACTS, Signature, TensorSpec
 from edgeship.core.profile import Choice
 from edgeship.core.registry import passes, profiles, runtimes, targets
@@ -61,14 +62,16 @@ def test_it_answers_for_every_weight(runtime):
                     runtime.require(op, encoding, activations)
 
 
-def test_it_holds_what_the_profiles_ask_of_it(runtime):
+@pytest.mark.parametrize("op", ["linear", "conv", "depthwise_conv", "embedding"])
+def test_it_holds_what_the_profiles_ask_of_it(runtime, op):
+    use = WeightUse("w", op, (64, 64) if op in ("linear", "embedding") else (64, 64, 3, 3))
     for profile in profiles().values():
         choice = profile.choice(runtime.name)
-        encoding = (
-            Float(int(choice.weights[5:])) if choice.weights.startswith("float") else Affine(int(choice.weights[3:]))
-        )
-        for op in ("linear", "conv", "depthwise_conv", "embedding"):
-            assert runtime.holds(op, encoding, choice.activations) == "", (profile.name, op)
+        names = choice.candidates if choice.weights == "auto" else (choice.weights,)
+        if op == "embedding" and choice.embeddings:
+            names = (choice.embeddings,)
+        refused = [runtime.holds(op, fitted(encoding_named(name), use), choice.activations) for name in names]
+        assert not all(refused), (profile.name, refused)
 
 
 def test_it_refuses_something(runtime):

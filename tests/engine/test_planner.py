@@ -31,13 +31,13 @@ def names(plan) -> list[str]:
 def test_a_route_goes_from_the_source_to_its_artifact_and_its_checks():
     plan = plan_build([request("coreml")])
     assert names(plan) == [
-        "load/torch", "compress/quantize", "lower/torch_to_coreml", "check/size", "check/verify", "ship/benchmark",
-        "ship/package",
+        "load/torch", "compress/quantize", "lower/torch_to_coreml", "check/layers", "check/size", "check/verify",
+        "ship/benchmark", "ship/package",
     ]  # fmt: skip
-    assert [step.index for step in plan.steps] == list(range(7))
-    verify = plan.steps[4]
-    assert verify.inputs == {"model": 2, "reference": 1, "original": 0}
-    assert plan.steps[3].inputs == {"model": 2, "reference": 1}
+    assert [step.index for step in plan.steps] == list(range(8))
+    by_name = {step.name: step for step in plan.steps}
+    assert by_name["check/verify"].inputs == {"model": 2, "reference": 1, "original": 0}
+    assert by_name["check/size"].inputs == {"model": 2, "reference": 1}
     assert plan.steps[0].inputs == {"model": -1}
 
 
