@@ -74,19 +74,21 @@ def fitted(encoding: Encoding, use: WeightUse) -> Encoding:
     return encoding
 
 
-def stored_bits(encoding: Encoding, use: WeightUse, container_bits: int, sparsity: float = 0.0) -> int:
-    """Bits that one weight takes in a file, with its scales, tables and mask.
+def stored_bits(
+    encoding: Encoding, use: WeightUse, container_bits: int, sparsity: float = 0.0, scale_bits: int = 16
+) -> int:
+    """Bits that one weight takes in a file, with its scales, tables and mask; `Runtime.stored_bits` knows its widths.
 
     Args:
-        container_bits: of one number, as `Runtime.container_bits` gives them. sparsity: share of zeros left out.
+        container_bits: of one number. sparsity: share of zeros left out. scale_bits: of one scale.
     """
     if isinstance(encoding, Sparse):
         kept = round(use.elements * (1 - sparsity))
-        return use.elements + kept * container_bits + _side_bits(encoding.inner, use, container_bits)
-    return use.elements * container_bits + _side_bits(encoding, use, container_bits)
+        return use.elements + kept * container_bits + _side_bits(encoding.inner, use, container_bits, scale_bits)
+    return use.elements * container_bits + _side_bits(encoding, use, container_bits, scale_bits)
 
 
-def _side_bits(encoding: Encoding, use: WeightUse, container_bits: int) -> int:
+def _side_bits(encoding: Encoding, use: WeightUse, container_bits: int, scale_bits: int) -> int:
     if isinstance(encoding, Palette):
         tables = use.shape[0] // encoding.group_channels if encoding.group_channels else 1
         return tables * (16 << encoding.bits)
@@ -94,4 +96,4 @@ def _side_bits(encoding: Encoding, use: WeightUse, container_bits: int) -> int:
         return 0
     channels = use.shape[use.channel_axis]
     scales = {"tensor": 1, "channel": channels, "group": use.elements // (encoding.group_size or 1)}
-    return scales[encoding.granularity] * (16 + (0 if encoding.symmetric else container_bits))
+    return scales[encoding.granularity] * (scale_bits + (0 if encoding.symmetric else container_bits))

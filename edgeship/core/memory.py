@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from edgeship.core.encodings import encoding_named, fitted, stored_bits
+from edgeship.core.encodings import encoding_named, fitted
 from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.profile import Choice
 from edgeship.core.runtimes import ActivationMode, Runtime
@@ -69,7 +69,7 @@ def footprint(
         if use.name in tied:
             continue
         encoding = encodings.get(use.name, rest)
-        stored += stored_bits(encoding, use, runtime.container_bits(use.op, encoding)) // 8
+        stored += runtime.stored_bits(use, encoding) // 8
         resident += use.elements * runtime.resident_bits(use.op, encoding, activations) // 8
     width = {"int8": 1, "int16": 2}.get(activations, 2 if halves else 4)
     return Footprint(stored, resident, inventory.peak_activation_elements * width, runtime.overhead_bytes)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from edgeship.core.inventory import WeightOp
+    from edgeship.core.inventory import WeightOp, WeightUse
     from edgeship.core.weights import ActivationEncoding, EncodedTensor, Encoding
 
 Arrays = Mapping[str, "npt.NDArray[Any]"]
@@ -103,6 +103,16 @@ class Runtime(ABC):
     def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
         """Bits a weight takes in the file: more than decided where the format lacks that width (int3 in int4)."""
         return encoding.bits
+
+    def scale_bits(self, encoding: Encoding) -> int:
+        """Bits a scale takes in the file."""
+        return 16
+
+    def stored_bits(self, use: WeightUse, encoding: Encoding, sparsity: float = 0.0) -> int:
+        """Bits that a weight takes in the file, with its scales, tables and mask; ``sparsity`` is its share of zeros."""
+        from edgeship.core.encodings import stored_bits
+
+        return stored_bits(encoding, use, self.container_bits(use.op, encoding), sparsity, self.scale_bits(encoding))
 
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """Bits a weight takes in memory while the model runs: more than stored where the engine decompresses it."""

@@ -12,7 +12,6 @@ from typing import Any
 
 from edgeship import __version__
 from edgeship.core.artifact import BuiltArtifact, EncodingRecord, Gathered, total_bytes
-from edgeship.core.encodings import stored_bits
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.plan import Plan, Step
 from edgeship.core.profile import Request
@@ -108,8 +107,7 @@ def _decided(
     runtime = runtimes()[artifact.runtime]
 
     def stored(name: str, encoding: Encoding) -> int:
-        container = runtime.container_bits(uses[name].op, encoding)
-        return -(-stored_bits(encoding, uses[name], container, record.pruned.get(name, 0.0)) // 8)
+        return -(-runtime.stored_bits(uses[name], encoding, record.pruned.get(name, 0.0)) // 8)
 
     encodings = {
         name: EncodingRecord(str(encoding), encoding.bits, uses[name].shape, placements[name], stored(name, encoding))

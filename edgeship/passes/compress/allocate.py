@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, short_name, stored_bits
+from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, short_name
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
@@ -128,8 +128,7 @@ class AllocateBits(Pass):
         found: dict[str, tuple[Encoding, int]] = {}
         for text in dict(self.candidates).get(op, ()):
             encoding = fitted(encoding_named(text), use)
-            bits = stored_bits(encoding, use, runtime.container_bits(op, encoding), sparsity)
-            found[short_name(encoding)] = (encoding, -(-bits // 8))
+            found[short_name(encoding)] = (encoding, -(-runtime.stored_bits(use, encoding, sparsity) // 8))
         if not found:
             raise EncodingError(
                 f"{runtime.title} holds none of the candidates for {op} ({use.name})", fix="choose another profile"

@@ -104,6 +104,10 @@ class LiteRTRuntime(Runtime):
         """See `edgeship.runtimes.litert.kernels`."""
         return resident_bits(op, encoding, activations)
 
+    def scale_bits(self, encoding: Encoding) -> int:
+        """Scales of blocks are float16 in the file, others float32."""
+        return 16 if isinstance(encoding, Affine) and encoding.granularity == "group" else 32
+
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """See `edgeship.runtimes.litert.kernels`."""
         return refusal(op, encoding, activations)
