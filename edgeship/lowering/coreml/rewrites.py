@@ -28,11 +28,34 @@ REWRITES: dict[Any, Rewrite] = {
     aten.index_copy.default: index_copy,
     aten.prod.dim_int: product,
 }
+POOLS = (
+    aten.max_pool1d.default,
+    aten.max_pool2d.default,
+    aten.max_pool3d.default,
+    aten.avg_pool1d.default,
+    aten.avg_pool2d.default,
+    aten.avg_pool3d.default,
+)
+# Where the padding stands among the arguments of a pool.
+PADDING = 3
 
 
 def in_coreml_operators(exported: ExportedProgram) -> ExportedProgram:
     """The program in operators that coremltools converts. Raises `UnsupportedOpError` naming one that it cannot."""
-    return rewritten(exported, _known, REWRITES, "Core ML")
+    program = rewritten(exported, _known, REWRITES, "Core ML")
+    _spell_out_pools(program)
+    return program
+
+
+def _spell_out_pools(exported: ExportedProgram) -> None:
+    """Write out the stride and padding that a pool leaves to torch: the front end wants to be told."""
+    for node in exported.graph.nodes:
+        if node.target not in POOLS or len(node.args) > PADDING:
+            continue
+        kernel = node.args[1]
+        stride = node.args[2] if len(node.args) > 2 and node.args[2] else kernel
+        node.args = (node.args[0], kernel, stride, [0] * len(kernel))
+    exported.graph_module.recompile()
 
 
 def _known(node: Node) -> bool:

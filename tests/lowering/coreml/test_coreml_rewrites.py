@@ -41,6 +41,9 @@ CASES = {
     "six_axes": (
         lambda x: x.reshape(1, 2, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 8, 4) * 2, [(1, 8, 4)], None,
     ),
+    # The stride is left to torch.
+    "pools": (lambda x: (functional.max_pool2d(x, 2), functional.avg_pool2d(x, 2)), [(1, 3, 8, 8)], None),
+    "pools_of_one_axis": (lambda x: (functional.max_pool1d(x, 2), functional.avg_pool1d(x, 2)), [(1, 3, 8)], None),
     "same_output_twice": (lambda x: (x * 2, x, (y := x * 3), y), [(2, 8)], None),
     "one_input_unused": (lambda x, y: x * 2, [(2, 8), (3,)], None),
     "integer_output": (lambda x, ids: (x.argmax(-1), ids * 2 + 1, x > 0), [(2, 8)], (1, 5)),
