@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeship.core.model import Placement
-from edgeship.core.weights import FloatTensor, same_numbers
+from edgeship.core.weights import FloatTensor, SparseTensor, same_numbers
 from edgeship.errors import EncodingError, LoweringError
 
 if TYPE_CHECKING:
@@ -29,10 +29,11 @@ def check_floats(encoded: Mapping[str, EncodedTensor], compute: str, title: str)
         title: the runtime's name, for the error.
     """
     for weight, tensor in encoded.items():
-        if isinstance(tensor, FloatTensor) and str(tensor.encoding) != compute:
+        floats = tensor.inner if isinstance(tensor, SparseTensor) else tensor
+        if isinstance(floats, FloatTensor) and str(floats.encoding) != compute:
             raise EncodingError(
                 f"{title} cannot keep {weight} as {tensor.encoding} in a {compute} program",
-                fix=f"compute in {tensor.encoding}, or store the weights as {compute}",
+                fix=f"compute in {floats.encoding}, or store the weights as {compute}",
             )
 
 

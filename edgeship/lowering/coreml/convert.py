@@ -9,9 +9,11 @@ import coremltools as ct
 import numpy as np
 import torch
 
+from edgeship.core.weights import AffineTensor
 from edgeship.errors import EdgeshipError, EncodingError, LoweringError, UnsupportedOpError
 from edgeship.lowering.coreml.rewrites import in_coreml_operators
 from edgeship.lowering.coreml.store import PASS, order
+from edgeship.lowering.grids import quantized, quantizers
 from edgeship.lowering.operators import separate_outputs
 from edgeship.program.activations import insert_pairs
 from edgeship.program.hollow import fit_scalars, hollow
@@ -21,7 +23,9 @@ from edgeship.program.provenance import where
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from edgeship.core.inventory import WeightUse
     from edgeship.core.model import Signature
+    from edgeship.core.weights import Affine
     from edgeship.program.program import TorchProgram
 
 Compute = Literal["float16", "float32"]
@@ -31,6 +35,8 @@ RENUMBERING = {
     "common::nullify_redundant_quantization_zero_point",
     "common::distributive_quantized_binary_op_scale_normalization",
 }
+# Two activations that are computed alike would become one, and the other's grid could not be read back.
+MERGING = {"common::remove_redundant_ops"}
 
 
 def convert(program: TorchProgram, target: str, compute: Compute) -> tuple[Any, dict[str, str]]:
@@ -47,18 +53,23 @@ def convert(program: TorchProgram, target: str, compute: Compute) -> tuple[Any, 
     half = compute == "float16"
     exported = hollow(program, torch.float32, for_float16=half, keep_floats=True)
     if program.activations:
-        _check_activations(program, compute)
+        _check_activations(program, compute, target)
         exported = insert_pairs(exported, program.activations)
+    activations = quantized(exported.graph)
     exported = in_coreml_operators(exported)
+    grids = quantizers(exported.graph, activations, "Core ML")
     separate_outputs(exported)
     if half:
         fit_scalars(exported.graph)
     names = {node.name: program.record.aliases.get(name, name) for name, node in weight_nodes(exported).items()}
     what = order(program.encoded, names, int(target.removeprefix("iOS")))
+    what.in_fours = _in_fours(program)
+    # The front end names dequantize operations after the graph's nodes, and quantize operations not at all.
+    what.grids = {user.name: activation for activation, node in grids.items() for user in node.users}
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.insert_pass(0, PASS)
     pipeline.set_options(PASS, {"order": what})
-    pipeline.remove_passes(RENUMBERING)
+    pipeline.remove_passes(RENUMBERING | (MERGING if grids else set()))
     try:
         converted = ct.convert(
             exported,
@@ -83,6 +94,20 @@ def convert(program: TorchProgram, target: str, compute: Compute) -> tuple[Any, 
     return converted, {weight: constant for constant, weight in names.items() if weight in program.encoded}
 
 
+def _in_fours(program: TorchProgram) -> frozenset[str]:
+    """Weights of few numbers a scale: before iOS 26 a list of integers for each scale takes more than it saves."""
+    return frozenset(
+        use.name
+        for use in program.record.inventory.weights
+        if isinstance(tensor := program.encoded.get(use.name), AffineTensor)
+        and (tensor.encoding.granularity == "group" or _is_depthwise(use, tensor.encoding))
+    )
+
+
+def _is_depthwise(use: WeightUse, encoding: Affine) -> bool:
+    return use.op == "depthwise_conv" and encoding.granularity == "channel"
+
+
 def _inputs(signature: Signature) -> list[Any]:
     return [_tensor(spec.name, spec.shape, spec.dtype) for spec in signature.inputs]
 
@@ -93,7 +118,12 @@ def _tensor(name: str, shape: tuple[int, ...] | None, dtype: str) -> Any:
     return ct.TensorType(name=name, shape=shape, dtype=kind)
 
 
-def _check_activations(program: TorchProgram, compute: Compute) -> None:
+def _check_activations(program: TorchProgram, compute: Compute, target: str) -> None:
+    if target == "iOS16":
+        raise EncodingError(
+            "Core ML of iOS 16 has no quantized activations",
+            fix="use float activations, or --set lower/torch_to_coreml.target=iOS17",
+        )
     for node, encoding in program.activations.items():
         if encoding.bits != 8:
             raise EncodingError(

@@ -7,31 +7,39 @@ placeholders; each that stands for an encoded weight is replaced before any othe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from coremltools.converters.mil.mil import Builder as mb
-from coremltools.converters.mil.mil import types
 from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY, register_pass
 
-from edgeship.core.weights import AffineTensor, FloatTensor
+from edgeship.core.weights import AffineTensor, FloatTensor, PaletteTensor, SparseTensor
 from edgeship.errors import EncodingError
+from edgeship.lowering.coreml.constexpr import build
 
 if TYPE_CHECKING:
-    from edgeship.core.weights import Array, EncodedTensor
+    from edgeship.core.weights import EncodedTensor
+    from edgeship.lowering.coreml.constexpr import Stored
 
 PASS = "edgeship::store_exact"
-IOS18 = 18
+
+# The names that the operations of an activation's grid get; runtimes/coreml/grids.py finds them.
+QUANTIZED = "{}__int8"
+RESTORED = "{}__restored"
 
 
 @dataclass
 class Order:
-    """What the pass is to store: constant -> (weight, how), for one version of iOS. It takes out what it stored."""
+    """What the pass is to store: constant -> (weight, how), for one version of iOS. It takes out what it stored.
+
+    ``in_fours`` are weights whose integers of 2 and 3 bits stand in 4. ``grids`` has dequantize operation ->
+    activation, to name the pair after.
+    """
 
     ios: int
-    waiting: dict[str, tuple[str, AffineTensor]]
+    waiting: dict[str, tuple[str, Stored]]
+    in_fours: frozenset[str] = frozenset()
+    grids: dict[str, str] = field(default_factory=dict)
 
 
 def order(encoded: Mapping[str, EncodedTensor], constants: Mapping[str, str], ios: int) -> Order:
@@ -43,33 +51,25 @@ def order(encoded: Mapping[str, EncodedTensor], constants: Mapping[str, str], io
         ios: the version to store for.
 
     Raises:
-        EncodingError: that version has no form for an encoding.
+        EncodingError: there is no form for an encoding.
     """
     waiting = {}
     for constant, weight in constants.items():
         tensor = encoded.get(weight)
         if tensor is None or isinstance(tensor, FloatTensor):
             continue
-        if not isinstance(tensor, AffineTensor):
-            raise EncodingError(f"edgeship cannot store {tensor.encoding} for {weight} in Core ML", fix="use integers")
-        _check(weight, tensor, ios)
+        if not isinstance(tensor, (AffineTensor, PaletteTensor, SparseTensor)):
+            raise EncodingError(f"Core ML cannot store {tensor.encoding} for {weight}", fix="use another encoding")
+        _check(weight, tensor)
         waiting[constant] = (weight, tensor)
     return Order(ios, waiting)
 
 
-def _check(weight: str, tensor: AffineTensor, ios: int) -> None:
-    if ios >= IOS18:
-        return
-    wide = [axis for axis, size in enumerate(tensor.scale.shape) if size > 1]
-    if tensor.encoding.bits != 8:
+def _check(weight: str, tensor: Stored) -> None:
+    if isinstance(tensor, SparseTensor) and not tensor.mask.any():
         raise EncodingError(
-            f"Core ML before iOS 18 has no int{tensor.encoding.bits} for {weight}",
-            fix="use 8 bits, or --set lower/torch_to_coreml.target=iOS18",
-        )
-    if len(wide) > 1 or any(tensor.scale.shape[axis] != tensor.shape[axis] for axis in wide):
-        raise EncodingError(
-            f"Core ML before iOS 18 has no scales per group for {weight}",
-            fix="use scales per channel, or --set lower/torch_to_coreml.target=iOS18",
+            f"{weight} is all zeros, and Core ML stores no sparse weight without values",
+            fix="prune less, or store it dense",
         )
 
 
@@ -84,62 +84,29 @@ class _StoreExact(AbstractGraphPass):  # type: ignore[misc]
                 for operation in list(function.operations):
                     if operation.op_type == "const" and operation.name in self.order.waiting:
                         _replace(function, operation, self.order)
+                    elif operation.op_type == "dequantize" and operation.name in self.order.grids:
+                        _name_pair(operation, self.order.grids[operation.name])
 
 
 def _replace(function: Any, operation: Any, order: Order) -> None:
-    _, tensor = order.waiting.pop(operation.name)
-    stored = _blockwise(tensor, operation) if order.ios >= IOS18 else _affine(tensor, operation)
+    weight, tensor = order.waiting.pop(operation.name)
+    stored = build(tensor, order.ios, operation, listed=weight not in order.in_fours)
     function.replace_uses_of_var_after_op(
         anchor_op=operation, old_var=operation.outputs[0], new_var=stored, force_replace=True
     )
     function.remove_ops([operation])
 
 
+def _name_pair(dequantize: Any, activation: str) -> None:
+    """Name both operations after the activation, so that its grid is found in the saved file."""
+    block = dequantize.enclosing_block
+    for operation, name in ((dequantize.input.op, QUANTIZED), (dequantize, RESTORED)):
+        # Outputs of the program keep the names that the signature gives them.
+        if operation.outputs[0] in block.outputs:
+            continue
+        operation.name = name.format(activation)
+        operation.outputs[0].set_name(operation.name)
+
+
 if PASS not in PASS_REGISTRY:
     register_pass(namespace="edgeship", name="store_exact")(_StoreExact)
-
-
-def _blockwise(tensor: AffineTensor, operation: Any) -> Any:
-    """IOS 18: any block, 8 and 4 bits as they are, 3 and 2 bits as indices into the list of all their integers.
-
-    Before iOS 26 Core ML must scale that list before it looks up; coremltools changes the order then.
-    """
-    bits, signed = tensor.encoding.bits, tensor.encoding.symmetric
-    kind = f"int{bits}" if signed else f"uint{bits}"
-    name = operation.name
-    zero = tensor.zero_point
-    if bits in (4, 8):
-        data: Any = _typed(tensor.values, kind)
-        offset = None if zero is None else _typed(zero, kind)
-    else:
-        low = -(2 ** (bits - 1)) if signed else 0
-        table = np.arange(low, low + 2**bits).astype(np.int8 if signed else np.uint8)
-        indices = _typed((tensor.values.astype(np.int16) - low).astype(np.uint8), f"uint{bits}")
-        lut = table.reshape([1] * len(tensor.shape) + [2**bits, 1])
-        data = mb.constexpr_lut_to_dense(indices=indices, lut=lut, before_op=operation, name=f"{name}_integers")
-        offset = zero
-    arguments = {} if offset is None else {"offset": offset}
-    return mb.constexpr_blockwise_shift_scale(
-        data=data, scale=tensor.scale.astype(np.float32), before_op=operation, name=name, **arguments
-    )
-
-
-def _affine(tensor: AffineTensor, operation: Any) -> Any:
-    """IOS 16 and 17: 8 bits, one scale a channel."""
-    wide = [axis for axis, size in enumerate(tensor.scale.shape) if size > 1]
-    scale = tensor.scale.reshape(-1).astype(np.float32)
-    zero = np.zeros(scale.shape, tensor.values.dtype) if tensor.zero_point is None else tensor.zero_point.reshape(-1)
-    scalar = not wide and tensor.shape[0] != 1
-    return mb.constexpr_affine_dequantize(
-        quantized_data=np.ascontiguousarray(tensor.values),
-        zero_point=zero[0] if scalar else zero,
-        scale=scale[0] if scalar else scale,
-        axis=wide[0] if wide else 0,
-        before_op=operation,
-        name=operation.name,
-    )
-
-
-def _typed(values: Array, kind: str) -> Array:
-    # ``astype`` drops the metadata that tells 4 bits from 8; a view keeps it.
-    return np.ascontiguousarray(values).view(types.nptype_from_builtin(types.string_to_builtin(kind)))

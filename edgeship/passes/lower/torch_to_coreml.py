@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeship.core.model import CoreMLModel, Signature, TensorSpec, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
-from edgeship.errors import UsageError
+from edgeship.errors import EncodingError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edgeship.core.weights import EncodedTensor
 
 TARGETS = ("iOS16", "iOS17", "iOS18", "iOS26")
 
@@ -18,7 +23,8 @@ class TorchToCoreML(Pass):
     """Lower to a Core ML package, storing each weight exactly as it was decided.
 
     Args:
-        target: the oldest system that the package must run on. int4 and groups need iOS18.
+        target: the oldest system that the package must run on. int4, groups, grouped palettes and sparse integers need
+            iOS18, static activations iOS17.
         compute: arithmetic of the program. The Neural Engine computes in float16.
     """
 
@@ -55,6 +61,7 @@ class TorchToCoreML(Pass):
 
         program = TorchProgram.open(model)
         check_floats(program.encoded, self.compute, "Core ML")
+        self._check_system(program.encoded)
         ctx.progress(0, 2, "convert")
         converted, names = convert(program, self.target, self.compute)
         ctx.progress(1, 2, "save")
@@ -68,6 +75,19 @@ class TorchToCoreML(Pass):
             compute="f16" if self.compute == "float16" else "f32",
             facts={"minimum_deployment_target": self.target},
         )
+
+    def _check_system(self, encoded: Mapping[str, EncodedTensor]) -> None:
+        """Refuse what the oldest system cannot hold, and say what it can."""
+        from edgeship.runtimes.coreml.forms import IOS18, refusal_before_ios18
+
+        system = int(self.target.removeprefix("iOS"))
+        for weight, tensor in encoded.items():
+            reason = "" if system >= IOS18 else refusal_before_ios18(tensor.encoding)
+            if reason:
+                raise EncodingError(
+                    f"Core ML of iOS {system} cannot hold {tensor.encoding} for {weight}: {reason}",
+                    fix=f"use that, or --set {self.name}.target=iOS18",
+                )
 
 
 def _narrowed(signature: Signature) -> Signature:

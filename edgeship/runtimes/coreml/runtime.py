@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeship.core.model import Artifact, CoreMLModel, Signature
 from edgeship.core.runtimes import ActivationMode, Arrays, Execution, Runtime, Session, as_numpy
 from edgeship.errors import ArtifactError, DataError, EdgeshipError
+from edgeship.runtimes.coreml.forms import container_bits, refusal, resident_bits
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edgeship.core.inventory import WeightOp
-    from edgeship.core.weights import EncodedTensor, Encoding
+    from edgeship.core.weights import ActivationEncoding, EncodedTensor, Encoding
 
 ON_MAC = sys.platform == "darwin"
 
@@ -28,6 +29,7 @@ class CoreMLRuntime(Runtime):
     packages: ClassVar[tuple[str, ...]] = ("coremltools",)
     extra: ClassVar[str] = "coreml"
     execution: ClassVar[Execution] = "native" if ON_MAC else "emulated"
+    eval_samples: ClassVar[int] = 2000 if ON_MAC else 500
     timed: ClassVar[bool] = ON_MAC
     untimed_reason: ClassVar[str] = (
         "" if ON_MAC else "Core ML runs on macOS and iOS only; here an evaluator computes the saved program's numbers"
@@ -56,17 +58,29 @@ class CoreMLRuntime(Runtime):
             weights[placement.weight] = in_torch_layout(found[placement.stored], placement)
         return weights
 
+    def read_activations(self, artifact: Artifact) -> dict[str, ActivationEncoding]:
+        """The static grids of activations, from the saved program."""
+        from edgeship.runtimes.coreml.grids import activation_grids
+
+        self.versions()
+        try:
+            return activation_grids(artifact.path)
+        except EdgeshipError:
+            raise
+        except Exception as error:
+            raise _damaged(artifact.path, error) from error
+
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
-        """Core ML stores floats and integers of 2 to 8 bits; below iOS 18, 8 bits per tensor or channel."""
-        if activations == "int16":
-            return "Core ML quantizes activations to int8 only"
-        if activations == "dynamic":
-            return "Core ML has no dynamic activations"
-        if encoding.kind not in ("float", "affine"):
-            return f"edgeship does not store {encoding.kind} weights in Core ML"
-        if op == "other" and encoding.kind != "float":
-            return "only the weights of layers are stored as integers"
-        return ""
+        """See `edgeship.runtimes.coreml.forms`; before iOS 18 the lowering refuses more, and says what."""
+        return refusal(op, encoding, activations)
+
+    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
+        """Four bits for some integers of fewer; see `edgeship.runtimes.coreml.forms`."""
+        return container_bits(op, encoding)
+
+    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
+        """What is known of the Neural Engine; see `edgeship.runtimes.coreml.forms`."""
+        return resident_bits(encoding)
 
 
 class _EvaluatedSession(Session):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeship.core.weights import Affine, AffineTensor, FloatTensor
+from edgeship.core.weights import Affine, AffineTensor, Float, FloatTensor, Palette, PaletteTensor, Sparse, SparseTensor
 from edgeship.errors import ArtifactError
 from edgeship.runtimes.coreml.weights import read_stored_weights
 
@@ -21,14 +22,27 @@ FLOATS = ("float16", "float32")
 
 
 def encoded_weights(package: Path) -> dict[str, EncodedTensor]:
-    """Every float constant and every affine weight, by its name in the package, in its stored shape."""
+    """Every float constant and every compressed weight, by its name in the package, in its stored shape."""
     found: dict[str, EncodedTensor] = {}
     for name, constant in read_stored_weights(package).items():
-        if constant.kind in FLOATS and constant.values is not None:
-            found[name] = FloatTensor(constant.values.reshape(constant.shape))
-        elif constant.kind in ("affine", "affine+palette", "palette+affine") and constant.scale is not None:
-            found[name] = _affine(constant, constant.scale)
+        tensor = _encoded(constant)
+        if tensor is not None:
+            found[name] = tensor
     return found
+
+
+def _encoded(constant: StoredConstant) -> EncodedTensor | None:
+    """None for what compression never makes, such as constants of integers."""
+    kind = constant.kind
+    if kind in FLOATS and constant.values is not None:
+        return FloatTensor(constant.values.reshape(constant.shape))
+    if kind in ("affine", "affine+palette", "palette+affine") and constant.scale is not None:
+        return _affine(constant, constant.scale)
+    if kind == "palette" and constant.indices is not None and constant.lut is not None:
+        return _palette(constant, constant.indices, constant.lut)
+    if kind.startswith("sparse") and constant.mask is not None and constant.nonzero is not None:
+        return _sparse(constant, constant.mask.astype(bool), constant.nonzero)
+    return None
 
 
 def in_torch_layout(tensor: EncodedTensor, placement: Placement) -> EncodedTensor:
@@ -40,6 +54,42 @@ def in_torch_layout(tensor: EncodedTensor, placement: Placement) -> EncodedTenso
     long = [size for size in tensor.shape if size != 1]
     own = tensor.values.reshape(long + [1] * (len(order) - len(long)))
     return FloatTensor(np.ascontiguousarray(own.transpose(np.argsort(order))))
+
+
+def _palette(constant: StoredConstant, indices: Array, lut: Array) -> PaletteTensor:
+    """Tables lie along axis 0 only, and an entry is one number; iOS 16 has one table without axes."""
+    entries = 2**constant.bits
+    rank = len(constant.shape)
+    groups = lut.size // entries
+    if lut.ndim > 1 and lut.shape != (groups, *[1] * (rank - 1), entries, 1):
+        raise ArtifactError(f"{constant.name} has tables of shape {lut.shape}", fix="build the package again")
+    shared = constant.shape[0] // groups if groups > 1 else None
+    table = lut.reshape(groups, entries).astype(np.float32)
+    return PaletteTensor(indices.reshape(constant.shape), table, Palette(constant.bits, shared))
+
+
+def _sparse(constant: StoredConstant, mask: Array, stored: Array) -> SparseTensor:
+    """The values put where the mask says, zeros elsewhere, and read as a dense weight would be."""
+
+    def dense(values: Array) -> Array:
+        full = np.zeros(mask.shape, values.dtype)
+        full[mask] = values
+        return full
+
+    inner: FloatTensor | AffineTensor | PaletteTensor
+    encoding: Float | Affine | Palette
+    if constant.kind == "sparse+palette" and constant.lut is not None:
+        inner = _palette(constant, dense(stored), constant.lut)
+        encoding = inner.encoding
+    elif constant.kind == "sparse+affine" and constant.scale is not None:
+        inner = _affine(replace(constant, kind="affine", values=dense(stored)), constant.scale)
+        encoding = inner.encoding
+    elif constant.kind == "sparse":
+        inner = FloatTensor(dense(stored))
+        encoding = inner.encoding
+    else:
+        raise ArtifactError(f"{constant.name} is stored as {constant.kind}", fix="build the package again")
+    return SparseTensor(mask, inner, Sparse(encoding))
 
 
 def _affine(constant: StoredConstant, scale: Array) -> AffineTensor:
@@ -64,14 +114,22 @@ def _integers(constant: StoredConstant) -> Array:
     """
     if constant.kind == "affine" and constant.values is not None:
         return constant.values
+    if constant.indices is None:
+        raise ArtifactError(f"{constant.name} lacks its integers", fix="build the package again")
+    integers: Array = _list(constant)[constant.indices]
+    return integers
+
+
+def _list(constant: StoredConstant) -> Array:
+    """The list of integers that indices of two or three bits stand for."""
     lists = constant.values if constant.kind == "palette+affine" else constant.lut
-    if constant.indices is None or lists is None:
+    if lists is None:
         raise ArtifactError(f"{constant.name} lacks its integers", fix="build the package again")
     rows = lists.reshape(-1, 2**constant.bits)
     if np.any(rows != rows[0]):
         raise ArtifactError(f"{constant.name} has a palette in groups, not one list of integers", fix="build it again")
-    integers: Array = rows[0][constant.indices]
-    return integers
+    row: Array = rows[0]
+    return row
 
 
 def _blocks(constant: StoredConstant, numbers: Array) -> Array:
