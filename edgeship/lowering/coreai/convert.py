@@ -14,16 +14,26 @@ import coreai.authoring  # before its dialects, which import it in a circle
 import numpy as np
 import torch
 from coreai._compiler.dialects import coreai
-from coreai._compiler.ir import DenseResourceElementsAttr, F16Type, F32Type, IntegerType, RankedTensorType
+from coreai._compiler.ir import (
+    Attribute,
+    F16Type,
+    F32Type,
+    InsertionPoint,
+    IntegerType,
+    Location,
+    Operation,
+    StringAttr,
+)
 from coreai_torch import TorchConverter
 
-from edgeship.core.weights import AffineTensor, FloatTensor
 from edgeship.errors import EdgeshipError, EncodingError, LoweringError, UnsupportedOpError
+from edgeship.lowering.coreai.constants import build
+from edgeship.lowering.coreai.graph import ACTIVATION
 from edgeship.program.inventory import weight_nodes
 from edgeship.program.provenance import where
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from coreai._compiler.ir import Type, Value
@@ -32,9 +42,13 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from edgeship.core.model import Signature
-    from edgeship.core.weights import Array, EncodedTensor
+    from edgeship.core.weights import EncodedTensor
 
 ENTRY = "main"
+
+# The source in a location that says nothing, and in one that names an activation; runtimes/coreai/grids.py finds it.
+UNNAMED = 'loc("-":0:0)'
+NAMED = 'loc("activation {}":0:0)'
 
 # The converter stamps the time of day; a fixed date keeps the file the same from build to build.
 CREATION_DATE = "20260101T000000Z"
@@ -65,7 +79,36 @@ def convert(
         raise LoweringError(
             f"Core AI's converter failed: {_first_line(error)}", fix="try another runtime, or report the model"
         ) from error
+    _name_grids(program)
     return program, converter.stored
+
+
+def _name_grids(program: AIProgram) -> None:
+    """Let the location of each quantize operation name its activation, to be found in the saved file.
+
+    Saving drops attributes, and constants of equal grids become one; locations are kept.
+    """
+    module = program._module._mlir_module
+    quantizers = list(_quantizers(module.operation))
+    with module.context:
+        for old in quantizers:
+            activation = StringAttr(old.attributes[ACTIVATION]).value
+            named = str(old.location).replace(UNNAMED, NAMED.format(activation), 1)
+            kinds, operands = [result.type for result in old.results], list(old.operands)
+            with InsertionPoint(old):
+                location = Location.from_attr(Attribute.parse(named))
+                new = Operation.create(old.name, kinds, operands, loc=location)
+            old.results[0].replace_all_uses_with(new.results[0])
+            old.erase()
+
+
+def _quantizers(operation: Any) -> Iterator[Any]:
+    for region in operation.regions:
+        for block in region:
+            for inner in block:
+                if inner.operation.name == "coreai.quantize":
+                    yield inner.operation
+                yield from _quantizers(inner.operation)
 
 
 def save(program: AIProgram, path: Path) -> None:
@@ -95,32 +138,9 @@ class _ExactConverter(TorchConverter):  # type: ignore[misc]
             super()._handle_placeholder_op(node)
             return
         if name not in self._made:
-            dtype = node.meta["val"].dtype
-            self._made[name] = self._weight(name, self._encoded[name], dtype)
+            half = node.meta["val"].dtype == torch.float16
+            self._made[name], self.stored[name] = build(name, self._encoded[name], half=half)
         self._values_map[node.target] = self._made[name]
-
-    def _weight(self, name: str, tensor: EncodedTensor, dtype: torch.dtype) -> Value:
-        element = F16Type.get() if dtype == torch.float16 else F32Type.get()
-        if isinstance(tensor, FloatTensor):
-            value, self.stored[name] = _constant(name, tensor.values, element)
-            return value
-        if not isinstance(tensor, AffineTensor) or tensor.encoding.bits not in (2, 4, 8):
-            raise EncodingError(f"Core AI cannot store {tensor.encoding} for {name}", fix="choose another encoding")
-        bits = tensor.encoding.bits
-        signed = tensor.encoding.symmetric
-        integer = IntegerType.get_signed(bits) if signed else IntegerType.get_unsigned(bits)
-        values, self.stored[name] = _constant(name, pack(tensor.values, bits), integer, tensor.shape)
-        scales = tensor.scale.astype(np.float16 if dtype == torch.float16 else np.float32)
-        if not np.array_equal(scales.astype(np.float32), tensor.scale):
-            raise EncodingError(f"a scale of {name} is not a float16 number", fix="lower in float32")
-        scale, _ = _constant(f"{name}.scale", scales, element)
-        blocks = list(tensor.scale.shape)
-        if tensor.zero_point is None:
-            zero = coreai.constant(np.zeros(blocks, np.int8), dtype=integer)
-        else:
-            zero, _ = _constant(f"{name}.zero_point", pack(tensor.zero_point, bits), integer, tuple(blocks))
-        offset = coreai.constant(np.zeros(blocks, scales.dtype))
-        return coreai.blockwise_shift_scale(values, scale, zero, offset)
 
     def _handle_call_function_op(self, node: Node) -> None:
         try:
@@ -134,37 +154,16 @@ class _ExactConverter(TorchConverter):  # type: ignore[misc]
             ) from error
 
 
-def pack(values: Array, bits: int) -> Array:
-    """Integers of 2, 4 or 8 bits in bytes, the first in the lowest bits; a flat array."""
-    flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    if bits == 8:
-        return flat
-    each = 8 // bits
-    padded = np.zeros(-(-flat.size // each) * each, np.uint8)
-    padded[: flat.size] = flat & (2**bits - 1)
-    packed = np.zeros(padded.size // each, np.uint8)
-    for place in range(each):
-        packed |= padded[place::each] << (bits * place)
-    return packed
-
-
-def _constant(name: str, data: Array, element: Type, shape: tuple[int, ...] | None = None) -> tuple[Value, str]:
-    """A constant kept under ``name``; the name it really got is the second result."""
-    kind = RankedTensorType.get(list(data.shape if shape is None else shape), element)
-    attribute = DenseResourceElementsAttr.get_from_buffer(np.ascontiguousarray(data), name, kind)
-    value = coreai.ConstantOp(value=attribute).result
-    return value, str(attribute).split("<", 1)[1].split(">", 1)[0].strip('"')
-
-
 def _quantize(values: Mapping[str, Value], node: Node, location: Any) -> Value:
-    scale, zero, offset, axis = _grid(node, values[node.all_input_nodes[0].name].type.element_type)
-    return coreai.quantize(values[node.all_input_nodes[0].name], scale, zero, offset, axis, loc=location)
+    given = values[node.all_input_nodes[0].name]
+    result = coreai.quantize(given, *_grid(node, given.type.element_type), loc=location)
+    result.owner.attributes[ACTIVATION] = StringAttr.get(node.meta[ACTIVATION])
+    return result
 
 
 def _dequantize(values: Mapping[str, Value], node: Node, location: Any) -> Value:
     element = F16Type.get() if node.meta["val"].dtype == torch.float16 else F32Type.get()
-    scale, zero, offset, axis = _grid(node, element)
-    return coreai.dequantize(values[node.all_input_nodes[0].name], scale, zero, offset, axis, loc=location)
+    return coreai.dequantize(values[node.all_input_nodes[0].name], *_grid(node, element), loc=location)
 
 
 def _grid(node: Node, element: Type) -> tuple[Value, Value, Value, Value]:

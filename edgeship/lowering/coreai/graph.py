@@ -8,6 +8,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
 
 from edgeship.lowering.coreai.rewrites import in_coreai_operators
+from edgeship.lowering.grids import quantized, quantizers
 from edgeship.program.activations import insert_pairs
 from edgeship.program.hollow import fit_scalars, hollow
 from edgeship.program.provenance import keep_places
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
 
 Compute = Literal["float16", "float32"]
 
+# Under this name a quantize or dequantize operator's metadata has its activation.
+ACTIVATION = "activation"
+
 
 def decomposed(program: TorchProgram, compute: Compute) -> ExportedProgram:
-    """The program in the operators that Core AI's converter takes.
+    """The program in the operators that Core AI's converter takes; quantize operators carry their activation's name.
 
     Encoded weights are stride-0 placeholders; other weights, and the arithmetic, are in ``compute``. Inputs and outputs
     keep the dtypes of the signature.
@@ -31,6 +35,7 @@ def decomposed(program: TorchProgram, compute: Compute) -> ExportedProgram:
     exported = hollow(program, torch.float16 if half else torch.float32, for_float16=half)
     if program.activations:
         exported = insert_pairs(exported, program.activations)
+    activations = quantized(exported.graph)
     module = exported.module(check_guards=False)
     if half:
         fit_scalars(module.graph)
@@ -41,7 +46,11 @@ def decomposed(program: TorchProgram, compute: Compute) -> ExportedProgram:
     with torch.no_grad():
         exported = torch.export.export(module, examples, strict=False)
     keep_places(program.exported.graph, exported.graph)
-    return in_coreai_operators(exported)
+    lowered = in_coreai_operators(exported)
+    for activation, node in quantizers(lowered.graph, activations, "Core AI").items():
+        for operator in (node, *node.users):
+            operator.meta[ACTIVATION] = activation
+    return lowered
 
 
 def _compute_in_half(module: GraphModule) -> None:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from edgeship.core.model import Artifact, CoreAIModel, Signature
 from edgeship.core.runtimes import ActivationMode, Arrays, Execution, Runtime, Session, as_numpy
 from edgeship.errors import ArtifactError, DataError
+from edgeship.runtimes.coreai.forms import container_bits, refusal, resident_bits
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from edgeship.core.inventory import WeightOp
-    from edgeship.core.weights import EncodedTensor, Encoding
+    from edgeship.core.weights import ActivationEncoding, EncodedTensor, Encoding
 
 T = TypeVar("T")
 
@@ -63,19 +64,26 @@ class CoreAIRuntime(Runtime):
             weights[placement.weight] = in_torch_layout(found[placement.stored], placement)
         return weights
 
+    def read_activations(self, artifact: Artifact) -> dict[str, ActivationEncoding]:
+        """The static grids of activations, from the bytes of the saved program."""
+        from edgeship.runtimes.coreai.grids import stored_grids
+        from edgeship.runtimes.coreai.stored import check_digest
+
+        self.versions()
+        check_digest(artifact.path)
+        return stored_grids(artifact.path)
+
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
-        """Core AI stores floats and integers of 2, 4 and 8 bits, per tensor, channel or group."""
-        if activations == "int16":
-            return "Core AI refuses int16 activations"
-        if activations == "dynamic":
-            return "Core AI has no dynamic activations from torch"
-        if encoding.kind not in ("float", "affine"):
-            return f"edgeship does not store {encoding.kind} weights in Core AI"
-        if encoding.kind == "affine" and encoding.bits == 3:
-            return "Core AI has no 3-bit integers; 4 bits take the same bytes"
-        if op == "other" and encoding.kind != "float":
-            return "only the weights of layers are stored as integers"
-        return ""
+        """See `edgeship.runtimes.coreai.forms`."""
+        return refusal(op, encoding, activations)
+
+    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
+        """Four bits for 3-bit integers."""
+        return container_bits(encoding)
+
+    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
+        """What is known of the Neural Engine; see `edgeship.runtimes.coreai.forms`."""
+        return resident_bits(encoding)
 
 
 class CoreAISession(Session):

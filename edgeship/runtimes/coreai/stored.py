@@ -8,23 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeship.core.weights import Affine, AffineTensor, FloatTensor
+from edgeship.core.weights import (
+    Affine,
+    AffineTensor,
+    FloatTensor,
+    Palette,
+    PaletteTensor,
+    Sparse,
+    SparseTensor,
+)
 from edgeship.errors import ArtifactError
 from edgeship.runtimes.coreai.bytecode import named_blobs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from edgeship.core.model import Placement
     from edgeship.core.weights import Array, EncodedTensor
 
 PROGRAM = "main.mlirb"
+# What fills the zeros of a sparse weight in.
+FILLED = "coreai.sparse_with_bitmask_to_dense"
+LOOKED_UP = "coreai.lut_to_sparse_with_bitmask"
 FLOATS = {"f16": np.float16, "f32": np.float32}
 
 
@@ -46,25 +58,13 @@ def stored_weights(asset: Path) -> Mapping[str, EncodedTensor]:
 
     Small floats may be written into the program itself; the k-th constant is then named ``constant[k]``.
     """
-    from coreai.authoring import AIModelAsset
-
-    from edgeship.runtimes.coreai.widened import walk
-
     blobs = named_blobs(asset / PROGRAM)
-    try:
-        program = AIModelAsset.load(asset).program
-        module = program._module._mlir_module
-    except Exception as error:
-        raise ArtifactError(
-            f"{asset} cannot be read: {' '.join(str(error).split())[:200]}", fix="build it again"
-        ) from None
     found: dict[str, EncodedTensor] = {}
     index = 0
-    for operation in walk(module.operation):
-        if operation.name == "coreai.blockwise_shift_scale":
-            values = _constant(operation.operands[0], blobs)
-            if values is not None:
-                found[values.name] = _affine(operation, values, blobs)
+    for operation in operations(asset):
+        weight = _compressed(operation, blobs)
+        if weight is not None:
+            found[weight[0]] = weight[1]
         elif operation.name == "coreai.constant":
             constant = _constant(operation.results[0], blobs)
             if constant is None:
@@ -72,9 +72,101 @@ def stored_weights(asset: Path) -> Mapping[str, EncodedTensor]:
                 if inline is not None:
                     found[f"constant[{index}]"] = FloatTensor(inline)
             elif constant.element in FLOATS:
+                # Overwritten by the sparse weight whose floats these are, if there is one.
                 found[constant.name] = FloatTensor(constant.array())
             index += 1
     return found
+
+
+def operations(asset: Path) -> Iterator[Any]:
+    """Every operation of the program; it lives as long as the iterator does."""
+    from coreai.authoring import AIModelAsset
+
+    from edgeship.runtimes.coreai.widened import walk
+
+    try:
+        program = AIModelAsset.load(asset).program
+        module = program._module._mlir_module
+    except Exception as error:
+        raise ArtifactError(
+            f"{asset} cannot be read: {' '.join(str(error).split())[:200]}", fix="build it again"
+        ) from None
+    yield from walk(module.operation)
+
+
+def _compressed(operation: Any, blobs: Mapping[str, memoryview]) -> tuple[str, EncodedTensor] | None:
+    """The weight that an operation decompresses, and its name; None for every other operation.
+
+    The integers of a weight with zeros left out are put among zeros before they are scaled.
+    """
+    if operation.name == "coreai.blockwise_shift_scale":
+        maker = _maker(operation.operands[0])
+        if maker is not None and maker.name == FILLED:
+            values, mask, integers = _sparse_integers(maker, blobs)
+            inner: Any = _affine(operation, values, blobs, integers)
+            return values.name, SparseTensor(mask, inner, Sparse(inner.encoding))
+        constant = _constant(operation.operands[0], blobs)
+        return None if constant is None else (constant.name, _affine(operation, constant, blobs, constant.array()))
+    if operation.name == "coreai.lut_to_dense":
+        constant = _constant(operation.operands[0], blobs)
+        return None if constant is None else (constant.name, _palette(operation, constant, blobs, constant.array()))
+    if operation.name != FILLED:
+        return None
+    maker = _maker(operation.operands[0])
+    if maker is not None and maker.name == LOOKED_UP:
+        indices, mask = _inside(maker, blobs)
+        table = _constant(maker.operands[1], blobs)
+        if table is None or table.element not in FLOATS:
+            return None
+        inner = _palette(maker, indices, blobs, _dense(indices, mask))
+        return indices.name, SparseTensor(mask, inner, Sparse(inner.encoding))
+    values, mask = _inside(operation, blobs)
+    if values.element not in FLOATS:
+        return None
+    inner = FloatTensor(_dense(values, mask))
+    return values.name, SparseTensor(mask, inner, Sparse(inner.encoding))
+
+
+def _sparse_integers(filled: Any, blobs: Mapping[str, memoryview]) -> tuple[_Constant, Array, Array]:
+    """The constant of a weight of sparse integers, its mask, and the integers among zeros.
+
+    Integers of fewer than 8 bits are indices into a list of integers.
+    """
+    maker = _maker(filled.operands[0])
+    if maker is None or maker.name != LOOKED_UP:
+        values, mask = _inside(filled, blobs)
+        return values, mask, _dense(values, mask)
+    values, mask = _inside(maker, blobs)
+    listed = _constant(maker.operands[1], blobs)
+    if listed is None or listed.element != "si8" or listed.array().size != 1 << int(values.element[2:]):
+        raise ArtifactError(f"{values.name} has no list of integers", fix="build it again")
+    integers = np.zeros(mask.shape, np.int8)
+    integers[mask] = listed.array().reshape(-1)[_dense(values, mask)[mask]]
+    return replace(values, element=f"si{values.element[2:]}"), mask, integers
+
+
+def _inside(operation: Any, blobs: Mapping[str, memoryview]) -> tuple[_Constant, Array]:
+    """The values that the mask of an operation's sparse operand lets in, and the mask."""
+    sparse = _maker(operation.operands[0])
+    if sparse is not None and sparse.name == "coreai.build_sparse_with_bitmask":
+        values, mask = (_constant(operand, blobs) for operand in sparse.operands)
+        if values is not None and mask is not None:
+            return values, mask.array().astype(bool)
+    raise ArtifactError("a sparse weight is not made of two constants", fix="build it again")
+
+
+def _dense(values: _Constant, mask: Array) -> Array:
+    stored = values.array()
+    if stored.size != int(np.count_nonzero(mask)):
+        raise ArtifactError(f"the mask of {values.name} does not fit its {stored.size} values", fix="build it again")
+    full = np.zeros(mask.shape, stored.dtype)
+    full[mask] = stored
+    return full
+
+
+def _maker(value: Any) -> Any:
+    owner: Any = getattr(value, "owner", None)
+    return owner if hasattr(owner, "operands") else None
 
 
 def in_torch_layout(tensor: EncodedTensor, placement: Placement) -> EncodedTensor:
@@ -108,9 +200,14 @@ class _Constant:
             )
         bits = int(self.element[2:])
         raw = np.frombuffer(self.data, np.uint8)
-        mask = (1 << bits) - 1
-        unpacked = np.stack([raw >> shift & mask for shift in range(0, 8, bits)], axis=1).reshape(-1)
-        if not count <= unpacked.size < count + 8 // bits:
+        if bits == 8:
+            unpacked = raw
+        else:
+            stream = np.unpackbits(raw, bitorder="little")
+            whole = stream[: stream.size // bits * bits].reshape(-1, bits)
+            unpacked = whole @ (1 << np.arange(bits, dtype=np.uint8))
+        # As many as fill whole bytes come together: four of six bits, eight of three.
+        if not count <= unpacked.size < count + math.lcm(bits, 8) // bits:
             raise ArtifactError(
                 f"constant {self.name} holds {unpacked.size} integers, not {count}", fix="build it again"
             )
@@ -159,7 +256,18 @@ def _resource_name(attribute: Any) -> str | None:
     return text[len("dense_resource<") : text.rindex("> : ")].strip('"')
 
 
-def _affine(operation: Any, values: _Constant, blobs: Mapping[str, memoryview]) -> AffineTensor:
+def _palette(operation: Any, indices: _Constant, blobs: Mapping[str, memoryview], dense: Array) -> PaletteTensor:
+    """Tables lie along axis 0 only, and an entry is one number."""
+    table = _constant(operation.operands[1], blobs)
+    bits = int(indices.element[2:])
+    if table is None or table.shape != (table.shape[0], *[1] * (dense.ndim - 1), 1 << bits, 1):
+        raise ArtifactError(f"{indices.name} has no table for groups of channels", fix="build it again")
+    groups = table.shape[0]
+    encoding = Palette(bits, dense.shape[0] // groups if groups > 1 else None)
+    return PaletteTensor(dense, table.array().reshape(groups, 1 << bits).astype(np.float32), encoding)
+
+
+def _affine(operation: Any, values: _Constant, blobs: Mapping[str, memoryview], integers: Array) -> AffineTensor:
     scale = _constant(operation.operands[1], blobs)
     if scale is None:
         raise ArtifactError(f"the scale of {values.name} is not a constant of its own", fix="build it again")
@@ -169,10 +277,10 @@ def _affine(operation: Any, values: _Constant, blobs: Mapping[str, memoryview]) 
         raise ArtifactError(f"{values.name} has signed integers and a zero point", fix="build it again")
     if not _is_zero(operation.operands[3]):
         raise ArtifactError(f"{values.name} has a float offset, which edgeship never writes", fix="build it again")
-    integers, scales = values.array(), scale.array().astype(np.float32)
+    scales = scale.array().astype(np.float32)
     zeros = None if symmetric else np.zeros(scale.shape, np.uint8) if zero is None else zero.array()
     return AffineTensor(
-        integers, scales, zeros, _encoding(int(values.element[2:]), symmetric, values.shape, scale.shape)
+        integers, scales, zeros, _encoding(int(values.element[2:]), symmetric, integers.shape, scale.shape)
     )
 
 

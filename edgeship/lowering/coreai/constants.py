@@ -1,0 +1,162 @@
+"""How one decided weight is written into a Core AI program: named constants, and what decompresses them.
+
+The constant with the integers, indices or floats has the weight's own name; beside it stand ``weight.scale``,
+``weight.zero_point``, ``weight.table`` and ``weight.mask``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import coreai.authoring
+import numpy as np
+from coreai._compiler.dialects import coreai
+from coreai._compiler.ir import DenseResourceElementsAttr, F16Type, F32Type, IntegerType, RankedTensorType
+
+from edgeship.core.weights import AffineTensor, FloatTensor, PaletteTensor, SparseTensor
+from edgeship.errors import EncodingError
+
+if TYPE_CHECKING:
+    from coreai._compiler.ir import Type, Value
+
+    from edgeship.core.weights import Affine, Array, EncodedTensor
+
+
+def build(name: str, tensor: EncodedTensor, *, half: bool) -> tuple[Value, str]:
+    """The value of a weight in a program, and the name that its integers, indices or floats got.
+
+    Args:
+        half: the program computes in float16.
+
+    Raises:
+        EncodingError: there is no form for the encoding, or a number does not fit float16.
+    """
+    if isinstance(tensor, FloatTensor):
+        return constant(name, tensor.values, F16Type.get() if half else F32Type.get())
+    if isinstance(tensor, PaletteTensor):
+        indices, stored = _indices(name, tensor, None)
+        return coreai.lut_to_dense(indices, _table(name, tensor, half), _first_axis()), stored
+    if isinstance(tensor, SparseTensor):
+        return _sparse(name, tensor, half)
+    if not isinstance(tensor, AffineTensor):
+        raise EncodingError(f"Core AI cannot store {tensor.encoding} for {name}", fix="use another encoding")
+    integers, stored = _integers(name, tensor, None)
+    return _scaled(name, integers, tensor, half, _integer(tensor)), stored
+
+
+def pack(values: Array, bits: int) -> Array:
+    """Integers of 1 to 8 bits as one stream of bits, the lowest first, in bytes; a flat array.
+
+    Integers of 3 and 6 bits are filled up to eight and four, which take three bytes.
+    """
+    flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    if bits == 8:
+        return flat
+    stream = flat[:, None] >> np.arange(bits, dtype=np.uint8) & 1
+    whole = math.lcm(bits, 8) // bits
+    padded = np.zeros((-(-flat.size // whole) * whole, bits), np.uint8)
+    padded[: flat.size] = stream
+    return np.packbits(padded.reshape(-1), bitorder="little")
+
+
+def constant(name: str, data: Array, element: Type, shape: tuple[int, ...] | None = None) -> tuple[Value, str]:
+    """A constant kept under ``name``; the name it really got is the second result."""
+    kind = RankedTensorType.get(list(data.shape if shape is None else shape), element)
+    attribute = DenseResourceElementsAttr.get_from_buffer(np.ascontiguousarray(data), name, kind)
+    value = coreai.ConstantOp(value=attribute).result
+    return value, str(attribute).split("<", 1)[1].split(">", 1)[0].strip('"')
+
+
+def _sparse(name: str, tensor: SparseTensor, half: bool) -> tuple[Value, str]:
+    """Zeros are filled in among the integers, and scaled; a palette is looked up first, as index 0 is no zero."""
+    inside, inner = tensor.mask, tensor.inner
+    if not inside.any():
+        raise EncodingError(
+            f"{name} is all zeros, and Core AI stores no sparse weight without values",
+            fix="prune less, or store it dense",
+        )
+    mask, _ = constant(f"{name}.mask", pack(inside.astype(np.uint8), 1), IntegerType.get_unsigned(1), tensor.shape)
+    if isinstance(inner, FloatTensor):
+        values, stored = constant(name, inner.values[inside], F16Type.get() if half else F32Type.get())
+    elif isinstance(inner, PaletteTensor):
+        indices, stored = _indices(name, inner, inside)
+        sparse = coreai.build_sparse_with_bitmask(indices, mask)
+        looked_up = coreai.lut_to_sparse_with_bitmask(sparse, _table(name, inner, half), _first_axis())
+        return coreai.sparse_with_bitmask_to_dense(looked_up), stored
+    elif inner.encoding.bits == 8:
+        values, stored = _integers(name, inner, inside)
+    else:
+        integers, stored = _listed(name, inner, inside, mask)
+        return _scaled(name, integers, inner, half, _int8()), stored
+    dense = coreai.sparse_with_bitmask_to_dense(coreai.build_sparse_with_bitmask(values, mask))
+    return (_scaled(name, dense, inner, half, _integer(inner)) if isinstance(inner, AffineTensor) else dense), stored
+
+
+def _listed(name: str, tensor: AffineTensor, inside: Array, mask: Value) -> tuple[Value, str]:
+    """Signed integers of fewer than 8 bits cannot be sparse; indices into the list of those integers can."""
+    bits = _container(tensor.encoding)
+    low = -(1 << (bits - 1))
+    listed = (tensor.values[inside].astype(np.int16) - low).astype(np.uint8)
+    indices, stored = constant(name, pack(listed, bits), IntegerType.get_unsigned(bits), listed.shape)
+    shape = (*[1] * len(tensor.shape), 1 << bits, 1)
+    table, _ = constant(f"{name}.integers", np.arange(low, -low, dtype=np.int8).reshape(shape), _int8())
+    sparse = coreai.lut_to_sparse_with_bitmask(coreai.build_sparse_with_bitmask(indices, mask), table, _first_axis())
+    return coreai.sparse_with_bitmask_to_dense(sparse), stored
+
+
+def _integers(name: str, tensor: AffineTensor, inside: Array | None) -> tuple[Value, str]:
+    bits = _container(tensor.encoding)
+    values = tensor.values if inside is None else tensor.values[inside]
+    return constant(name, pack(values, bits), _integer(tensor), values.shape)
+
+
+def _indices(name: str, tensor: PaletteTensor, inside: Array | None) -> tuple[Value, str]:
+    bits = tensor.encoding.bits
+    indices = tensor.indices if inside is None else tensor.indices[inside]
+    return constant(name, pack(indices, bits), IntegerType.get_unsigned(bits), indices.shape)
+
+
+def _scaled(name: str, integers: Value, tensor: AffineTensor, half: bool, integer: Type) -> Value:
+    blocks = tensor.scale.shape
+    scale, _ = _floats(f"{name}.scale", tensor.scale, half)
+    if tensor.zero_point is None:
+        zero = coreai.constant(np.zeros(blocks, np.int8), dtype=integer)
+    else:
+        bits = _container(tensor.encoding)
+        zero, _ = constant(f"{name}.zero_point", pack(tensor.zero_point, bits), integer, blocks)
+    offset = coreai.constant(np.zeros(blocks, np.float16 if half else np.float32))
+    return coreai.blockwise_shift_scale(integers, scale, zero, offset)
+
+
+def _table(name: str, tensor: PaletteTensor, half: bool) -> Value:
+    """Tables in the axes that Core AI wants: groups of channels, one for each other axis, entries, one."""
+    groups, entries = tensor.table.shape
+    shape = (groups, *[1] * (len(tensor.shape) - 1), entries, 1)
+    return _floats(f"{name}.table", tensor.table.reshape(shape), half)[0]
+
+
+def _floats(name: str, numbers: Array, half: bool) -> tuple[Value, str]:
+    stored = numbers.astype(np.float16 if half else np.float32)
+    if not np.array_equal(stored.astype(np.float32), numbers):
+        raise EncodingError(f"a number of {name} is not a float16 number", fix="lower in float32")
+    return constant(name, stored, F16Type.get() if half else F32Type.get())
+
+
+def _integer(tensor: AffineTensor) -> Type:
+    bits = _container(tensor.encoding)
+    return IntegerType.get_signed(bits) if tensor.encoding.symmetric else IntegerType.get_unsigned(bits)
+
+
+def _container(encoding: Affine) -> int:
+    # There are no 3-bit integers; 4 bits hold them exactly.
+    return 4 if encoding.bits == 3 else encoding.bits
+
+
+def _int8() -> Type:
+    return IntegerType.get_signed(8)
+
+
+def _first_axis() -> Value:
+    # Where vectors lie, which ours have none of; a 16-bit scalar all the same.
+    return coreai.constant(np.array(0, np.int16))
