@@ -1,5 +1,6 @@
 """What the tests of the Apple lowerings share: small programs, decided weights, and a comparison with the reference."""
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -14,9 +15,23 @@ import pytest
 import torch
 
 from edgeship.compression.affine import quantize_nearest, to_float16
+from edgeship.compression.palette import palettize
+from edgeship.compression.prune import keep_mask, magnitude_score
 from edgeship.core.model import Artifact, TensorSpec
 from edgeship.core.runtimes import Runtime
-from edgeship.core.weights import Affine, EncodedTensor, Float
+from edgeship.core.weights import (
+    Affine,
+    EncodedTensor,
+    Encoding,
+    Float,
+    FloatTensor,
+    Palette,
+    PaletteTensor,
+    Sparse,
+    SparseTensor,
+    rebuild,
+    same_numbers,
+)
 from edgeship.program.export import make_program
 from edgeship.program.program import TorchProgram
 
@@ -35,6 +50,96 @@ def decide_all(program: TorchProgram, encoding: Float | Affine) -> dict[str, Enc
         one = encoding if fits else Affine(encoding.bits, encoding.symmetric)
         decided[use.name] = quantize_nearest(weight, one, axis=use.channel_axis)
     return decided
+
+
+def decide(weight: torch.Tensor, encoding: Encoding, axis: int = 0) -> EncodedTensor:
+    """One weight in one encoding; half of it is zero in a sparse one."""
+    if isinstance(encoding, Float):
+        return to_float16(weight)
+    if isinstance(encoding, Palette):
+        return palettize(weight, encoding)
+    if isinstance(encoding, Affine):
+        return quantize_nearest(weight, encoding, axis=axis)
+    mask = keep_mask(magnitude_score(weight), 0.5).numpy()
+    arrays = decide(weight, encoding.inner, axis).arrays()
+    for role in ("values", "indices"):
+        if role in arrays:
+            arrays[role] = np.where(mask, arrays[role], arrays[role].dtype.type(0))
+    inner = rebuild(encoding.inner, arrays)
+    assert isinstance(inner, (FloatTensor, PaletteTensor)) or inner.encoding == encoding.inner
+    return SparseTensor(mask, inner, encoding)
+
+
+AFFINE = [
+    Affine(bits, symmetric, *reach)
+    for symmetric in (True, False)
+    for bits in (8, 4, 3, 2)
+    for reach in (("tensor",), ("channel",), *(("group", size) for size in (16, 32, 64, 128)))
+]
+PALETTES = [Palette(bits, channels) for bits in (1, 2, 3, 4, 6, 8) for channels in (None, 8)]
+SPARSE = [
+    *(Sparse(Affine(bits, True, reach)) for bits in (8, 4, 3, 2) for reach in ("tensor", "channel")),
+    *(Sparse(Affine(bits, True, "group", 32)) for bits in (8, 4, 3, 2)),
+    *(Sparse(palette) for palette in PALETTES),
+]
+# Converters take longer than twice as long for twice as many layers.
+FAMILIES: dict[str, list[Encoding]] = {
+    **{f"integers_{place // 12}": list(AFFINE[place : place + 12]) for place in range(0, len(AFFINE), 12)},
+    "palettes": list(PALETTES),
+    "sparse_0": list(SPARSE[:12]),
+    "sparse_1": [*SPARSE[12:], Sparse(Float(16)), Float(16)],
+}
+
+# Groups of 128 input channels fit the first, the second and the last.
+LAYERS: dict[str, Callable[[], torch.nn.Module]] = {
+    "linear": lambda: torch.nn.Linear(128, 16),
+    "conv": lambda: torch.nn.Conv2d(128, 16, 3, padding=1),
+    "depthwise_conv": lambda: torch.nn.Conv2d(16, 16, 3, padding=1, groups=16),
+    "conv_transpose": lambda: torch.nn.ConvTranspose2d(16, 16, 2, 2),
+    "embedding": lambda: torch.nn.Embedding(40, 128),
+}
+SHAPES = {"linear": (3, 128), "conv": (1, 128, 4, 4), "depthwise_conv": (1, 16, 4, 4), "conv_transpose": (1, 16, 3, 3)}
+
+
+class Cells(torch.nn.Module):
+    """Layers side by side, one for each (operator, encoding), each with an output of its own."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleDict({name: LAYERS[name.rpartition("_")[0]]() for name in names})
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = dict(zip(LAYERS, inputs, strict=True))
+        return tuple(layer(given[name.rpartition("_")[0]]) for name, layer in self.layers.items())
+
+
+def cells_program(encodings: list[Encoding], holds: Callable[[Any, Encoding], str]) -> TorchProgram:
+    """One program with every kind of layer in every encoding that is held; output ``conv_3`` has encoding 3."""
+    torch.manual_seed(0)
+    names = [f"{op}_{index}" for index, encoding in enumerate(encodings) for op in LAYERS if not holds(op, encoding)]
+    inputs = [TensorSpec(name, "f32", shape) for name, shape in SHAPES.items()]
+    inputs.append(TensorSpec("embedding", "i64", (1, 5), low=0, high=39))
+    examples = [*(torch.randn(shape) for shape in SHAPES.values()), torch.tensor([[3, 1, 39, 0, 7]])]
+    program = make_program(Cells(names), inputs, examples, output_names=names)
+    encoded = {}
+    for use in program.record.inventory.weights:
+        if use.op != "other":
+            encoding = encodings[int(use.name.split(".")[1].rpartition("_")[2])]
+            encoded[use.name] = decide(program.weights[use.name], encoding, use.channel_axis)
+    assert len(encoded) == len(names)
+    record = dataclasses.replace(program.record, encodings={name: item.encoding for name, item in encoded.items()})
+    return dataclasses.replace(program, encoded=encoded, record=record)
+
+
+def unequal(runtime: Runtime, artifact: Artifact, program: TorchProgram) -> dict[str, str]:
+    """What the saved file holds otherwise than it was decided, by weight."""
+    found = runtime.read_weights(artifact)
+    uses = {use.name: use.op for use in program.record.inventory.weights}
+    differences = {
+        name: same_numbers(tensor, found[name], container_bits=runtime.container_bits(uses[name], tensor.encoding))
+        for name, tensor in program.encoded.items()
+    }
+    return {name: difference for name, difference in differences.items() if difference}
 
 
 class Function(torch.nn.Module):
@@ -150,6 +255,11 @@ def elsewhere(program: Path, folder: Path, module: str, name: str) -> dict[str, 
     environment = {**os.environ, "PYTHONHASHSEED": "123"}
     subprocess.run(command, check=True, capture_output=True, timeout=300, env=environment)
     return digests(folder)
+
+
+def damaged(data: bytes, place: int) -> bytes:
+    """A file with one bit turned."""
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
 @pytest.fixture(scope="session")

@@ -176,7 +176,6 @@ def test_what_it_holds() -> None:
     assert RUNTIME.holds("conv", Affine(4), "float") == ""
     assert RUNTIME.holds("linear", Affine(), "int8") == ""
     assert RUNTIME.holds("other", Float(16), "float") == ""
-    assert "3-bit" in RUNTIME.holds("linear", Affine(3), "float")
     assert "int16" in RUNTIME.holds("linear", Affine(), "int16")
     assert "dynamic" in RUNTIME.holds("linear", Affine(), "dynamic")
     assert "only the weights of layers" in RUNTIME.holds("other", Affine(), "float")

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from edgeship.core.model import Signature, Source
+from edgeship.core.model import Signature, Source, TensorSpec
 from edgeship.core.passes import Skip
 from edgeship.core.profile import Choice, Profile, Request
 from edgeship.core.registry import targets
 from edgeship.core.weights import ActivationEncoding
 from edgeship.errors import EncodingError
 from edgeship.passes.lower.torch_to_coreai import TorchToCoreAI
+from edgeship.program.export import make_program
 from edgeship.runtimes.coreai.runtime import RUNTIME
 
 
@@ -41,28 +42,12 @@ def with_grids(program, bits: int = 8):
     return dataclasses.replace(program, record=record)
 
 
-def stored_grids(path) -> set[tuple[float, int]]:
-    from coreai._compiler import ir
-    from coreai.authoring import AIModelAsset
-
-    from edgeship.runtimes.coreai.widened import walk
-
-    def number(value) -> float:
-        return float(np.array(ir.DenseElementsAttr(value.owner.attributes["value"])))
-
-    program = AIModelAsset.load(path).program
-    operations = walk(program._module._mlir_module.operation)
-    found = [item.operands for item in operations if item.name == "coreai.quantize"]
-    return {(number(operands[1]), int(number(operands[2]))) for operands in found}
-
-
 @pytest.mark.parametrize("compute", ["float32", "float16"])
 def test_static_activations_are_stored_as_decided(compute, layers_program, lower) -> None:
     program = with_grids(layers_program)
     artifact = lower(program, TorchToCoreAI(compute))
-    wanted = {(grid.scale, grid.zero_point) for grid in program.activations.values()}
-    assert len(wanted) > 5
-    assert stored_grids(artifact.path) == wanted
+    assert len(program.activations) > 5
+    assert RUNTIME.read_activations(artifact) == program.activations
     torch.manual_seed(1)
     inputs = {"x": torch.randn(1, 3, 16, 16).numpy(), "ids": np.array([[3, 1, 39, 0, 7]])}
     with RUNTIME.open(artifact) as session, torch.no_grad():
@@ -74,6 +59,23 @@ def test_static_activations_are_stored_as_decided(compute, layers_program, lower
         assert np.mean(np.abs(found - image) > 0.6 * step) < 0.02
     # Twelve grids one after another: 28 dB in float16, as in Core ML's evaluator.
     assert np.mean((found - image) ** 2) < 10**-2.5 * np.mean(image**2)
+
+
+class Alike(torch.nn.Module):
+    """Grids that are equal, on views of integers, on an input, and twice on what is computed twice."""
+
+    def forward(self, x):
+        return torch.relu(x).reshape(1, 32) + 1, torch.relu(x).flatten(1).reshape(4, 8) * 2
+
+
+@pytest.mark.parametrize("compute", ["float16", "float32"])
+def test_every_grid_is_found_under_its_own_name(compute, lower) -> None:
+    program = make_program(Alike(), [TensorSpec("x", "f32", (1, 4, 8))], [torch.randn(1, 4, 8)])
+    nodes = [node.name for node in program.exported.graph.nodes if node.op in ("placeholder", "call_function")]
+    grids = {name: ActivationEncoding(8, 0.03125, -3) for name in nodes}
+    program = dataclasses.replace(program, record=dataclasses.replace(program.record, activations=grids))
+    artifact = lower(program, TorchToCoreAI(compute))
+    assert RUNTIME.read_activations(artifact) == grids
 
 
 def test_grids_that_core_ai_has_not(layers_program, lower) -> None:

@@ -4,15 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
-from edgeship.core.model import Signature, Source
+from edgeship.compression.affine import quantize_nearest
+from edgeship.core.model import Signature, Source, TensorSpec
 from edgeship.core.passes import Skip
 from edgeship.core.profile import Choice, Profile, Request
 from edgeship.core.registry import targets
 from edgeship.core.weights import ActivationEncoding, Affine
 from edgeship.errors import EncodingError, UsageError
 from edgeship.passes.lower.torch_to_coreml import TorchToCoreML
-from edgeship.runtimes.coreml.program import Constant, load_program
+from edgeship.program.export import make_program
 from edgeship.runtimes.coreml.runtime import RUNTIME
 
 
@@ -47,36 +49,14 @@ def with_grids(program, bits: int = 8):
     return dataclasses.replace(program, record=record)
 
 
-def stored_grids(path) -> set[tuple[float, int]]:
-    program = load_program(path)
-    constants, grids = {}, set()
-    for operation in program.functions[program.default_function].block.walk():
-        if operation.kind == "const":
-            constants[operation.outputs[0].name] = operation.inputs["val"][0]
-
-        def number(name, operation=operation):
-            operand = operation.inputs[name][0]
-            return (operand if isinstance(operand, Constant) else constants[operand.name]).read()
-
-        if operation.kind == "quantize":
-            assert number("output_dtype") == "int8"
-            grids.add((float(number("scale")), int(number("zero_point")) if "zero_point" in operation.inputs else 0))
-    return grids
-
-
 def test_static_activations_are_stored_as_decided(layers_program, with_encoded, lower) -> None:
-    import torch
-
-    from edgeship.compression.affine import quantize_nearest
-
     weights = {
         name: quantize_nearest(layers_program.weights[name], Affine()) for name in ("stem.weight", "first.weight")
     }
     program = with_grids(with_encoded(layers_program, weights))
     artifact = lower(program, TorchToCoreML("iOS17", "float32"))
-    wanted = {(grid.scale, grid.zero_point) for grid in program.activations.values()}
-    assert len(wanted) > 5
-    assert stored_grids(artifact.path) == wanted
+    assert len(program.activations) > 5
+    assert RUNTIME.read_activations(artifact) == program.activations
     inputs = {"x": torch.randn(1, 3, 16, 16).numpy(), "ids": np.array([[3, 1, 39, 0, 7]])}
     with RUNTIME.open(artifact) as session, torch.no_grad():
         found = session.run(inputs)["image"]
@@ -85,6 +65,25 @@ def test_static_activations_are_stored_as_decided(layers_program, with_encoded, 
     # Sums in another order may fall on the other side of a boundary between two integers.
     assert np.mean(np.abs(found - image) > 1e-4) < 0.02
     assert np.abs(found - image).max() <= 2.5 * step
+
+
+class Alike(torch.nn.Module):
+    """Grids that are equal, on views of integers, on an input, and twice on what is computed twice."""
+
+    def forward(self, x):
+        return torch.relu(x).reshape(1, 32) + 1, torch.relu(x).flatten(1).reshape(4, 8) * 2
+
+
+@pytest.mark.parametrize("compute", ["float16", "float32"])
+def test_every_grid_is_found_under_its_own_name(compute, lower) -> None:
+    program = make_program(Alike(), [TensorSpec("x", "f32", (1, 4, 8))], [torch.randn(1, 4, 8)])
+    nodes = [node.name for node in program.exported.graph.nodes if node.op in ("placeholder", "call_function")]
+    grids = {name: ActivationEncoding(8, 0.03125, -3) for name in nodes}
+    program = dataclasses.replace(program, record=dataclasses.replace(program.record, activations=grids))
+    artifact = lower(program, TorchToCoreML("iOS17", compute))
+    assert RUNTIME.read_activations(artifact) == grids
+    with pytest.raises(EncodingError, match=r"iOS 16 has no quantized activations; .*target=iOS17"):
+        lower(program, TorchToCoreML("iOS16", compute))
 
 
 def test_grids_that_core_ml_has_not(layers_program, lower) -> None:
