@@ -145,11 +145,24 @@ class _Graph:
             if node.op_type == "DequantizeLinear" and node.input[0] == stored:
                 axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
                 zero = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-                return self.array(node.input[1]), zero, axis
+                return self._scale(node.input[1]), zero, axis
         for node in self._consumers.get(stored, []):
             if node.op_type == "Gather":
                 return self.array(self._row_scale(node)), None, 0
         raise ArtifactError(f"nothing in the file dequantizes {stored}", fix="build again")
+
+    def _scale(self, name: str) -> npt.NDArray[Any]:
+        """A scale: stored, or the product of stored steps and a unit for each channel."""
+        import numpy as np
+
+        node = None if name in self._initializers else self._producers.get(name)
+        if node is None or node.op_type != "DequantizeLinear":
+            return self.array(name)
+        steps, unit, zero = (self.array(part) for part in node.input)
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+        shape = [-1 if place == axis else 1 for place in range(steps.ndim)]
+        scale: npt.NDArray[Any] = (steps - zero.reshape(shape)).astype(np.float32) * unit.reshape(shape)
+        return scale
 
     def _row_scale(self, gather: onnx.NodeProto) -> str:
         """The scale of gathered rows: Gather -> Cast -> Mul by the scale, or by the scale gathered in the same way."""

@@ -120,7 +120,10 @@ def test_a_child_that_died_is_reported(artifact: QnnModel) -> None:
         (Affine(8), "float", "integer activations"),
         (Affine(8), "dynamic", "while running"),
         (Affine(2), "int16", "silently wrong"),
-        (Affine(4, granularity="group", group_size=32), "int16", "one scale a channel"),
+        (Affine(4, granularity="group", group_size=32), "int16", ""),
+        (Affine(4, granularity="group", group_size=32), "int8", "16-bit activations"),
+        (Affine(4, granularity="group", group_size=8), "int16", "group sizes are"),
+        (Affine(8, granularity="group", group_size=32), "int16", "4-bit weights"),
         (Affine(8, symmetric=False), "int8", "zero point 0"),
         (Float(16), "int16", "integer weights"),
     ],
@@ -129,6 +132,12 @@ def test_what_it_holds(encoding: Affine | Float, activations: str, reason: str) 
     answer = RUNTIME.holds("linear", encoding, activations)  # type: ignore[arg-type]
     assert reason in answer
     assert bool(answer) == bool(reason)
+
+
+def test_convolutions_in_short_integers_want_a_scale_a_channel() -> None:
+    assert RUNTIME.holds("conv", Affine(4), "int8") == ""
+    assert "one scale a channel" in RUNTIME.holds("conv", Affine(4, granularity="tensor"), "int8")
+    assert "linear layers" in RUNTIME.holds("conv", Affine(4, granularity="group", group_size=32), "int16")
 
 
 def test_embeddings_are_looked_up_in_8_bits() -> None:

@@ -20,6 +20,7 @@ def rewrite_graph(source: Path, written: Path, htp_arch: int) -> None:
     """
     import onnx
 
+    from edgeship.lowering.qnn.blocks import split_block_scales
     from edgeship.lowering.qnn.embedding import lookup_integers
     from edgeship.lowering.qnn.matmul import keep_products_wide
     from edgeship.lowering.qnn.norms import quantize_norms
@@ -28,6 +29,7 @@ def rewrite_graph(source: Path, written: Path, htp_arch: int) -> None:
     model = onnx.load(source)
     graph = Graph(model)
     lookup_integers(graph)
+    split_block_scales(graph)
     quantize_norms(graph)
     keep_products_wide(graph, htp_arch)
     keep_tanh_apart(graph)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 GRAPH = "model.qdq.onnx"
 CONTEXT = "model_ctx.onnx"
+GROUP_SIZES = (16, 32, 64, 128)
 
 
 class QnnSession(Session):
@@ -96,15 +97,34 @@ class QnnRuntime(Runtime):
             return "weights want zero point 0"
         if encoding.bits == 2:
             return "2 bits are silently wrong on Hexagon"
+        if op == "embedding":
+            if encoding.bits != 8 or encoding.granularity == "group":
+                return "rows are looked up in 8 bits, with one scale a row or a table"
+            return ""
         if encoding.granularity == "group":
-            return "groups are stored approximately; use one scale a channel"
-        if op == "embedding" and encoding.bits != 8:
-            return "rows are looked up in 8 bits"
+            return _group_refusal(op, encoding, activations)
+        if encoding.granularity == "tensor" and encoding.bits != 8 and op != "linear":
+            return "short weights of convolutions want one scale a channel"
         return ""
+
+    def scale_bits(self, encoding: Encoding) -> int:
+        """Scales are float32 in the file."""
+        return 32
 
     def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
         """8 bits, or 4 for anything shorter; floats as they are."""
         return encoding.bits if isinstance(encoding, Float) or encoding.bits == 8 else 4
+
+
+def _group_refusal(op: WeightOp, encoding: Affine, activations: ActivationMode) -> str:
+    """Groups exist as multiples of a unit (`edgeship.compression.lpbq`); the lowering refuses other scales."""
+    if op != "linear":
+        return "groups are for linear layers; use one scale a channel"
+    if encoding.bits == 8 or activations != "int16":
+        return "groups are of 4-bit weights, with 16-bit activations"
+    if encoding.group_size not in GROUP_SIZES:
+        return f"group sizes are {', '.join(map(str, GROUP_SIZES))}"
+    return ""
 
 
 def graph_of(artifact: Artifact) -> OnnxModel:
