@@ -109,7 +109,7 @@ class Runtime(ABC):
         return 16
 
     def stored_bits(self, use: WeightUse, encoding: Encoding, sparsity: float = 0.0) -> int:
-        """Bits that a weight takes in the file, with its scales, tables and mask; ``sparsity`` is its share of zeros."""
+        """Bits that a weight takes in the file with scales, tables and mask; ``sparsity`` is its share of zeros."""
         from edgeship.core.encodings import stored_bits
 
         return stored_bits(encoding, use, self.container_bits(use.op, encoding), sparsity, self.scale_bits(encoding))

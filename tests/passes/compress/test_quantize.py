@@ -1,0 +1,128 @@
+"""compress/quantize as a pass: what it plans, and that each method stores what was asked for."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from edgeship.core.passes import Context, Skip
+from edgeship.core.profile import Choice, Profile
+from edgeship.core.weights import Affine, Float, Palette, Sparse
+from edgeship.errors import DataError, EncodingError
+from edgeship.passes.compress.prune import PruneWeights
+from edgeship.passes.compress.quantize import QuantizeWeights
+from edgeship.program.program import TorchProgram, read_record
+
+
+def run(step, model, folder):
+    folder.mkdir(exist_ok=True)
+    made = step.run(model, Context(folder))
+    step.ensures(made, model=model)
+    return TorchProgram.open(made)
+
+
+def test_eight_bits_round_to_nearest_and_fewer_look_at_data(request_for, calibration):
+    assert QuantizeWeights.plan(request_for(calibration=calibration)).method == "nearest"
+    assert QuantizeWeights.plan(request_for(profile="small")).method == "clipped"
+    assert QuantizeWeights.plan(request_for(profile="small", calibration=calibration)).method == "gptq"
+    trained = {"compress/finetune": {"steps": "1"}}
+    assert (
+        QuantizeWeights.plan(request_for(profile="small", calibration=calibration, options=trained)).method == "clipped"
+    )
+
+
+def test_the_profile_decides_the_form(request_for):
+    assert QuantizeWeights.plan(request_for("coreml", "small")).base == Palette(4, 8)
+    assert QuantizeWeights.plan(request_for("onnx", "small")).base == Affine(4, True, "group", 32)
+    assert QuantizeWeights.plan(request_for("onnx", "exact")).base == Float(16)
+    full = Profile("full", "x.", Choice("float32"))
+    assert isinstance(QuantizeWeights.plan(dataclasses.replace(request_for(), profile=full)), Skip)
+
+
+def test_what_a_runtime_cannot_hold_is_refused_while_planning(request_for):
+    request = request_for("onnx")
+    with pytest.raises(EncodingError, match="cannot hold palette4"):
+        QuantizeWeights(form="palette", bits=4).confirm(request)
+
+
+def test_methods_that_look_at_data_want_it(request_for):
+    for step in (QuantizeWeights(bits=4, method="gptq"), QuantizeWeights(bits=8, bias_correction=True)):
+        with pytest.raises(DataError, match="needs calibration data"):
+            step.confirm(request_for())
+
+
+@pytest.mark.parametrize("method", ["nearest", "clipped", "gptq", "awq"])
+def test_every_method_stores_the_encoding_that_was_asked_for(method, saved, calibration, tmp_path):
+    step = QuantizeWeights(bits=4, granularity="group", group_size=16, method=method, data=calibration, samples=16)
+    program = run(step, saved, tmp_path / method)
+    encodings = program.record.encodings
+    assert encodings["6.weight"] == Affine(4, True, "group", 16)
+    assert encodings["0.weight"] == Affine(4)
+    assert set(program.encoded) == {"0.weight", "2.weight", "6.weight", "8.weight", "10.weight"}
+    assert program.record.history[-1].endswith(method)
+
+
+def test_gptq_costs_the_outputs_less_than_nearest(saved, calibration, tmp_path):
+    images = np.load(calibration.reference)["image"]
+
+    def noise(method):
+        step = QuantizeWeights(bits=3, method=method, data=calibration)
+        module = run(step, saved, tmp_path / method).module()
+        plain = TorchProgram.open(saved).module()
+        import torch
+
+        pairs = [(plain(x)[0], module(x)[0]) for x in torch.from_numpy(images[:, None])]
+        return sum(float((a - b).square().sum()) for a, b in pairs)
+
+    assert noise("gptq") < 0.7 * noise("nearest")
+
+
+def test_the_same_input_gives_the_same_bits(saved, calibration, tmp_path):
+    step = QuantizeWeights(bits=4, method="gptq", data=calibration, samples=16)
+    first, second = run(step, saved, tmp_path / "a"), run(step, saved, tmp_path / "b")
+    for name, tensor in first.encoded.items():
+        for role, array in tensor.arrays().items():
+            assert np.array_equal(array, second.encoded[name].arrays()[role])
+
+
+def test_bias_correction_keeps_the_mean_of_the_outputs(saved, calibration, tmp_path):
+    import torch
+
+    images = torch.from_numpy(np.load(calibration.reference)["image"][:, None])
+    plain = TorchProgram.open(saved).module()
+    means = {}
+    for correct in (False, True):
+        step = QuantizeWeights(bits=2, method="clipped", bias_correction=correct, data=calibration)
+        module = run(step, saved, tmp_path / str(correct)).module()
+        means[correct] = float(torch.stack([module(x)[0] - plain(x)[0] for x in images]).mean(0).abs().max())
+    assert means[True] < 0.5 * means[False]
+
+
+def test_raised_layers_get_the_encoding_of_the_gate(saved, tmp_path):
+    program = run(
+        QuantizeWeights(bits=2, raised=(("6.weight", "int8"), ("0.weight", "float16"))), saved, tmp_path / "x"
+    )
+    assert program.record.encodings["6.weight"] == Affine(8)
+    assert program.record.encodings["0.weight"] == Float(16)
+    assert program.record.encodings["8.weight"] == Affine(2)
+
+
+def test_pruned_weights_lose_their_zeros_only_where_the_runtime_stores_them_so(saved, tmp_path):
+    pruned = PruneWeights(sparsity=0.6).run(saved, Context(tmp_path))
+    dense = run(QuantizeWeights(bits=8), pruned, tmp_path / "dense")
+    sparse = run(QuantizeWeights(bits=8, sparse=("linear", "conv")), pruned, tmp_path / "sparse")
+    assert {str(item) for item in dense.record.encodings.values()} == {"int8 per channel"}
+    assert set(sparse.record.encodings.values()) == {Sparse(Affine(8))}
+    for name, tensor in sparse.encoded.items():
+        assert np.array_equal(tensor.dequantize(), dense.encoded[name].dequantize())
+        assert tensor.sparsity == pytest.approx(0.6, abs=0.03)
+
+
+def test_pruned_weights_stay_zero_through_gptq(saved, calibration, tmp_path):
+    pruned = PruneWeights(sparsity=0.5).run(saved, Context(tmp_path))
+    program = run(QuantizeWeights(bits=4, method="gptq", data=calibration, samples=16), pruned, tmp_path / "q")
+    for name, share in read_record(pruned).pruned.items():
+        zeros = float((program.encoded[name].dequantize() == 0).mean())
+        assert zeros >= share - 1e-6
+        kept = TorchProgram.open(pruned).weights[name].numpy() != 0
+        assert not program.encoded[name].dequantize()[~kept].any()
