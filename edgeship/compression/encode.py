@@ -135,9 +135,9 @@ class Encoder:
                 return FloatTensor(weight.float().numpy())
             return to_float16(weight, use.name)
         if isinstance(encoding, Affine) and encoding.granularity == "group" and self.npu_block:
-            from edgeship.compression.lpbq import quantize_lpbq
+            from edgeship.compression.lpbq import quantize_npu_block
 
-            return quantize_lpbq(weight, encoding, name=use.name)
+            return quantize_npu_block(weight, encoding, clip=self.method != "nearest", name=use.name)
         if self.method == "gptq" and layer is not None and use.op in ("linear", "conv", "depthwise_conv"):
             from edgeship.compression.gptq import quantize_gptq, quantize_gptq_conv
 
