@@ -135,7 +135,7 @@ def test_build_prints_a_table_and_json_prints_nothing_else(cli, tiny_order, tiny
         "latency_p99",
         "peak_memory",
     }
-    assert {item["check"] for item in row["verdicts"]} == {"check/verify", "check/size"}
+    assert {item["check"] for item in row["verdicts"]} == {"check/verify", "check/size", "check/layers"}
     assert sorted(item.name for item in tmp_path.iterdir()) == [
         "one.edgeship", "one.edgeship.log", "two.edgeship", "two.edgeship.log",
     ]  # fmt: skip
@@ -209,11 +209,12 @@ def test_inspect_shows_inputs_encodings_and_bits(cli, tiny_bundle):
     (artifact,) = found["artifacts"]
     assert artifact["inputs"] == ["image:f32[1,1,4,4]"]
     assert artifact["outputs"] == ["output:f32[1,3]"]
-    assert artifact["bits_per_weight"] == 8
-    assert artifact["encodings"] == [{"encoding": "int8 per channel", "weights": 2, "elements": 228, "bytes": 228}]
+    # 228 integers of 8 bits in 235 numbers, with 7 scales and 7 biases of 32.
+    assert artifact["bits_per_weight"] == pytest.approx((228 * 8 + 14 * 32) / 235)
+    assert artifact["encodings"] == [{"encoding": "int8 per channel", "weights": 2, "elements": 228, "bytes": 256}]
     people = " ".join(cli("inspect", tiny_bundle).out.split())
     assert "onnx/model.onnx: onnx" in people
-    assert "8.00 bits per weight" in people
+    assert "9.67 bits per weight" in people
     assert json.loads(cli("inspect", tiny_bundle / "onnx" / "model.onnx", "--json").out)["artifacts"] == [artifact]
     assert json.loads(cli("inspect", tiny_bundle / "onnx", "--json").out)["artifacts"] == [artifact]
 

@@ -41,7 +41,9 @@ def refused(bundle: Path) -> bool:
 
 def test_the_bundle_holds_what_it_should(tiny_bundle):
     names = [path.relative_to(tiny_bundle).as_posix() for path in list_files(tiny_bundle)]
-    assert names == ["inventory.json", "manifest.json", "manifest.sha256", "onnx/model.onnx", "report.json"]
+    assert names == [
+        "inventory.json", "layers-onnx.svg", "manifest.json", "manifest.sha256", "onnx/model.onnx", "report.json",
+    ]  # fmt: skip
     assert changed_files(read_bundle(tiny_bundle)) == []
 
 
