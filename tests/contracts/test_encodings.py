@@ -1,0 +1,133 @@
+"""Every allowed cell (runtime, operator, encoding, activations) twice: read back bit for bit, and run against torch.
+
+The cells and the check are those of ``benchmarks/encodings.py``, which writes docs/results/encodings.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from edgeship.core.inventory import Inventory, WeightUse
+from edgeship.core.model import Signature, Source
+from edgeship.core.planning import refuse_unholdable
+from edgeship.core.profile import Choice, Profile, Request
+from edgeship.core.registry import runtimes, targets
+from edgeship.core.weights import Affine, Float, Palette, Sparse, same_numbers
+from edgeship.errors import EncodingError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("encoding_cells", ROOT / "benchmarks" / "encodings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+cells = _script()
+NAMES = sorted(runtimes())
+# One batch of each kind of arithmetic a runtime has; the compiler for Hexagon takes seconds, and starts once.
+QUICK = [
+    pytest.param(name, mode, id=f"{name}-{mode}")
+    for name in NAMES
+    for mode in ("float", "int8", "int16", "dynamic")
+    if (name, mode) not in (("qnn", "float"), ("qnn", "int8"), ("onnx", "int16"), ("tflite", "int16"))
+    and cells.batches(cells.cells(name, quick=True), together=True).get(mode)
+]
+ALL = [
+    pytest.param(name, key, marks=pytest.mark.heavy, id=f"{name}-{key.replace(' ', '-')}")
+    for name in NAMES
+    for key in cells.batches(cells.cells(name))
+]
+
+
+def _assert_exact(batch) -> None:
+    outcomes = cells.check(batch)
+    assert outcomes.keys() == set(batch)
+    wrong = [f"{cell}: {outcome.problem}" for cell, outcome in outcomes.items() if outcome.problem]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("name", "mode"), QUICK)
+def test_representative_cells_are_exact(name, mode):
+    _assert_exact(cells.batches(cells.cells(name, quick=True), together=True)[mode])
+
+
+@pytest.mark.parametrize(("name", "key"), ALL)
+def test_every_cell_is_exact(name, key):
+    _assert_exact(cells.batches(cells.cells(name))[key])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_planning_refuses_what_is_not_held_and_says_why(name):
+    """Every refused cell, through the question that planning asks."""
+    runtime = runtimes()[name]
+    refused = [cell for cell in cells.cells(name) if cell.refused]
+    assert refused
+    for cell in refused:
+        use = WeightUse("layer.weight", cell.layer.op, (8, 8))
+        request = Request(
+            source=Source(Path("model.py"), Signature((), ())),
+            target=next(iter(targets().values())),
+            runtime=name,
+            profile=Profile("ours", "", Choice(activations=cell.activations)),
+            inventory=Inventory((use,), (), 0),
+        )
+        with pytest.raises(EncodingError) as caught:
+            refuse_unholdable(request, lambda use, encoding=cell.encoding: encoding)
+        for part in (runtime.title, str(cell.encoding), cell.refused, "layer.weight"):
+            assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_it_holds_is_not_nothing(name):
+    allowed = cells.batches(cells.cells(name))
+    assert sum(map(len, allowed.values())) >= 60
+    kinds = {cell.encoding.kind for batch in allowed.values() for cell in batch}
+    assert {"float", "affine"} <= kinds
+
+
+@pytest.mark.parametrize("name", ["onnx", "tflite"])
+def test_the_check_sees_one_wrong_integer(name, monkeypatch):
+    """A check that cannot fail proves nothing: one integer of one weight is stored otherwise than decided."""
+    batch = [
+        cell for cell in cells.cells(name) if cell.activations == "float" and str(cell.encoding) == "int4 per channel"
+    ]
+    batch = [cell for cell in batch if cell.layer.name in ("linear", "conv") and not cell.refused]
+    assert len(batch) == 2
+    lower = cells.lower
+
+    def wrong(program, *arguments):
+        tensor = program.encoded["layers.0.weight"]
+        values = tensor.values.copy()
+        values.reshape(-1)[np.argmax(values)] -= 3
+        changed = {**program.encoded, "layers.0.weight": replace(tensor, values=values)}
+        return lower(replace(program, encoded=changed), *arguments)
+
+    monkeypatch.setattr(cells, "lower", wrong)
+    outcomes = cells.check(batch)
+    assert "1 of" in outcomes[batch[0]].problem
+    assert outcomes[batch[0]].snr_db < 60
+    assert outcomes[batch[1]].problem == ""
+
+
+@pytest.mark.parametrize("encoding", [Float(16), Affine(4), Palette(4, 8), *(Sparse(inner) for inner in (Float(16), Affine(8), Palette(4)))], ids=str)  # fmt: skip
+def test_the_plain_encoders_say_what_they_encode(encoding):
+    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+    tensor = cells.encode(weight, encoding, 0)
+    assert tensor.encoding == encoding
+    assert same_numbers(tensor, tensor) == ""
+    kept = np.ones(weight.shape, bool) if not isinstance(encoding, Sparse) else tensor.mask
+    assert np.abs(tensor.dequantize() - weight.numpy())[kept].max() < 1
