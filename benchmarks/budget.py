@@ -1,0 +1,121 @@
+"""Bits chosen layer by layer beside one width for all, at the same bytes; and whether smaller files really are.
+
+python benchmarks/budget.py [--part auto|files]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from builds import Built, build, sets
+from encoder import source as minilm_source
+from language import tinystories
+from models import SHARED, cifar_files
+from results import write_page
+
+HERE = Path(__file__).resolve().parent
+GROUPED = {"bits": 4, "granularity": "group", "group_size": 32}
+PACKAGES = ("edgeship", "torch", "scipy", "onnxruntime", "coremltools", "ai-edge-litert", "coreai-core")
+
+
+def sources(folder: Path) -> dict[str, tuple[list[str], str, list[str]]]:
+    """Model -> its source with data, its metric, and the options of uniform 4 bits."""
+    calibration, evaluation = cifar_files(folder, evaluation=2000)
+    found: dict[str, tuple[list[str], str, list[str]]] = {}
+    for depth, name in ((20, "resnet20-12fca82f.th"), (56, "resnet56-4bfd9763.th")):
+        arguments = [
+            str(SHARED / "models" / "resnet_cifar10" / name), "--factory", f"{HERE / 'models.py'}:resnet{depth}",
+            "--input", "image:f32[1,3,32,32]", "--calibration", str(calibration), "--eval", str(evaluation),
+            "--max-drop", "100%",
+        ]  # fmt: skip
+        found[f"ResNet-{depth}"] = (arguments, "accuracy", sets(bits=4, method="gptq"))
+    found["tinystories-llama-5m"] = (tinystories(folder)[0], "perplexity", sets(**GROUPED, method="gptq"))
+    place = folder / "minilm"
+    place.mkdir()
+    found["all-MiniLM-L6-v2"] = (minilm_source(place, 500), "cosine", sets(**GROUPED, method="gptq"))
+    return found
+
+
+def auto(found: dict[str, tuple[list[str], str, list[str]]]) -> None:
+    """The same bytes, spent two ways."""
+    rows = []
+    for model, (arguments, metric, uniform) in found.items():
+        same = build(arguments, "onnx", ["--profile", "balanced", *uniform])
+        chosen = build(arguments, "onnx", ["--profile", "auto", "--max-size", f"{same.bytes}B"])
+        for label, built in (("uniform 4 bits", same), ("auto", chosen)):
+            if metric not in built.figures:
+                raise SystemExit(f"{model} {label}: {built.error}")
+            rows.append(_row(model, label, metric, built, same))
+            print(rows[-1], flush=True)
+    write_page(
+        "auto", "Bits chosen layer by layer, at the bytes of uniform 4-bit", "python benchmarks/budget.py --part auto",
+        PACKAGES, ("model", "weights", "metric", "float", "stored", "drop", "file", "less loss"), rows,
+        before="ONNX artifacts; the metric is taken on the file. ``auto`` is given the uniform file's bytes as --max-size. "
+        "Both round with GPTQ.",
+    )  # fmt: skip
+
+
+def _row(model: str, label: str, metric: str, built: Built, same: Built) -> list[str]:
+    value, original, drop = (built.figures[f"{metric}{end}"] for end in ("", "_original", "_drop"))
+    less = "" if built is same else ("met" if drop < same.figures[f"{metric}_drop"] else "missed")
+    return [
+        model,
+        label,
+        metric,
+        f"{original:.4f}",
+        f"{value:.4f}",
+        f"{drop:+.3%}",
+        f"{built.bytes / 1e6:.3f} MB",
+        less,
+    ]
+
+
+def files(found: dict[str, tuple[list[str], str, list[str]]]) -> None:
+    """A quarter, a half and three quarters off the float16 file: file bytes beside what the report says of bits."""
+    rows: list[list[str]] = []
+    arguments: list[str] = found["tinystories-llama-5m"][0]
+    quiet: list[str] = ["--set", "check/accuracy.limit=4"]
+    for runtime in ("onnx", "coreml", "coreai", "tflite"):
+        half = build(arguments, runtime, ["--profile", "exact", *quiet])
+        rows.append(_file_row(runtime, "float16", half, half))
+        for share in (0.75, 0.5, 0.25):
+            # LiteRT's candidates begin at 8 bits: there a quarter less is not less than it has.
+            limit = int(half.bytes * share)
+            built = build(arguments, runtime, ["--profile", "auto", "--max-size", f"{limit}B", *quiet])
+            rows.append(_file_row(runtime, f"{1 - share:.0%} smaller", built, half))
+            print(rows[-1], flush=True)
+    write_page(
+        "file-sizes", "Smaller files", "python benchmarks/budget.py --part files", PACKAGES,
+        ("runtime", "asked for", "file", "of float16", "bits per weight", "weights say", "difference", "within 2 %"), rows,
+        before="tinystories-llama-5m, profile auto. ``weights say`` is parameters times the bits per weight that the "
+        "manifest states; the rest of a file is the graph.",
+    )  # fmt: skip
+
+
+def _file_row(runtime: str, label: str, built: Built, half: Built) -> list[str]:
+    if not built.weight_bytes:
+        return [runtime, label, built.error, *[""] * 5]
+    off = built.bytes / built.weight_bytes - 1
+    return [
+        runtime, label, f"{built.bytes / 1e6:.3f} MB", f"{built.bytes / half.bytes:.1%}", f"{built.bits_per_weight:.3f}",
+        f"{built.weight_bytes / 1e6:.3f} MB", f"{off:+.2%}", "met" if abs(off) <= 0.02 else "missed",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", choices=["auto", "files"])
+    given = parser.parse_args()
+    parts: dict[str, Any] = {"auto": auto, "files": files}
+    with tempfile.TemporaryDirectory() as temporary:
+        found = sources(Path(temporary))
+        for name, part in parts.items():
+            if given.part in (None, name):
+                part(found)
+
+
+if __name__ == "__main__":
+    main()
