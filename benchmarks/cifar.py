@@ -97,7 +97,11 @@ def _litert(path: Path) -> Runner:
     given, answer = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
     def run(image: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(given["index"], image.reshape(given["shape"]).astype(given["dtype"]))
+        value = image.reshape(given["shape"])
+        if given["dtype"] == np.int8:
+            scale, zero = given["quantization"]
+            value = np.clip(np.round(value / scale) + zero, -128, 127)
+        interpreter.set_tensor(given["index"], value.astype(given["dtype"]))
         interpreter.invoke()
         return np.asarray(interpreter.get_tensor(answer["index"]))
 
