@@ -1,11 +1,12 @@
 """GPTQ: round one input channel at a time and let the others make up for it (Frantar et al. 2022, arXiv:2210.17323).
 
-With the Cholesky factor ``H = U^T U`` the squared error of the outputs is ``||U E||^2``, one term a row of ``U``;
-taking channels from the last to the first, each is rounded so that its own term is smallest given the errors before.
-These are GPTQ's own numbers without an inverse (Chen et al. 2025, arXiv:2507.18553): one factorization and one pass of
-matrix products. Channels go in the order of the Hessian's diagonal (``act_order``), the costliest first. Weights that
-pruning took stay zero and the others make up for them too, as in SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774),
-but all of them at once, before rounding.
+Channels go in the order of the Hessian's diagonal (``act_order``), the costliest first; where groups have scales, group
+after group, so that a group's range can be chosen from what its weights are by then, and by what it leaves behind. The
+rounding itself is in `nearest_plane`. Weights that pruning took stay zero and the others make up for them too, as in
+SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774), but all of them at once, before rounding (`refit`).
+
+A Hessian that knows how far the inputs have drifted from the float model's gives weights that aim at the float model's
+outputs (GPTAQ, Li et al. 2025, arXiv:2504.02692): the least squares solution is ``W + W D H^-1``, rounded as any other.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, overload
 
-from edgeship.compression.affine import choose_scales
+from edgeship.compression.affine import choose_scales, spread
 from edgeship.compression.hessian import Hessian, hessian_of, hessian_of_conv
+from edgeship.compression.nearest_plane import descend, descend_in_groups, descend_in_rows, factor
 from edgeship.compression.palette import choose_table, nearest_entry
 from edgeship.compression.refit import refit_kept
 from edgeship.core.weights import Affine, AffineTensor, Palette, PaletteTensor
@@ -22,6 +24,11 @@ from edgeship.errors import EncodingError, WeightsError
 
 if TYPE_CHECKING:
     import torch
+
+    from edgeship.compression.nearest_plane import Round
+
+# Share of the drift that is taken back: all of it fits the calibration data too closely.
+DRIFT = 0.5
 
 __all__ = ["Hessian", "hessian_of", "hessian_of_conv", "quantize_gptq", "quantize_gptq_conv"]
 
@@ -36,7 +43,6 @@ def quantize_gptq(
     damping: float = 0.01,
     act_order: bool = True,
     clip: bool = True,
-    block: int = 128,
     name: str = "weight",
 ) -> AffineTensor: ...
 
@@ -51,7 +57,6 @@ def quantize_gptq(
     damping: float = 0.01,
     act_order: bool = True,
     clip: bool = True,
-    block: int = 128,
     name: str = "weight",
 ) -> PaletteTensor: ...
 
@@ -65,7 +70,6 @@ def quantize_gptq(
     damping: float = 0.01,
     act_order: bool = True,
     clip: bool = True,
-    block: int = 128,
     name: str = "weight",
 ) -> AffineTensor | PaletteTensor:
     """Quantize a weight so that ``||(W - Q) X||`` is small.
@@ -77,8 +81,7 @@ def quantize_gptq(
         mask: bool, the weight's shape, True where a weight is kept. The others become zero (the zero point, or index 0
             of a palette), which the kept ones make up for: give the weight as it was before pruning.
         damping: share of the mean diagonal that is added to it; raised tenfold while no Cholesky factor exists.
-        clip: choose each scale by the weighted squared error of rounding, not by the largest weight alone.
-        block: channels whose errors are propagated together.
+        clip: choose each range by the error that it leaves at the outputs, not by the largest weight alone.
 
     Raises:
         EncodingError: the group size does not divide K. WeightsError: not finite. DataError: inputs that were not.
@@ -94,24 +97,41 @@ def quantize_gptq(
         raise EncodingError(f"a Hessian of {groups} x {columns} channels does not fit {name} {tuple(value.shape)}")
     rows = value.shape[0] // groups
     kept = None if mask is None else mask.to(torch.bool)
-    if kept is not None:
-        value = refit_kept(value, kept, hessian, damping=damping)
-    importance = hessian.diagonal.repeat_interleave(rows, 0)
-    grid: _AffineGrid | _PaletteGrid
-    if isinstance(encoding, Palette):
-        cost = importance.expand_as(value) if kept is None else importance * kept
-        grid = _PaletteGrid(value, cost if clip else None, encoding, groups, name)
-    else:
-        grid = _AffineGrid(value, importance if clip else None, encoding, groups, name)
-    order = torch.argsort(hessian.diagonal.sum(0), stable=True) if act_order else torch.arange(columns).flip(0)
-    factor = _factor(hessian, order, damping)
-    # Channels first: each step then reads and writes memory that lies together.
-    target = value.reshape(groups, rows, columns)[:, :, order].mT.contiguous()
-    keep = None if kept is None else kept.reshape(groups, rows, columns)[:, :, order].mT.contiguous()
-    integers = _round_columns(target, factor, grid, order.tolist(), keep, block)
+    order, blocks = _order(hessian, encoding, act_order, name)
+    upper = factor(hessian, order, damping)
     back = torch.empty_like(order)
     back[order] = torch.arange(columns)
-    return grid.pack(integers[:, back].mT.reshape(groups * rows, columns))
+
+    def in_place(values: torch.Tensor) -> torch.Tensor:
+        return values[:, back].mT.reshape(groups * rows, columns)
+
+    if hessian.drift is not None:
+        missed = torch.bmm(value.reshape(groups, rows, columns), hessian.drift)[:, :, order].mT
+        value = value + DRIFT * in_place(torch.cholesky_solve(missed, upper, upper=True))
+    if kept is not None:
+        value = refit_kept(value, kept, hessian, damping=damping)
+    target = value.reshape(groups, rows, columns)[:, :, order].mT.contiguous()
+    keep = None if kept is None else kept.reshape(groups, rows, columns)[:, :, order].mT.contiguous()
+    importance = hessian.diagonal.repeat_interleave(rows, 0)
+    if isinstance(encoding, Palette):
+        table = choose_table(value, encoding, importance=importance if clip else None, name=name)
+        indices = in_place(descend(target, upper, _entries(table, value.shape[0]), keep)[0])
+        indices = indices if kept is None else indices * kept
+        return PaletteTensor(indices.to(torch.uint8).numpy(), table.numpy(), encoding)
+    if clip and encoding.granularity == "group":
+        integers, scale, zero = descend_in_groups(target, upper, encoding, blocks, keep)
+    elif clip and encoding.granularity == "channel" and encoding.bits < 8:
+        integers, scale, zero = descend_in_rows(target, upper, encoding, keep)
+    else:
+        # Eight bits lose nothing worth a search.
+        scale, zero = choose_scales(value, encoding, importance=importance if clip else None, name=name)
+        integers = descend(target, upper, _grid(scale, zero, encoding, order, groups, rows), keep)[0]
+    integers = in_place(integers)
+    if kept is not None:
+        integers = torch.where(kept, integers, spread(zero, value.shape))
+    dtype = torch.int8 if encoding.symmetric else torch.uint8
+    zeros = None if encoding.symmetric else zero.to(dtype).numpy()
+    return AffineTensor(integers.to(dtype).numpy(), scale.numpy(), zeros, encoding)
 
 
 def quantize_gptq_conv(
@@ -164,111 +184,51 @@ def quantize_gptq_conv(
     return AffineTensor(made.values.reshape(shape), made.scale.reshape(-1, *ones), zero, made.encoding)
 
 
-class _AffineGrid:
-    """Scales chosen before anything is rounded ("static groups"), so that ordering and grouping go together."""
+def _order(hessian: Hessian, encoding: Affine | Palette, act_order: bool, name: str) -> tuple[torch.Tensor, list[int]]:
+    """Channels from the cheapest to the costliest (they are taken from the end), and the order of scale groups."""
+    import torch
 
-    def __init__(
-        self, value: torch.Tensor, importance: torch.Tensor | None, encoding: Affine, groups: int, name: str
-    ) -> None:
-        self.encoding = encoding
-        self.scale, self.zero = choose_scales(value, encoding, importance=importance, name=name)
-        self._reach = value.shape[1] // self.scale.shape[1]
-        # (blocks along K, groups, rows)
-        shape = (groups, value.shape[0] // groups, self.scale.shape[1])
-        self._scales = self.scale.expand(value.shape[0], -1).reshape(shape).permute(2, 0, 1).contiguous()
-        self._zeros = self.zero.expand(value.shape[0], -1).reshape(shape).permute(2, 0, 1).contiguous()
+    cost = hessian.diagonal.sum(0)
+    columns = len(cost)
+    width = encoding.group_size or columns if isinstance(encoding, Affine) else columns
+    if columns % width:
+        raise EncodingError(
+            f"group size {width} does not divide the {columns} input channels",
+            fix="use per-channel scales for this layer",
+        )
+    if not act_order:
+        order = torch.arange(columns).flip(0)
+        return order, list(range(columns // width))[::-1]
+    blocks = torch.argsort(cost.reshape(-1, width).sum(1), stable=True)
+    within = torch.argsort(cost.reshape(-1, width), dim=1, stable=True)
+    return (blocks[:, None] * width + within[blocks]).flatten(), blocks.tolist()
 
-    def round(self, wanted: torch.Tensor, column: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The integers nearest to one channel's weights, and what they stand for."""
-        scale, zero = self._scales[column // self._reach], self._zeros[column // self._reach]
-        integers = (wanted / scale).round_().add_(zero).clamp_(self.encoding.low, self.encoding.high)
+
+def _grid(
+    scale: torch.Tensor, zero: torch.Tensor, encoding: Affine, order: torch.Tensor, groups: int, rows: int
+) -> Round:
+    """Rounding on scales chosen before: ``(groups * rows, blocks)``, or one for all."""
+    reach = len(order) // scale.shape[1]
+    shape = (groups, rows, scale.shape[1])
+    scales, zeros = (
+        value.expand(groups * rows, -1).reshape(shape).permute(2, 0, 1).contiguous() for value in (scale, zero)
+    )
+    blocks = (order // reach).tolist()
+
+    def rounding(wanted: torch.Tensor, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        scale, zero = scales[blocks[place]], zeros[blocks[place]]
+        integers = (wanted / scale).round_().add_(zero).clamp_(encoding.low, encoding.high)
         return integers, (integers - zero).mul_(scale)
 
-    def nothing(self, column: int) -> torch.Tensor:
-        """The integers that stand for zero."""
-        return self._zeros[column // self._reach]
-
-    def pack(self, integers: torch.Tensor) -> AffineTensor:
-        """The tensor as it will be stored."""
-        import torch
-
-        dtype = torch.int8 if self.encoding.symmetric else torch.uint8
-        zeros = None if self.encoding.symmetric else self.zero.to(dtype).numpy()
-        return AffineTensor(integers.to(dtype).numpy(), self.scale.numpy(), zeros, self.encoding)
+    return rounding
 
 
-class _PaletteGrid:
-    """Tables clustered with what an error in each weight costs, before anything is rounded."""
+def _entries(table: torch.Tensor, rows: int) -> Round:
+    """Rounding to the nearest entry of the table of each row."""
+    tables = table.repeat_interleave(rows // table.shape[0], 0)
 
-    def __init__(
-        self, value: torch.Tensor, cost: torch.Tensor | None, encoding: Palette, groups: int, name: str
-    ) -> None:
-        self.encoding = encoding
-        self.table = choose_table(value, encoding, importance=cost, name=name)
-        # One table a row of the weight, in (groups * rows) order.
-        self._tables = self.table.repeat_interleave(value.shape[0] // self.table.shape[0], 0)
+    def rounding(wanted: torch.Tensor, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        indices = nearest_entry(wanted.reshape(-1, 1), tables)
+        return indices.reshape(wanted.shape).float(), tables.gather(1, indices).reshape(wanted.shape)
 
-    def round(self, wanted: torch.Tensor, column: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The indices of the entries nearest to one channel's weights, and those entries."""
-        indices = nearest_entry(wanted.reshape(-1, 1), self._tables)
-        return indices.reshape(wanted.shape).float(), self._tables.gather(1, indices).reshape(wanted.shape)
-
-    def nothing(self, column: int) -> float:
-        """The index at weights that are not stored."""
-        return 0.0
-
-    def pack(self, integers: torch.Tensor) -> PaletteTensor:
-        """The tensor as it will be stored."""
-        import torch
-
-        return PaletteTensor(integers.to(torch.uint8).numpy(), self.table.numpy(), self.encoding)
-
-
-def _round_columns(
-    target: torch.Tensor,
-    factor: torch.Tensor,
-    grid: _AffineGrid | _PaletteGrid,
-    order: list[int],
-    keep: torch.Tensor | None,
-    block: int,
-) -> torch.Tensor:
-    """Integers, ``(groups, K, rows)``, of weights in that layout, from the last channel to the first."""
-    import torch
-
-    columns = target.shape[1]
-    errors = torch.empty_like(target)
-    integers = torch.empty(target.shape, dtype=torch.int16)
-    pivots = factor.diagonal(dim1=1, dim2=2)
-    for end in range(columns, 0, -block):
-        start = max(0, end - block)
-        pushed = torch.bmm(factor[:, start:end, end:], errors[:, end:])
-        for i in range(end - 1, start - 1, -1):
-            push = pushed[:, i - start]
-            if i + 1 < end:
-                push += torch.bmm(factor[:, i : i + 1, i + 1 : end], errors[:, i + 1 : end])[:, 0]
-            found, values = grid.round(target[:, i] + push / pivots[:, i, None], order[i])
-            if keep is not None:
-                found, values = torch.where(keep[:, i], found, grid.nothing(order[i])), values * keep[:, i]
-            integers[:, i] = found
-            torch.sub(target[:, i], values, out=errors[:, i])
-    return integers
-
-
-def _factor(hessian: Hessian, order: torch.Tensor, damping: float) -> torch.Tensor:
-    """The upper Cholesky factor of the Hessian in the given order, damped as little as it takes."""
-    import torch
-
-    matrix = hessian.matrix.reshape(hessian.upper.shape)[:, order][:, :, order]
-    diagonal = matrix.diagonal(dim1=1, dim2=2)
-    mean = diagonal.mean(1, keepdim=True)
-    # A channel that nothing reaches is on its own; its number only has to be positive.
-    diagonal[diagonal == 0] = 1.0
-    added = 0.0
-    while True:
-        diagonal += mean.clamp(min=1e-30) * (damping - added)
-        added = damping
-        upper: torch.Tensor
-        upper, failed = torch.linalg.cholesky_ex(matrix, upper=True)
-        if not bool(failed.any()) and bool(torch.isfinite(upper).all()):
-            return upper
-        damping = max(damping * 10, 1e-6)
+    return rounding

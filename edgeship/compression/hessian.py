@@ -27,10 +27,12 @@ class Hessian:
 
     Args:
         upper: ``(groups, K, K)``, K input channels; blocks below the diagonal are not kept up. tokens: columns seen.
+        drift: ``2 (X' - X) X^T``, where ``X'`` is what the float model has in the same place; None when not asked for.
     """
 
     upper: torch.Tensor
     tokens: int = 0
+    drift: torch.Tensor | None = None
 
     @classmethod
     def empty(cls, channels: int, groups: int = 1) -> Hessian:
@@ -47,20 +49,34 @@ class Hessian:
     @property
     def matrix(self) -> torch.Tensor:
         """The whole ``(K, K)`` matrix; ``(groups, K, K)`` when there are several."""
+        self.mirror()
+        return self.upper[0] if self.upper.shape[0] == 1 else self.upper
+
+    def mirror(self) -> None:
+        """Copy what is above the diagonal to where it is not kept up."""
         for start in range(0, self.channels, TRIANGLE):
             end = start + TRIANGLE
             self.upper[:, end:, start:end] = self.upper[:, start:end, end:].mT
-        return self.upper[0] if self.upper.shape[0] == 1 else self.upper
 
     @property
     def diagonal(self) -> torch.Tensor:
         """``(groups, K)``: twice the sum of squares of each input channel."""
         return self.upper.diagonal(dim1=1, dim2=2)
 
-    def add(self, rows: torch.Tensor) -> None:
-        """Add tokens: ``(..., K)``, or ``(groups, tokens, K)`` when there are several groups."""
+    def add(self, rows: torch.Tensor, wanted: torch.Tensor | None = None) -> None:
+        """Add tokens: ``(..., K)``, or ``(groups, tokens, K)`` when there are several groups.
+
+        ``wanted`` is what the float model has in their place, in the same shape.
+        """
+        import torch
+
         groups, channels = self.upper.shape[:2]
         rows = rows.detach().reshape(groups, -1, channels).float()
+        if wanted is not None:
+            apart = wanted.detach().reshape(rows.shape).float() - rows
+            if self.drift is None:
+                self.drift = torch.zeros_like(self.upper)
+            self.drift.baddbmm_(apart.mT, rows, alpha=2.0)
         for start in range(0, channels, TRIANGLE):
             end = start + TRIANGLE
             # (groups, block, tokens) times (groups, tokens, what is right of the block's left edge)
@@ -84,11 +100,11 @@ class Hessian:
             )
 
 
-def hessian_of(inputs: Iterable[torch.Tensor], channels: int) -> Hessian:
-    """The Hessian of one linear layer's inputs, ``(..., K)`` each."""
+def hessian_of(inputs: Iterable[torch.Tensor], channels: int, wanted: Iterable[torch.Tensor] | None = None) -> Hessian:
+    """The Hessian of one linear layer's inputs, ``(..., K)`` each; ``wanted`` are those of the float model."""
     hessian = Hessian.empty(channels)
-    for rows in inputs:
-        hessian.add(rows)
+    for rows, right in _pairs(inputs, wanted):
+        hessian.add(rows, right)
     return hessian
 
 
@@ -99,23 +115,32 @@ def hessian_of_conv(
     padding: Sequence[int] = (0,),
     dilation: Sequence[int] = (1,),
     groups: int = 1,
+    wanted: Iterable[torch.Tensor] | None = None,
 ) -> Hessian:
     """The Hessians of a convolution's patches, one a group: ``(groups, K, K)`` with ``K = I / groups * kernel``.
 
     Args:
         inputs: ``(B, I, *space)`` each, or ``(I, *space)``; 1, 2 or 3 dimensions of space.
         weight_shape: ``(O, I / groups, *kernel)``. stride, padding, dilation: one a dimension, or one for all.
+        wanted: the same of the float model.
     """
     kernel = [int(size) for size in weight_shape[2:]]
     width = int(weight_shape[1])
     for size in kernel:
         width *= size
     hessian = Hessian.empty(width, groups)
-    for image in inputs:
-        batched = image if image.dim() == len(kernel) + 2 else image.unsqueeze(0)
-        for patches in _patches(batched, kernel, stride, padding, dilation, groups):
-            hessian.add(patches)
+    for pair in _pairs(inputs, wanted):
+        # Both are cut alike, so their patches come in step.
+        cut = (_patches(image, kernel, stride, padding, dilation, groups) for image in pair if image is not None)
+        for patches in zip(*cut, strict=True):
+            hessian.add(*patches)
     return hessian
+
+
+def _pairs(
+    inputs: Iterable[torch.Tensor], wanted: Iterable[torch.Tensor] | None
+) -> Iterable[tuple[torch.Tensor, torch.Tensor | None]]:
+    return ((rows, None) for rows in inputs) if wanted is None else zip(inputs, wanted, strict=True)
 
 
 def _patches(
@@ -130,6 +155,7 @@ def _patches(
     import torch
 
     space = len(kernel)
+    image = image if image.dim() == space + 2 else image.unsqueeze(0)
     stride, padding, dilation = (_each(numbers, space) for numbers in (stride, padding, dilation))
     sides = [side for size in reversed(padding) for side in (size, size)]
     windows = torch.nn.functional.pad(image.detach().float(), sides)

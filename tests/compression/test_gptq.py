@@ -5,7 +5,7 @@ from torch.nn import functional
 
 from edgeship.compression.affine import choose_scales, quantize_nearest
 from edgeship.compression.gptq import quantize_gptq, quantize_gptq_conv
-from edgeship.compression.hessian import Hessian, hessian_of
+from edgeship.compression.hessian import Hessian, hessian_of, hessian_of_conv
 from edgeship.compression.palette import palettize
 from edgeship.compression.prune import keep_mask, magnitude_score
 from edgeship.core.weights import Affine, Palette
@@ -52,7 +52,7 @@ def as_in_the_paper(weight, hessian, encoding, damping=0.01):
 def test_the_integers_are_those_of_the_paper(layer, encoding):
     weight, inputs = layer
     hessian = hessian_of([inputs], 128)
-    made = quantize_gptq(weight, hessian, encoding, act_order=False, clip=False, block=32)
+    made = quantize_gptq(weight, hessian, encoding, act_order=False, clip=False)
     # Two exact forms of one computation: only a weight half-way between two integers may fall the other way.
     assert (made.values != as_in_the_paper(weight, hessian, encoding)).mean() < 2e-3
 
@@ -94,6 +94,37 @@ def test_pruned_weights_of_other_grids_are_zero_too(layer):
     asymmetric = quantize_gptq(weight, hessian, Affine(4, False, "group", 32), mask=mask)
     assert not asymmetric.dequantize()[~mask.numpy()].any()
     assert not quantize_gptq(weight, hessian, Palette(4), mask=mask).indices[~mask.numpy()].any()
+
+
+@pytest.mark.parametrize("encoding", [GROUPED, Affine(4), Affine(8)])
+def test_drifted_inputs_are_aimed_at_the_answers_of_the_float_model(layer, encoding):
+    weight, inputs = layer
+    drifted = (
+        inputs + 0.2 * torch.randn(inputs.shape, generator=torch.Generator().manual_seed(5)) + 0.1 * inputs.roll(1, 1)
+    )
+    alone = quantize_gptq(weight, hessian_of([drifted], 128), encoding)
+    aimed = quantize_gptq(weight, hessian_of([drifted[:99], drifted[99:]], 128, [inputs[:99], inputs[99:]]), encoding)
+
+    def missed(made):
+        return float((drifted @ torch.from_numpy(made.dequantize()).T - inputs @ weight.T).square().mean())
+
+    assert missed(aimed) < 0.8 * missed(alone)
+    same = quantize_gptq(weight, hessian_of([inputs], 128, [inputs]), encoding)
+    np.testing.assert_array_equal(same.values, quantize_gptq(weight, hessian_of([inputs], 128), encoding).values)
+
+
+def test_drift_of_a_convolution_is_that_of_its_patches():
+    generator = torch.Generator().manual_seed(4)
+    weight, images = torch.randn(8, 2, 3, 3, generator=generator), torch.rand(6, 4, 9, 9, generator=generator)
+    drifted = images * 0.9 + 0.02 * torch.randn(images.shape, generator=generator)
+    wanted = functional.conv2d(images, weight, padding=1, groups=2)
+    missed = []
+    for right in (None, [images]):
+        hessian = hessian_of_conv([drifted], weight.shape, [1], [1], [1], 2, right)
+        made = quantize_gptq_conv(weight, [], Affine(8), groups=2, hessian=hessian)
+        answer = functional.conv2d(drifted, torch.from_numpy(made.dequantize()), padding=1, groups=2)
+        missed.append(float((answer - wanted).square().mean()))
+    assert missed[1] < 0.5 * missed[0]
 
 
 def test_with_independent_inputs_it_is_rounding(layer):

@@ -1,0 +1,191 @@
+"""Rounding one input channel after the other so that the outputs move least: Babai's nearest plane.
+
+With the Cholesky factor ``H = U^T U`` of a Hessian the squared error of the outputs is ``||U E||^2``, one term a row of
+``U``. Taking channels from the last to the first, each is rounded so that its own term is smallest given the errors
+before. These are GPTQ's numbers without an inverse (Chen et al. 2025, arXiv:2507.18553). A term is what no channel
+later on can make up for, so ranges can be compared by the terms that they leave.
+
+Layout: ``(groups, K, rows)``, channels before rows, so that each step reads and writes memory that lies together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from edgeship.compression.affine import storage_grid
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeship.compression.hessian import Hessian
+    from edgeship.core.weights import Affine
+
+    # (weights wanted, (groups, rows); place in the order) -> integers, and what they stand for
+    Round = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+
+# Channels whose errors are propagated together.
+BLOCK = 128
+# Ranges tried for each block of weights: the whole one down to half of it.
+RANGES = 16
+LEAST_RANGE = 0.5
+# Trials of whole rows keep at most this many numbers at once (128 MB).
+TRIAL_NUMBERS = 1 << 25
+
+
+def factor(hessian: Hessian, order: torch.Tensor, damping: float) -> torch.Tensor:
+    """The upper Cholesky factor of the Hessian in the given order, ``(groups, K, K)``, damped as little as it takes."""
+    import torch
+
+    hessian.mirror()
+    matrix = hessian.upper[:, order[:, None], order]
+    diagonal = matrix.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean(1, keepdim=True)
+    # A channel that nothing reaches is on its own; its number only has to be positive.
+    diagonal[diagonal == 0] = 1.0
+    added = 0.0
+    while True:
+        diagonal += mean.clamp(min=1e-30) * (damping - added)
+        added = damping
+        upper: torch.Tensor
+        upper, failed = torch.linalg.cholesky_ex(matrix, upper=True)
+        if not bool(failed.any()) and bool(torch.isfinite(upper).all()):
+            return upper
+        damping = max(damping * 10, 1e-6)
+
+
+def descend(
+    target: torch.Tensor,
+    upper: torch.Tensor,
+    rounding: Round,
+    keep: torch.Tensor | None = None,
+    pushed: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Round channels from the last to the first.
+
+    Args:
+        target: ``(groups, K, rows)``. upper: ``(groups, K, K)``. keep: bool like ``target``; False becomes zero.
+        pushed: like ``target``, what errors in channels behind these add to each term.
+
+    Returns:
+        Integers (float32) and errors, like ``target``; the sum of the terms, ``(groups, rows)``.
+    """
+    import torch
+
+    columns = target.shape[1]
+    errors, integers = torch.empty_like(target), torch.empty_like(target)
+    loss = torch.zeros_like(target[:, 0])
+    pivots = upper.diagonal(dim1=1, dim2=2)
+    for end in range(columns, 0, -BLOCK):
+        start = max(0, end - BLOCK)
+        far = torch.bmm(upper[:, start:end, end:], errors[:, end:])
+        for i in range(end - 1, start - 1, -1):
+            push = far[:, i - start]
+            if i + 1 < end:
+                push += torch.bmm(upper[:, i : i + 1, i + 1 : end], errors[:, i + 1 : end])[:, 0]
+            if pushed is not None:
+                push += pushed[:, i]
+            found, values = rounding(target[:, i] + push / pivots[:, i, None], i)
+            if keep is not None:
+                values = values * keep[:, i]
+            integers[:, i] = found
+            torch.sub(target[:, i], values, out=errors[:, i])
+            loss += push.addcmul_(errors[:, i], pivots[:, i, None]).square_()
+    return integers, errors, loss
+
+
+def descend_in_groups(
+    target: torch.Tensor, upper: torch.Tensor, encoding: Affine, blocks: list[int], keep: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Round groups of channels from the last to the first, each with the range that leaves the least behind.
+
+    A group's ranges are shares of what its weights span once they have made up for the errors before it.
+
+    Args:
+        target: ``(1, K, rows)``, groups of ``encoding.group_size`` channels together.
+        blocks: for each group in that order, its place among the weight's groups.
+
+    Returns:
+        Integers like ``target``; scales and zero points, ``(rows, groups)``.
+    """
+    import torch
+
+    width, rows = encoding.group_size or 1, target.shape[2]
+    integers, errors = torch.empty_like(target), torch.empty_like(target)
+    scales = torch.empty(rows, len(blocks))
+    zeros = torch.empty(rows, len(blocks))
+    for place in range(len(blocks) - 1, -1, -1):
+        start, end = place * width, (place + 1) * width
+        part, inner = target[:, start:end], upper[:, start:end, start:end]
+        kept = None if keep is None else keep[:, start:end]
+        pushed = torch.bmm(upper[:, start:end, end:], errors[:, end:])
+        moved = part + torch.linalg.solve_triangular(inner, pushed, upper=True)
+        low, high = _span(moved if kept is None else moved * kept)
+        scale, zero = _ranges(low, high, encoding)
+        many = [value if value is None else value.repeat(1, 1, RANGES) for value in (kept, pushed)]
+        found, lost, loss = descend(part.repeat(1, 1, RANGES), inner, _affine(scale, zero, encoding), *many)
+        best = loss.reshape(RANGES, rows).argmin(0)
+        chosen = best * rows + torch.arange(rows)
+        integers[:, start:end], errors[:, start:end] = found[:, :, chosen], lost[:, :, chosen]
+        scales[:, blocks[place]], zeros[:, blocks[place]] = scale[0, chosen], zero[0, chosen]
+    return integers, scales, zeros
+
+
+def descend_in_rows(
+    target: torch.Tensor, upper: torch.Tensor, encoding: Affine, keep: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Round whole rows, each with the range that moves its outputs least, some rows at a time.
+
+    Returns:
+        Integers like ``target``, ``(groups, K, rows)``; scales and zero points, ``(groups * rows, 1)``.
+    """
+    import torch
+
+    groups, columns, rows = target.shape
+    integers = torch.empty_like(target)
+    scales, zeros = torch.empty(groups, rows), torch.empty(groups, rows)
+    step = max(1, TRIAL_NUMBERS // (groups * columns * RANGES))
+    for start in range(0, rows, step):
+        part = target[:, :, start : start + step]
+        count = part.shape[2]
+        kept = None if keep is None else keep[:, :, start : start + step].repeat(1, 1, RANGES)
+        scale, zero = _ranges(*_span(part), encoding)
+        found, _, loss = descend(part.repeat(1, 1, RANGES), upper, _affine(scale, zero, encoding), kept)
+        chosen = loss.reshape(groups, RANGES, count).argmin(1) * count + torch.arange(count)
+        integers[:, :, start : start + step] = found.gather(2, chosen[:, None].expand(-1, columns, -1))
+        scales[:, start : start + step] = scale.gather(1, chosen)
+        zeros[:, start : start + step] = zero.gather(1, chosen)
+    return integers, scales.reshape(-1, 1), zeros.reshape(-1, 1)
+
+
+def _span(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest and largest weight of each row, ``(groups, rows)``, zero between them."""
+    return value.amin(1).clamp(max=0), value.amax(1).clamp(min=0)
+
+
+def _ranges(low: torch.Tensor, high: torch.Tensor, encoding: Affine) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and zero points of the ranges tried, ``(groups, ranges * rows)``, on the grid that artifacts store."""
+    import torch
+
+    scales, zeros = [], []
+    for step in range(RANGES):
+        share = 1 - step * (1 - LEAST_RANGE) / RANGES
+        if encoding.symmetric:
+            scale = storage_grid(torch.maximum(-low, high) * (share / encoding.high), encoding)
+            zero = torch.zeros_like(scale)
+        else:
+            scale = storage_grid((high - low) * (share / encoding.high), encoding)
+            zero = (-low * share / scale).round().clamp(encoding.low, encoding.high)
+        scales.append(scale)
+        zeros.append(zero)
+    return torch.cat(scales, 1), torch.cat(zeros, 1)
+
+
+def _affine(scale: torch.Tensor, zero: torch.Tensor, encoding: Affine) -> Round:
+    """One scale and zero point a row for all channels."""
+
+    def rounding(wanted: torch.Tensor, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        integers = (wanted / scale).round_().add_(zero).clamp_(encoding.low, encoding.high)
+        return integers, (integers - zero).mul_(scale)
+
+    return rounding
