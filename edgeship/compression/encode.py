@@ -68,7 +68,10 @@ class Encoder:
         if batches:
             from edgeship.compression.walk import walk
 
-            walk(self.program, batches, lambda layer: self._visit(layer, encoded, changed), self.progress)
+            def visit(layer: Layer) -> Replacement | None:
+                return self._visit(layer, encoded, changed)
+
+            walk(self.program, batches, visit, self.progress, reference=self.method == "gptq")
         uses = self.program.record.inventory.weights
         for done, use in enumerate(uses):
             encoding = self.wanted.get(use.name)
@@ -160,10 +163,12 @@ class Encoder:
         from edgeship.compression.hessian import hessian_of, hessian_of_conv
 
         if layer.use.op != "linear":
-            return hessian_of_conv(layer.inputs, layer.weight.shape, groups=layer.use.groups, **_window(layer))
+            return hessian_of_conv(
+                layer.inputs, layer.weight.shape, groups=layer.use.groups, wanted=layer.wanted, **_window(layer)
+            )
         known = bool(self._last) and all(a is b for a, b in zip(self._last[0][0], layer.inputs, strict=True))
         if not known:
-            self._last[:] = [(layer.inputs, hessian_of(layer.inputs, layer.weight.shape[1]))]
+            self._last[:] = [(layer.inputs, hessian_of(layer.inputs, layer.weight.shape[1], layer.wanted))]
         return self._last[0][1]
 
 

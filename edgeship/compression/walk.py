@@ -31,6 +31,7 @@ class Layer:
         weight: float32, its own shape. inputs: the operator's first input, one tensor a batch.
         evaluate: what the operator answers for batch number ``index`` with another weight in this one's place.
         bias: name of the operator's bias, when it has one that no other operator reads.
+        wanted: ``inputs`` as the float model has them, when the walk was asked for them.
     """
 
     use: WeightUse
@@ -39,6 +40,7 @@ class Layer:
     inputs: tuple[torch.Tensor, ...]
     evaluate: Callable[[torch.Tensor, int], torch.Tensor]
     bias: str | None = None
+    wanted: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def walk(
     batches: Sequence[dict[str, Any]],
     visit: Visitor,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    *,
+    reference: bool = False,
 ) -> None:
     """Run the program over ``batches``; before each operator with a weight, let ``visit`` replace the weight.
 
@@ -64,6 +68,7 @@ def walk(
         batches: inputs by name, NumPy, as `edgeship.data.batches` gives them.
         visit: called once a weight, in the order of the graph; returns what later layers should see, or None to
             leave it. A weight read by several operators is visited at the first.
+        reference: run the float model beside it from the first change on, for `Layer.wanted`; twice time and memory.
 
     Raises:
         DataError: no batches, or an activation that is not finite.
@@ -79,6 +84,8 @@ def walk(
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     user_names = iter(spec.name for spec in program.signature.inputs)
     values: dict[Node, list[Any]] = {}
+    # What the float model has instead, for the nodes where that differs.
+    floats: dict[Node, list[Any]] = {}
     shared: dict[Node, torch.Tensor] = {}
     for node in inputs:
         if node in placeholders:
@@ -98,10 +105,18 @@ def walk(
         name = program.record.aliases.get(name, name)
         return changed[name] if name in changed else program.weight(name)
 
-    def call(node: Node, index: int, replaced: dict[Node, torch.Tensor]) -> Any:
+    def changes(node: Node) -> bool:
+        return program.record.aliases.get(placeholders[node], placeholders[node]) in changed
+
+    def unchanged(node: Node) -> torch.Tensor:
+        return program.weight(program.record.aliases.get(placeholders[node], placeholders[node]))
+
+    def call(node: Node, index: int, replaced: dict[Node, torch.Tensor], *, float_path: bool = False) -> Any:
         def look(arg: Node) -> Any:
             if arg in replaced:
                 return replaced[arg]
+            if float_path and arg in floats:
+                return floats[arg][index]
             return shared[arg] if arg in shared else values[arg][index]
 
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), look)
@@ -110,6 +125,7 @@ def walk(
     with torch.no_grad():
         for done, node in enumerate(steps):
             loaded = {arg: weight_of(arg) for arg in node.all_input_nodes if arg in placeholders}
+            original = {arg: unchanged(arg) for arg in loaded} if reference else {}
             for arg in loaded:
                 name = program.record.aliases.get(placeholders[arg], placeholders[arg])
                 use = uses.get(placeholders[arg])
@@ -133,17 +149,21 @@ def walk(
 
                 bias = _bias_of(node, arg)
                 named = placeholders[bias] if bias is not None and bias in placeholders else None
-                layer = Layer(use, node, loaded[arg].float(), tuple(values[first]), evaluate, named)
+                wanted = tuple(floats.get(first, values[first])) if reference else None
+                layer = Layer(use, node, loaded[arg].float(), tuple(values[first]), evaluate, named, wanted)
                 replacement = visit(layer)
                 if replacement is not None:
                     changed[name] = loaded[arg] = replacement.weight
                     if replacement.bias is not None and bias is not None and named is not None:
                         changed[named] = loaded[bias] = replacement.bias
+            if reference and (any(arg in floats for arg in node.all_input_nodes) or any(map(changes, loaded))):
+                floats[node] = [call(node, index, original, float_path=True) for index in range(len(batches))]
             values[node] = [call(node, index, loaded) for index in range(len(batches))]
             _refuse_not_finite(node, values[node])
             for arg in node.all_input_nodes:
                 if last_read.get(arg) is node:
                     values.pop(arg, None)
+                    floats.pop(arg, None)
 
 
 def _bias_of(node: Node, weight: Node) -> Node | None:

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeship.compression.walk import Replacement, walk
+from edgeship.core.model import TensorSpec
+from edgeship.errors import DataError
+from edgeship.program.export import make_program
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        return self.third(h + self.second(h))
+
+
+@pytest.fixture(scope="module")
+def program():
+    torch.manual_seed(0)
+    return make_program(Net(), [TensorSpec("x", "f32", (2, 6))], [torch.randn(2, 6)])
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return [{"x": row} for row in np.random.default_rng(0).standard_normal((5, 2, 6)).astype(np.float32)]
+
+
+def expected(weights, batches):
+    """Inputs of the three layers with given weights."""
+    found = {"first.weight": [], "second.weight": [], "third.weight": []}
+    for batch in batches:
+        x = torch.from_numpy(batch["x"])
+        h = torch.relu(x @ weights["first.weight"].T + weights["first.bias"])
+        found["first.weight"].append(x)
+        found["second.weight"].append(h)
+        found["third.weight"].append(h + h @ weights["second.weight"].T + weights["second.bias"])
+    return found
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_layers_see_what_changed_layers_made_and_what_the_float_model_has(program, batches, reference):
+    seen = {}
+
+    def visit(layer):
+        seen[layer.use.name] = layer
+        return None if layer.use.name == "third.weight" else Replacement(layer.weight * 0.5, torch.zeros(8))
+
+    walk(program, batches, visit, reference=reference)
+    assert list(seen) == ["first.weight", "second.weight", "third.weight"]
+    halved = {name: value * 0.5 if name.endswith("weight") else value * 0 for name, value in program.weights.items()}
+    changed, original = expected(halved, batches), expected(program.weights, batches)
+    for name, layer in seen.items():
+        torch.testing.assert_close(list(layer.inputs), changed[name])
+        if reference:
+            torch.testing.assert_close(list(layer.wanted), original[name])
+        else:
+            assert layer.wanted is None
+
+
+def test_a_layer_can_be_asked_what_it_would_answer(program, batches):
+    answers = {}
+
+    def visit(layer):
+        answers[layer.use.name] = layer.evaluate(layer.weight * 2, 3)
+        return None
+
+    walk(program, batches, visit, reference=True)
+    x = torch.from_numpy(batches[3]["x"])
+    wanted = x @ (2 * program.weights["first.weight"]).T + program.weights["first.bias"]
+    torch.testing.assert_close(answers["first.weight"], wanted)
+
+
+def test_no_samples_and_not_finite_ones_are_refused(program, batches):
+    with pytest.raises(DataError, match="at least one sample"):
+        walk(program, [], lambda layer: None)
+    with pytest.raises(DataError, match="makes NaN"):
+        walk(program, [{"x": np.full((2, 6), np.nan, np.float32)}], lambda layer: None)
