@@ -117,12 +117,14 @@ def larger_encoding(request: Request, use: WeightUse, encoding: Encoding) -> Enc
     larger = [*family, *(encoding_named(text) for text in ("int8", "float16"))]
     runtime = runtimes()[request.runtime]
     width = runtime.container_bits(use.op, inner)
-    for candidate in larger:
-        found = fitted(candidate, use)
-        wider = found.bits > inner.bits and runtime.container_bits(use.op, found) > width
-        if wider and not runtime.holds(use.op, found, request.choice.activations):
-            return found
-    return None
+    found: Encoding | None = None
+    for candidate in (fitted(item, use) for item in larger):
+        room = runtime.container_bits(use.op, candidate)
+        # Of those that take the same bytes, the last: 4 bits, not 3 in a container of 4.
+        fits = room > width if found is None else room == runtime.container_bits(use.op, found)
+        if candidate.bits > inner.bits and fits and not runtime.holds(use.op, candidate, request.choice.activations):
+            found = candidate
+    return found
 
 
 def _encodings(request: Request, row: ArtifactRow, prepared: Prepared, execution: Execution) -> dict[str, Encoding]:
