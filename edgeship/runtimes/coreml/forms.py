@@ -22,6 +22,8 @@ def refusal(op: WeightOp, encoding: Encoding, activations: ActivationMode) -> st
         return "Core ML quantizes activations to int8 only"
     if activations == "dynamic":
         return "Core ML has no dynamic activations"
+    if op == "other" and activations == "int8":
+        return "a constant among static activations is stored on their grid"
     if isinstance(encoding, Float):
         return ""
     if op == "other":

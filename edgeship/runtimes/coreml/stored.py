@@ -37,12 +37,18 @@ def _encoded(constant: StoredConstant) -> EncodedTensor | None:
     if kind in FLOATS and constant.values is not None:
         return FloatTensor(constant.values.reshape(constant.shape))
     if kind in ("affine", "affine+palette", "palette+affine") and constant.scale is not None:
-        return _affine(constant, constant.scale)
+        return None if _is_on_a_grid(constant) else _affine(constant, constant.scale)
     if kind == "palette" and constant.indices is not None and constant.lut is not None:
         return _palette(constant, constant.indices, constant.lut)
     if kind.startswith("sparse") and constant.mask is not None and constant.nonzero is not None:
         return _sparse(constant, constant.mask.astype(bool), constant.nonzero)
     return None
+
+
+def _is_on_a_grid(constant: StoredConstant) -> bool:
+    """Whether it is a constant among static activations, on their grid: int8 with a zero point, as no weight is."""
+    signed = constant.values is not None and constant.values.dtype == np.int8
+    return signed and constant.zero_point is not None and bool(np.any(constant.zero_point))
 
 
 def in_torch_layout(tensor: EncodedTensor, placement: Placement) -> EncodedTensor:
@@ -97,8 +103,6 @@ def _affine(constant: StoredConstant, scale: Array) -> AffineTensor:
     blocks = _blocks(constant, scale)
     zero = None if constant.zero_point is None else _blocks(constant, constant.zero_point)
     symmetric = values.dtype == np.int8
-    if symmetric and zero is not None and np.any(zero):
-        raise ArtifactError(f"{constant.name} has signed integers and a zero point", fix="build the package again")
     if not symmetric and zero is None:
         zero = np.zeros(blocks.shape, values.dtype)
     encoding = Affine(

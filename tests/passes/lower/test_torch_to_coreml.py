@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from edgeship.compression.affine import quantize_nearest
+from edgeship.compression.calibrate import decide_activations
 from edgeship.core.model import Signature, Source, TensorSpec
 from edgeship.core.passes import Skip
 from edgeship.core.profile import Choice, Profile, Request
 from edgeship.core.registry import targets
-from edgeship.core.weights import ActivationEncoding, Affine
+from edgeship.core.weights import ActivationEncoding, Affine, Float
 from edgeship.errors import EncodingError, UsageError
 from edgeship.passes.lower.torch_to_coreml import TorchToCoreML
 from edgeship.program.export import make_program
@@ -84,6 +85,30 @@ def test_every_grid_is_found_under_its_own_name(compute, lower) -> None:
     assert RUNTIME.read_activations(artifact) == grids
     with pytest.raises(EncodingError, match=r"iOS 16 has no quantized activations; .*target=iOS17"):
         lower(program, TorchToCoreML("iOS16", compute))
+
+
+class Scaled(torch.nn.Module):
+    """A constant among the activations, which gets a grid as they do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 4)
+        self.scale = torch.nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x):
+        return self.layer(x * self.scale)
+
+
+def test_a_constant_on_a_grid_is_no_weight(lower, with_encoded) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, 8) for _ in range(4)]
+    program = make_program(Scaled(), [TensorSpec("x", "f32", (1, 8))], inputs[:1])
+    program = with_encoded(program, {"layer.weight": quantize_nearest(program.weights["layer.weight"], Affine())})
+    grids = decide_activations(program, [{"x": item.numpy()} for item in inputs], bits=8, method="minmax")
+    program = dataclasses.replace(program, record=dataclasses.replace(program.record, activations=grids))
+    artifact = lower(program, TorchToCoreML("iOS17", "float32"))
+    assert list(RUNTIME.read_weights(artifact)) == ["layer.weight"]
+    assert "on their grid" in RUNTIME.holds("other", Float(32), "int8")
 
 
 def test_grids_that_core_ml_has_not(layers_program, lower) -> None:
