@@ -32,7 +32,7 @@ CELLS = [
     ("palette of 4 bits per 8 channels, GPTQ", 0.97, "coreai", ["--profile", "small"]),
 ]  # fmt: skip
 # Core ML's evaluator and Core AI's reference runtime take a second a sentence.
-LIMITS = {"onnx": 100_000, "tflite": 100_000, "coreml": 500, "coreai": 500}
+LIMITS = {"onnx": 100_000, "tflite": 100_000, "coreml": 250, "coreai": 100}
 
 
 def source(folder: Path, sentences: int) -> list[str]:
@@ -88,7 +88,7 @@ def main() -> None:
         ("edgeship", "torch", "transformers", "onnxruntime", "ai-edge-litert", "coremltools", "coreai-core"),
         ("weights", "runtime", "mean cosine", "wanted", "", "file", "bits per weight"), rows,
         before=f"all-MiniLM-L6-v2 (22.7M parameters) with its mean pooling; {given.sentences} sentences of WikiText-2's "
-        f"test text, {CALIBRATION} calibration sentences of its validation text, {TOKENS} tokens.",
+        f"test text (Core ML {LIMITS['coreml']}, Core AI {LIMITS['coreai']} of them: their engines here are slow), {CALIBRATION} calibration sentences of its validation text, {TOKENS} tokens.",
     )  # fmt: skip
 
 
