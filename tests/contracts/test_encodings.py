@@ -1,6 +1,6 @@
 """Every allowed cell (runtime, operator, encoding, activations) twice: read back bit for bit, and run against torch.
 
-The cells and the check are those of ``benchmarks/encodings.py``, which writes docs/results/encodings.md.
+The cells and the check are those of ``benchmarks/encoding_matrix.py``, which writes docs/results/encodings.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("encoding_cells", ROOT / "benchmarks" / "encodings.py")
+    spec = importlib.util.spec_from_file_location("encoding_matrix", ROOT / "benchmarks" / "encoding_matrix.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,6 +1,6 @@
 """Every encoding in every runtime: store it, read it back, run it; docs/results/encodings.md.
 
-    python benchmarks/encodings.py [--runtime NAME ...]
+    python benchmarks/encoding_matrix.py [--runtime NAME ...]
 
 A *cell* is one kind of layer with its weight in one encoding, computed with one kind of activations, in one runtime.
 What ``Runtime.holds`` refuses is listed with its reason. What it allows is lowered and then checked twice: the weight
@@ -205,6 +205,7 @@ def check(batch: Sequence[Cell]) -> dict[Cell, Outcome]:
         if len(batch) == 1:
             reason = str(error) if isinstance(error, EdgeshipError) else f"{type(error).__name__}: {error}"
             return {batch[0]: Outcome(" ".join(reason.split())[:300])}
+        print(f"{len(batch)} cells like {batch[0]} are tried apart: {error}", file=sys.stderr)
     middle = len(batch) // 2
     return {**check(batch[:middle]), **check(batch[middle:])}
 
@@ -386,9 +387,29 @@ def batches(found: Iterable[Cell], *, together: bool = False) -> dict[str, list[
 
 TITLES = {"linear": "linear", "conv": "conv", "depthwise_conv": "depthwise", "conv_transpose": "transposed conv",
           "embedding": "embedding", "other": "vector"}  # fmt: skip
+# How each runtime holds them: integers, palettes, zeros left out, float16.
+MECHANISMS = {
+    "onnx": ("MatMulNBits, GatherBlockQuantized, DequantizeLinear, or Cast and Mul (docs/decisions/0007)", "", "", "Cast"),
+    "tflite": (
+        "INT8, INT4 and INT2 tensors with scales, read by the kernel or by DEQUANTIZE; groups as BlockwiseQuantization",
+        "", "", "FLOAT16 and DEQUANTIZE",
+    ),
+    "coreml": (
+        "constexpr_blockwise_shift_scale, with constexpr_lut_to_dense for 2 and 3 bits", "constexpr_lut_to_dense",
+        "constexpr_sparse_to_dense, joined with the others", "float16 constants",
+    ),
+    "coreai": (
+        "constexpr_blockwise_shift_scale", "lut_to_dense", "sparse_to_dense, joined with the others",
+        "float16 constants",
+    ),
+    "qnn": (
+        "DequantizeLinear in the QDQ graph; groups as LPBQ: uint8 steps times a unit a channel", "", "",
+        "float16 arithmetic of the whole graph",
+    ),
+}  # fmt: skip
 HEADER = """# Encodings: what each runtime holds exactly
 
-Made by `python benchmarks/encodings.py`; `tests/contracts/test_encodings.py` asserts the same cells. Versions: {versions}.
+Made by `python benchmarks/encoding_matrix.py`; `tests/contracts/test_encodings.py` asserts the same cells. Versions: {versions}.
 
 A cell is a layer with its weight in one encoding, computed with one kind of activations. Every cell with a figure was
 lowered, read back from the saved file (integers, scales, zero points, tables and masks equal what was decided, bit for bit)
@@ -444,6 +465,10 @@ def summary() -> str:
             spread = "-".join(map(str, sorted(set(resident))))
             row.append(f"{stored} / {spread} ({', '.join(modes)})" if modes else "no")
         lines.append(f"| {encoding} | " + " | ".join(row) + " |")
+    lines += ["", "## Mechanisms", "", "| runtime | integers | palettes | sparse | float16 |", "|---" * 5 + "|"]
+    for name in names:
+        entries = (entry or "no" for entry in MECHANISMS.get(name, ("",) * 4))
+        lines.append(f"| {runtimes()[name].title} | " + " | ".join(entries) + " |")
     return "\n".join([*lines, ""])
 
 
