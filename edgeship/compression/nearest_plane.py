@@ -29,6 +29,8 @@ BLOCK = 128
 # Ranges tried for each block of weights: the whole one down to half of it.
 RANGES = 16
 LEAST_RANGE = 0.5
+# Trials of groups keep so many numbers at once that a processor's cache holds them (8 MB).
+CACHED_NUMBERS = 1 << 21
 # Trials of whole rows keep at most this many numbers at once (128 MB).
 TRIAL_NUMBERS = 1 << 25
 
@@ -112,22 +114,24 @@ def descend_in_groups(
 
     width, rows = encoding.group_size or 1, target.shape[2]
     integers, errors = torch.empty_like(target), torch.empty_like(target)
-    scales = torch.empty(rows, len(blocks))
-    zeros = torch.empty(rows, len(blocks))
+    scales, zeros = torch.empty(rows, len(blocks)), torch.empty(rows, len(blocks))
+    step = max(1, CACHED_NUMBERS // (width * RANGES))
     for place in range(len(blocks) - 1, -1, -1):
         start, end = place * width, (place + 1) * width
-        part, inner = target[:, start:end], upper[:, start:end, start:end]
-        kept = None if keep is None else keep[:, start:end]
-        pushed = torch.bmm(upper[:, start:end, end:], errors[:, end:])
-        moved = part + torch.linalg.solve_triangular(inner, pushed, upper=True)
-        low, high = _span(moved if kept is None else moved * kept)
-        scale, zero = _ranges(low, high, encoding)
-        many = [value if value is None else value.repeat(1, 1, RANGES) for value in (kept, pushed)]
-        found, lost, loss = descend(part.repeat(1, 1, RANGES), inner, _affine(scale, zero, encoding), *many)
-        best = loss.reshape(RANGES, rows).argmin(0)
-        chosen = best * rows + torch.arange(rows)
-        integers[:, start:end], errors[:, start:end] = found[:, :, chosen], lost[:, :, chosen]
-        scales[:, blocks[place]], zeros[:, blocks[place]] = scale[0, chosen], zero[0, chosen]
+        inner = upper[:, start:end, start:end]
+        far = torch.bmm(upper[:, start:end, end:], errors[:, end:])
+        for first in range(0, rows, step):
+            some = slice(first, min(first + step, rows))
+            part, pushed = target[:, start:end, some], far[:, :, some]
+            kept = None if keep is None else keep[:, start:end, some]
+            moved = part + torch.linalg.solve_triangular(inner, pushed, upper=True)
+            scale, zero = _ranges(*_span(moved if kept is None else moved * kept), encoding)
+            many = [value if value is None else value.repeat(1, 1, RANGES) for value in (kept, pushed)]
+            found, lost, loss = descend(part.repeat(1, 1, RANGES), inner, _affine(scale, zero, encoding), *many)
+            count = part.shape[2]
+            chosen = loss.reshape(RANGES, count).argmin(0) * count + torch.arange(count)
+            integers[:, start:end, some], errors[:, start:end, some] = found[:, :, chosen], lost[:, :, chosen]
+            scales[some, blocks[place]], zeros[some, blocks[place]] = scale[0, chosen], zero[0, chosen]
     return integers, scales, zeros
 
 
