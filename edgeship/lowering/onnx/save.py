@@ -26,6 +26,7 @@ def save_model(model: ir.Model, path: Path) -> tuple[str, ...]:
     total = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
     data = f"{path.stem}.data" if total > MAX_INLINE_BYTES else None
     _forget_shapes(model)
+    _forget_defaults(model)
     try:
         ir.save(model, path, external_data=data, size_threshold_bytes=1024, max_workers=1)
         onnx.checker.check_model(os.fspath(path))
@@ -47,3 +48,13 @@ def _forget_shapes(model: ir.Model) -> None:
         for value in node.outputs:
             if value not in kept:
                 value.shape = value.type = None
+
+
+def _forget_defaults(model: ir.Model) -> None:
+    """Attributes that say what the standard says anyway: there is a pair of these nodes for every activation."""
+    for node in model.graph:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            for name, default in (("axis", 1), ("block_size", 0), ("saturate", 1), ("output_dtype", 0)):
+                attribute = node.attributes.get(name)
+                if attribute is not None and attribute.value == default:
+                    del node.attributes[name]
