@@ -248,8 +248,9 @@ def _check_together(batch: Sequence[Cell]) -> dict[Cell, Outcome]:
 def limit_of(cell: Cell, artifact: Artifact) -> float:
     """Steps of the output's grid with static activations; else the least ratio in dB."""
     if cell.runtime == "qnn" and cell.activations == "int16" and cell.encoding.bits < 8:
-        # Hexagon rounds products of short weights by a channel's scale to fewer bits; the numbers are exact.
-        return 100.0
+        # Hexagon rounds these products. Not derived but chosen after measuring: 91 steps at most when right (int3,
+        # depthwise), 267 at least with one integer off by one. That the numbers are exact rests on the read-back.
+        return 150.0
     if cell.activations in STATIC_BITS:
         # Everything may break a tie another way; float16 cannot write every step of a grid of 255 exactly.
         return 2.01 if cell.runtime == "qnn" else 1.06
@@ -415,7 +416,10 @@ A cell is a layer with its weight in one encoding, computed with one kind of act
 lowered, read back from the saved file (integers, scales, zero points, tables and masks equal what was decided, bit for bit)
 and run: the figure is the worst ratio of any such layer's output to the torch program with the same dequantized weight, in
 dB (200 means equal). Float arithmetic differs by the order of sums only. Static activations answer within a step of the
-output's grid (two on Hexagon); dynamic ones are given inputs that their grids hold exactly, so that what is measured is the weight.
+output's grid. Hexagon may be two steps off, and up to 150 of 65,535 with weights below 8 bits and 16-bit activations: it
+rounds those products, and the figures show how much. That limit was chosen after measuring: right cells came to 91 steps at
+most, one integer off by one made 267 at least. Dynamic activations are given inputs that their grids hold exactly,
+so that what is measured is the weight.
 A cell with a letter is refused while planning, for the reason below its table; "-" is a size that does not exist.
 
 Layers: {layers}.
