@@ -1,10 +1,10 @@
-"""One ``edgeship build`` of one artifact, in a process of its own, and the figures of its report."""
+"""One ``edgeship build`` of one artifact, and the figures of its report."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,18 +40,28 @@ def build(source: Sequence[str], runtime: str, options: Sequence[str] = (), keep
         source: what to build with its data, as on the command line. options: everything else. keep: where the bundle
             goes; thrown away when None.
     """
+    from edgeship.cli.main import cli
+    from edgeship.errors import EdgeshipError
+
+    error, out = "", io.StringIO()
     with tempfile.TemporaryDirectory() as temporary:
         place = keep or Path(temporary) / "bundle"
         command = [
-            str(Path(sys.executable).parent / "edgeship"), "build", *source, "--runtime", runtime, "--json",
-            "-o", str(place), *(() if "--target" in options else ("--target", TARGETS[runtime])), *options,
+            "build", *source, "--runtime", runtime, "--json", "-o", str(place),
+            *(() if "--target" in options else ("--target", TARGETS[runtime])), *options,
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            # In this process: importing torch and the converters takes longer than building a small model.
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+                cli.main(command, standalone_mode=False)
+        except EdgeshipError as problem:
+            error = str(problem)
         manifest = place / "manifest.json"
         record = json.loads(manifest.read_text())["artifacts"][0] if manifest.is_file() else {}
-    report = json.loads(done.stdout) if done.stdout.strip().startswith("{") else None
+    text = out.getvalue().strip()
+    report = json.loads(text) if text.startswith("{") else None
     if report is None or not report["rows"]:
-        return Built({}, 0, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+        return Built({}, 0, error)
     row = report["rows"][0]
     figures = {item["name"]: item["value"] for verdict in row["verdicts"] for item in verdict["measurements"]}
     failed = [verdict["summary"] for verdict in row["verdicts"] if not verdict["passed"]]
