@@ -149,7 +149,7 @@ def write(cells: dict[str, dict[str, Any]], profile: str) -> None:
                 text += f", {cell['accuracy']:.1%} ({cell['accuracy_original']:.1%})"
             texts.append(text + (" **falls short** (below)" if cell.get("error") else ""))
         lines.append(f"| {model} | " + " | ".join(texts) + " |")
-    lines += ["", "## What fails, and why", "", *(reasons or ["Nothing that was run."]), ""]
+    lines += ["", "## What fails, and why", "", *(reasons or ["Every cell passes."]), ""]
     times = [cell["seconds"] for row in cells.values() for cell in row.values() if cell.get("seconds")]
     if times:
         lines.append(
