@@ -149,7 +149,8 @@ in turn. Peak memory is above the weight and one sample of inputs; error is nois
 
 Wanted: within 2 times the products. Measured, with the default: {ratio:.2f} times ({"met" if ratio <= 2 else "not met"}). The Hessian
 takes less than its plain product because only blocks on and above the diagonal are computed; the rest takes one Cholesky
-factor and no inverse.
+factor and no inverse. The two edgeship rows compute the same Hessian: where their times for it differ, other work on the machine is why, and
+ratios are no surer than that.
 """
     if asked.write:
         (ROOT / "docs" / "results" / "gptq.md").write_text(text, encoding="utf-8")
