@@ -137,10 +137,12 @@ class AllocateBits(Pass):
 
 
 def _encoded(program: TorchProgram, use: WeightUse, encoding: Encoding) -> EncodedTensor:
-    """The weight as rounding with the least squared error stores it: close to what quantize will make of it."""
+    """The weight as rounding without data stores it: close to what quantize will make of it."""
     from edgeship.compression.encode import Encoder
 
-    return Encoder(program, {use.name: encoding}, "clipped").encode_alone(use)
+    # Clipping helps linear layers and costs convolutions.
+    method = "clipped" if use.op in ("linear", "embedding") else "nearest"
+    return Encoder(program, {use.name: encoding}, method).encode_alone(use)
 
 
 def _budget(request: Request) -> int:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.passes import Context, Skip
 from edgeship.core.profile import Choice, Profile
 from edgeship.core.weights import Affine, Float, Palette, Sparse
@@ -29,6 +30,11 @@ def test_eight_bits_round_to_nearest_and_fewer_look_at_data(request_for, calibra
     assert (
         QuantizeWeights.plan(request_for(profile="small", calibration=calibration, options=trained)).method == "clipped"
     )
+
+
+def test_without_data_convolutions_are_not_clipped(request_for):
+    convolutions = Inventory((WeightUse("a", "conv", (16, 16, 3, 3)), WeightUse("b", "linear", (10, 16))), (), 1)
+    assert QuantizeWeights.plan(request_for(profile="small", inventory=convolutions)).method == "nearest"
 
 
 def test_the_profile_decides_the_form(request_for):
