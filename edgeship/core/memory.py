@@ -76,6 +76,6 @@ def footprint(
 
 
 def _planned(choice: Choice, use: WeightUse) -> Encoding:
-    if use.looked_up and choice.embeddings:
+    if (use.looked_up or use.op == "embedding") and choice.embeddings:
         return fitted(encoding_named(choice.embeddings), use)
     return fitted(encoding_of(choice), use)

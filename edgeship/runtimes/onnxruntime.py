@@ -111,10 +111,6 @@ class OnnxRuntime(Runtime):
         """Four bits for 3-bit integers: the format has none."""
         return 4 if isinstance(encoding, Affine) and encoding.bits == 3 else encoding.bits
 
-    def scale_bits(self, encoding: Encoding) -> int:
-        """Scales are float32 in the file."""
-        return 32
-
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """Float16, and layers of 8 bits with float activations, are widened at load; rows are looked up as they are."""
         widened = isinstance(encoding, Float) or (encoding.bits == 8 and activations == "float" and op != "embedding")

@@ -128,7 +128,7 @@ class QuantizeWeights(Pass):
         compress/allocate knows."""
         if use.op not in ENCODED_OPS:
             return None
-        text = dict(self.raised).get(use.name) or (self.embeddings if use.looked_up else "")
+        text = dict(self.raised).get(use.name) or (self.embeddings if use.looked_up or use.op == "embedding" else "")
         if not text and self.form == "auto":
             return None
         return fitted(encoding_named(text) if text else self.base, use)
