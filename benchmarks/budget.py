@@ -25,6 +25,10 @@ def sources(folder: Path) -> dict[str, tuple[list[str], str, list[str]]]:
     """Model -> its source with data, its metric, and the options of uniform 4 bits."""
     calibration, evaluation = cifar_files(folder, evaluation=2000)
     found: dict[str, tuple[list[str], str, list[str]]] = {}
+    found["tinystories-llama-5m"] = (tinystories(folder)[0], "perplexity", sets(**GROUPED, method="gptq"))
+    place = folder / "minilm"
+    place.mkdir()
+    found["all-MiniLM-L6-v2"] = (minilm_source(place, 500), "cosine", sets(**GROUPED, method="gptq"))
     for depth, name in ((20, "resnet20-12fca82f.th"), (56, "resnet56-4bfd9763.th")):
         arguments = [
             str(SHARED / "models" / "resnet_cifar10" / name), "--factory", f"{HERE / 'models.py'}:resnet{depth}",
@@ -32,10 +36,6 @@ def sources(folder: Path) -> dict[str, tuple[list[str], str, list[str]]]:
             "--max-drop", "100%",
         ]  # fmt: skip
         found[f"ResNet-{depth}"] = (arguments, "accuracy", sets(bits=4, method="gptq"))
-    found["tinystories-llama-5m"] = (tinystories(folder)[0], "perplexity", sets(**GROUPED, method="gptq"))
-    place = folder / "minilm"
-    place.mkdir()
-    found["all-MiniLM-L6-v2"] = (minilm_source(place, 500), "cosine", sets(**GROUPED, method="gptq"))
     return found
 
 
@@ -50,6 +50,10 @@ def auto(found: dict[str, tuple[list[str], str, list[str]]]) -> None:
                 raise SystemExit(f"{model} {label}: {built.error}")
             rows.append(_row(model, label, metric, built, same))
             print(rows[-1], flush=True)
+        _write_auto(rows)
+
+
+def _write_auto(rows: list[list[str]]) -> None:
     write_page(
         "auto", "Bits chosen layer by layer, at the bytes of uniform 4-bit", "python benchmarks/budget.py --part auto",
         PACKAGES, ("model", "weights", "metric", "float", "stored", "drop", "file", "less loss"), rows,
@@ -78,7 +82,7 @@ def files(found: dict[str, tuple[list[str], str, list[str]]]) -> None:
     rows: list[list[str]] = []
     arguments: list[str] = found["tinystories-llama-5m"][0]
     quiet: list[str] = ["--set", "check/accuracy.limit=4"]
-    for runtime in ("onnx", "coreml", "coreai", "tflite"):
+    for runtime in ("onnx", "coreml", "tflite", "coreai"):
         half = build(arguments, runtime, ["--profile", "exact", *quiet])
         rows.append(_file_row(runtime, "float16", half, half))
         for share in (0.75, 0.5, 0.25):
@@ -87,6 +91,10 @@ def files(found: dict[str, tuple[list[str], str, list[str]]]) -> None:
             built = build(arguments, runtime, ["--profile", "auto", "--max-size", f"{limit}B", *quiet])
             rows.append(_file_row(runtime, f"{1 - share:.0%} smaller", built, half))
             print(rows[-1], flush=True)
+        _write_files(rows)
+
+
+def _write_files(rows: list[list[str]]) -> None:
     write_page(
         "file-sizes", "Smaller files", "python benchmarks/budget.py --part files", PACKAGES,
         ("runtime", "asked for", "file", "of float16", "bits per weight", "weights say", "difference", "within 2 %"), rows,

@@ -83,11 +83,15 @@ def main() -> None:
             bits = f"{built.bits_per_weight:.2f}"
             rows.append([label, runtime, f"{cosine:.4f}", f"{wanted or ''}", met, f"{built.bytes / 1e6:.2f} MB", bits])
             print(rows[-1], flush=True)
+            _write(rows, given.sentences)
+
+
+def _write(rows: list[list[str]], sentences: int) -> None:
     write_page(
         "encoder", "Sentence embeddings in 8 and 4 bits", "python benchmarks/encoder.py",
         ("edgeship", "torch", "transformers", "onnxruntime", "ai-edge-litert", "coremltools", "coreai-core"),
         ("weights", "runtime", "mean cosine", "wanted", "", "file", "bits per weight"), rows,
-        before=f"all-MiniLM-L6-v2 (22.7M parameters) with its mean pooling; {given.sentences} sentences of WikiText-2's "
+        before=f"all-MiniLM-L6-v2 (22.7M parameters) with its mean pooling; {sentences} sentences of WikiText-2's "
         f"test text (Core ML {LIMITS['coreml']}, Core AI {LIMITS['coreai']} of them: their engines here are slow), {CALIBRATION} calibration sentences of its validation text, {TOKENS} tokens.",
     )  # fmt: skip
 
