@@ -23,11 +23,13 @@ PACKAGES = ("edgeship", "torch", "scipy", "onnxruntime", "coremltools", "ai-edge
 
 def sources(folder: Path) -> dict[str, tuple[list[str], str, list[str]]]:
     """Model -> its source with data, its metric, and the options of uniform 4 bits."""
-    calibration, evaluation = cifar_files(folder, evaluation=2000)
+    # Each writes its data under the same names.
+    images, text, place = (folder / name for name in ("images", "text", "minilm"))
+    for part in (images, text, place):
+        part.mkdir()
+    calibration, evaluation = cifar_files(images, evaluation=2000)
     found: dict[str, tuple[list[str], str, list[str]]] = {}
-    found["tinystories-llama-5m"] = (tinystories(folder)[0], "perplexity", sets(**GROUPED, method="gptq"))
-    place = folder / "minilm"
-    place.mkdir()
+    found["tinystories-llama-5m"] = (tinystories(text)[0], "perplexity", sets(**GROUPED, method="gptq"))
     found["all-MiniLM-L6-v2"] = (minilm_source(place, 500), "cosine", sets(**GROUPED, method="gptq"))
     for depth, name in ((20, "resnet20-12fca82f.th"), (56, "resnet56-4bfd9763.th")):
         arguments = [
