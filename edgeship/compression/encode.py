@@ -122,8 +122,10 @@ class Encoder:
         kept = weight != 0
         if isinstance(encoding, Sparse):
             return _masked(self._plain(use, weight, encoding.inner, layer, kept), kept, encoding)
-        # What pruning made zero stays zero, stored or not.
-        return self._plain(use, weight, encoding, layer, kept if use.name in self.program.record.pruned else None)
+        # What pruning made zero stays zero, stored or not. A palette stored densely has no entry kept for it: there
+        # zeros are values like any other, and get the entry nearest to them.
+        masked = use.name in self.program.record.pruned and not isinstance(encoding, Palette)
+        return self._plain(use, weight, encoding, layer, kept if masked else None)
 
     def _plain(
         self,

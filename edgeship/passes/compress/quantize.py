@@ -11,7 +11,7 @@ from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.weights import Affine, Encoding, Float, Granularity, Palette, Sparse
-from edgeship.errors import DataError
+from edgeship.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from edgeship.core.inventory import WeightUse
@@ -108,6 +108,10 @@ class QuantizeWeights(Pass):
 
         if self.embeddings:
             encoding_named(self.embeddings)
+        if self.samples < 1:
+            raise UsageError(f"{self.name}.samples must be at least 1", fix="leave it out for 128")
+        if self.group_size is not None and self.group_size < 1:
+            raise UsageError(f"{self.name}.group_size={self.group_size} is no group", fix="give 16, 32, 64 or 128")
         if (self.method in ("gptq", "awq") or self.bias_correction) and request.calibration is None:
             what = "bias correction" if self.bias_correction else f"method {self.method}"
             raise DataError(f"{what} needs calibration data", fix="add --calibration DATA")

@@ -9,7 +9,7 @@ from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.passes import Context, Skip
 from edgeship.core.profile import Choice, Profile
 from edgeship.core.weights import Affine, Float, Palette, Sparse
-from edgeship.errors import DataError, EncodingError
+from edgeship.errors import DataError, EncodingError, UsageError
 from edgeship.passes.compress.prune import PruneWeights
 from edgeship.passes.compress.quantize import QuantizeWeights
 from edgeship.program.program import TorchProgram, read_record
@@ -132,3 +132,21 @@ def test_pruned_weights_stay_zero_through_gptq(saved, calibration, tmp_path):
         assert zeros >= share - 1e-6
         kept = TorchProgram.open(pruned).weights[name].numpy() != 0
         assert not program.encoded[name].dequantize()[~kept].any()
+
+
+@pytest.mark.parametrize("method", ["clipped", "gptq"])
+def test_pruned_weights_in_a_dense_palette_lose_no_more_than_whole_ones(method, saved, calibration, tmp_path):
+    pruned = PruneWeights(sparsity=0.1).run(saved, Context(tmp_path / "pruned"))
+    step = QuantizeWeights(form="palette", bits=4, method=method, data=calibration, samples=16)
+    program = run(step, pruned, tmp_path / "made")
+    whole, made = program.weights["6.weight"].float().numpy(), program.encoded["6.weight"].dequantize()
+    zeros = whole == 0
+    assert zeros.mean() == pytest.approx(0.1, abs=0.01)
+    # Near zero, as rounding leaves it: not at the lowest entry, nor at the smallest weight that was kept.
+    assert np.sqrt(np.square(made[zeros]).mean()) <= 0.75 * np.diff(np.unique(made)).max()
+
+
+@pytest.mark.parametrize(("fields", "says"), [({"samples": 0}, "samples"), ({"group_size": -32}, "no group")])
+def test_numbers_that_say_nothing_are_refused(fields, says, request_for):
+    with pytest.raises(UsageError, match=says):
+        QuantizeWeights(**fields).confirm(request_for())
