@@ -45,7 +45,9 @@ def keep_mask(
 
     if not 0 <= sparsity < 1:
         raise UsageError(f"a sparsity of {sparsity} leaves nothing", fix="give a share from 0 up to, not including, 1")
-    rows = score.reshape(score.shape[0], -1)
+    # Input channels last: the kernel of a convolution must not stand between them.
+    moved = score.movedim(1, -1) if pattern == "2:4" and score.dim() > 2 else score
+    rows = moved.reshape(-1, moved.shape[-1]) if pattern == "2:4" else score.reshape(score.shape[0], -1)
     if pattern == "2:4":
         if rows.shape[1] % 4:
             raise EncodingError(f"2:4 needs input channels in fours, not {rows.shape[1]}", fix="use unstructured")
@@ -59,4 +61,5 @@ def keep_mask(
     order = rows.flip(1).sort(dim=1, stable=True).indices
     drop = rows.shape[1] - 1 - order[:, :count]
     mask = torch.ones_like(rows, dtype=torch.bool).scatter_(1, drop, False)
-    return mask.reshape(score.shape)
+    mask = mask.reshape(moved.shape)
+    return mask if moved is score else mask.movedim(-1, 1)

@@ -31,6 +31,14 @@ def test_two_of_four_keeps_the_two_best_of_every_four():
         keep_mask(torch.ones(2, 6), 0.5, pattern="2:4")
 
 
+def test_two_of_four_input_channels_of_a_convolution_at_every_place_of_its_kernel():
+    score = torch.rand(3, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+    kept = keep_mask(score, 0.5, pattern="2:4").reshape(3, 2, 4, 3, 3)
+    assert set(kept.sum(2).flatten().tolist()) == {2}
+    best = score.reshape(3, 2, 4, 3, 3).topk(2, dim=2).values.amin(2, keepdim=True)
+    assert torch.equal(kept, score.reshape(3, 2, 4, 3, 3) >= best)
+
+
 def test_wanda_agrees_with_its_formula():
     generator = torch.Generator().manual_seed(0)
     weight, inputs = torch.randn(5, 12, generator=generator), torch.randn(40, 12, generator=generator)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from edgeship.program.program import TorchProgram
 
 PRUNABLE = ("linear", "conv", "conv_transpose")
+# The largest share that a schedule over all layers can take: none is emptied.
+MOST = 0.95
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,13 @@ class PruneWeights(Pass):
             raise UsageError(f"{self.name}.sparsity={self.sparsity:g} is no share", fix="give one between 0 and 1")
         if self.pattern == "2:4" and (self.scope != "layer" or self.sparsity != 0.5):
             raise UsageError("2:4 takes half of every layer", fix="leave scope and sparsity out")
+        if self.scope != "layer" and self.sparsity > MOST:
+            raise UsageError(
+                f"{self.name}.scope={self.scope} leaves a twentieth of each layer, so {self.sparsity:g} is too much",
+                fix=f"give at most {MOST:g}, or leave scope out",
+            )
+        if self.samples < 1:
+            raise UsageError(f"{self.name}.samples must be at least 1", fix="leave it out for 64")
         if self.method == "wanda" and self.data is None:
             raise DataError("Wanda needs calibration data", fix="add --calibration DATA")
         if request.inventory is not None:

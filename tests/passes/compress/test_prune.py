@@ -69,6 +69,9 @@ def test_kept_weights_are_left_whole(saved, tmp_path):
         (PruneWeights(sparsity=0.7, pattern="2:4"), UsageError, "half of every layer"),
         (PruneWeights(method="wanda"), DataError, "needs calibration data"),
         (PruneWeights(keep=("6.wieght",)), UsageError, "no weight 6.wieght"),
+        (PruneWeights(sparsity=0.97, scope="global"), UsageError, "0.97 is too much"),
+        (PruneWeights(sparsity=0.97, scope="measured"), UsageError, "0.97 is too much"),
+        (PruneWeights(samples=0), UsageError, "samples must be at least 1"),
     ],
 )
 def test_bad_options_are_refused_while_planning(step, error, says, request_for):
