@@ -185,8 +185,13 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
 
 
 def _profile(name: str) -> Profile:
-    """A profile by name, or of a TOML file."""
-    return read_toml(Profile, Path(name)) if name.endswith(".toml") else find("profile", profiles(), name)
+    """A profile by name, or of a TOML file, which must name runtimes that there are."""
+    if not name.endswith(".toml"):
+        return find("profile", profiles(), name)
+    profile = read_toml(Profile, Path(name))
+    for runtime in (*profile.runtimes, *profile.why):
+        find("runtime", runtimes(), runtime)
+    return profile
 
 
 def verify(bundle_path: Path, *, run: bool = True, log: Log | None = None) -> list[str]:

@@ -59,3 +59,15 @@ def test_qnn_gets_integer_weights_only_with_static_activations(path):
 def test_the_allowed_drop_is_a_small_fraction(path):
     profile = read_toml(Profile, path)
     assert profile.max_drop is None or 0 < profile.max_drop <= 0.05
+
+
+def test_a_profile_of_ones_own_names_runtimes_that_there_are(tmp_path):
+    from edgeship.api import _profile
+    from edgeship.errors import UsageError
+
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\nsummary = "x"\n[default]\nweights = "int8"\n[runtimes.onnx]\nweights = "int4"\n')
+    assert _profile(str(path)).choice("onnx").weights == "int4"
+    path.write_text(path.read_text().replace("runtimes.onnx", "runtimes.onxx"))
+    with pytest.raises(UsageError, match='no runtime "onxx"'):
+        _profile(str(path))

@@ -37,7 +37,7 @@ class AllocateBits(Pass):
     name: ClassVar[str] = "compress/allocate"
     tools: ClassVar[tuple[str, ...]] = ("torch", "scipy")
     settles: ClassVar[str] = "bits"
-    after: ClassVar[tuple[str, ...]] = ("compress/prune",)
+    after: ClassVar[tuple[str, ...]] = ("compress/prune", "compress/smooth")
 
     runtime: str = ""
     candidates: tuple[tuple[str, tuple[str, ...]], ...] = ()

@@ -62,7 +62,8 @@ class FinetuneWeights(Pass):
         weights = planned_affine(request)
         script = Path(given.get("loss", "").rpartition(":")[0])
         digest = file_digest(script) if script.is_file() else ""
-        clip = encoding_named(weights).bits < 8
+        # As compress/quantize will round them: what auto chose, and fewer than 8 bits, in clipped ranges.
+        clip = encoding_named(weights).bits < 8 or request.choice.weights == "auto"
         return cls(weights=weights, clip=clip, data=request.calibration, loss_digest=digest)
 
     def confirm(self, request: Request) -> None:
@@ -73,6 +74,9 @@ class FinetuneWeights(Pass):
             raise UsageError(f"{self.name} needs steps, batch, samples and lr above zero", fix="leave them out")
         if self.loss and not self.loss.rpartition(":")[2].isidentifier():
             raise UsageError(f"{self.name}.loss={self.loss} names no function", fix="give path/to/file.py:function")
+        script = Path(self.loss.rpartition(":")[0])
+        if script.suffix == ".py" and not script.is_file():
+            raise UsageError(f"{script} does not exist", fix="give path/to/file.py:function")
 
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Write the program with trained weights."""

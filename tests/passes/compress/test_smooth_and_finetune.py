@@ -87,3 +87,12 @@ def test_bad_options_are_refused(request_for, calibration):
         FinetuneWeights(steps=0, data=calibration).confirm(request_for())
     with pytest.raises(UsageError, match="names no function"):
         FinetuneWeights(loss="train.py", data=calibration).confirm(request_for())
+    with pytest.raises(UsageError, match="does not exist"):
+        FinetuneWeights(loss="nofile.py:loss", data=calibration).confirm(request_for())
+
+
+def test_training_rounds_as_what_follows_it(request_for, calibration):
+    options = {"compress/finetune": {"steps": "1"}}
+    for profile in ("balanced", "small", "auto"):
+        request = request_for(profile=profile, calibration=calibration, options=options)
+        assert FinetuneWeights.plan(request).clip == (QuantizeWeights.plan(request).method == "clipped")
