@@ -35,6 +35,7 @@ class FinetuneWeights(Pass):
         weights: short name of the encoding to train for. clip: ranges by squared error, as ``clipped`` chooses them.
         data, samples: training inputs. seed: of their order.
         loss_digest: of the file that the loss lies in.
+        embeddings: short name of the encoding of tables of which rows are looked up; as ``weights`` when empty.
     """
 
     name: ClassVar[str] = "compress/finetune"
@@ -52,6 +53,7 @@ class FinetuneWeights(Pass):
     samples: int = 500
     seed: int = 0
     loss_digest: str = ""
+    embeddings: str = ""
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
@@ -64,7 +66,8 @@ class FinetuneWeights(Pass):
         digest = file_digest(script) if script.is_file() else ""
         # As compress/quantize will round them: what auto chose, and fewer than 8 bits, in clipped ranges.
         clip = encoding_named(weights).bits < 8 or request.choice.weights == "auto"
-        return cls(weights=weights, clip=clip, data=request.calibration, loss_digest=digest)
+        tables = request.choice.embeddings
+        return cls(weights=weights, clip=clip, data=request.calibration, loss_digest=digest, embeddings=tables)
 
     def confirm(self, request: Request) -> None:
         """Refuse to train on nothing, and with a loss that cannot be loaded."""
@@ -117,7 +120,8 @@ class FinetuneWeights(Pass):
         for use in program.record.inventory.weights:
             if use.op not in ENCODED_OPS or use.name in program.record.aliases:
                 continue
-            encoding = program.record.assignment.get(use.name) or fitted(encoding_named(self.weights), use)
+            text = self.embeddings if self.embeddings and (use.looked_up or use.op == "embedding") else self.weights
+            encoding = program.record.assignment.get(use.name) or fitted(encoding_named(text), use)
             if isinstance(encoding, Affine):
                 found[use.name] = encoding
         return found

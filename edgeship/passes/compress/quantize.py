@@ -89,6 +89,8 @@ class QuantizeWeights(Pass):
         encoding = encoding_named(choice.weights)
         if isinstance(encoding, Float):
             form: Form = "float16" if encoding.bits == 16 else "float32"
+            if request.options.get(cls.name, {}).get("form") in ("int", "palette"):
+                return replace(common, form=form, bits=8)
             return replace(common, form=form, bits=encoding.bits, method="nearest", data=None)
         if isinstance(encoding, Palette):
             return replace(common, form="palette", bits=encoding.bits, group_channels=encoding.group_channels)
@@ -100,7 +102,9 @@ class QuantizeWeights(Pass):
             group_size=encoding.group_size,
             symmetric=encoding.symmetric,
         )
-        return replace(fields, method="nearest") if encoding.bits == 8 else fields
+        asked = request.options.get(cls.name, {})
+        wide = asked.get("bits", str(encoding.bits)) == "8" and asked.get("form", "int") == "int"
+        return replace(fields, method="nearest") if wide else fields
 
     def confirm(self, request: Request) -> None:
         """Refuse what the runtime cannot hold, and a method without its data."""
@@ -115,7 +119,22 @@ class QuantizeWeights(Pass):
         if (self.method in ("gptq", "awq") or self.bias_correction) and request.calibration is None:
             what = "bias correction" if self.bias_correction else f"method {self.method}"
             raise DataError(f"{what} needs calibration data", fix="add --calibration DATA")
+        self._refuse_idle(request)
         refuse_unholdable(request, self.encoding)
+
+    def _refuse_idle(self, request: Request) -> None:
+        """Refuse options that this form does not look at."""
+        given = request.options.get(self.name, {})
+        if self.form == "auto" and request.choice.weights != "auto":
+            raise UsageError(f"{self.name}.form=auto allocates nothing", fix="use --profile auto")
+        if self.form in ("float16", "float32", "auto"):
+            idle = [
+                name for name in ("bits", "granularity", "group_size", "group_channels", "symmetric") if name in given
+            ]
+            if idle:
+                what = "auto chooses them" if self.form == "auto" else f"weights are {self.form}"
+                way_out = "another profile" if self.form == "auto" else f"--set {self.name}.form=int"
+                raise UsageError(f"--set {self.name}.{idle[0]} has no effect: {what}", fix=f"use {way_out}")
 
     @property
     def base(self) -> Encoding:

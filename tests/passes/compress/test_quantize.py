@@ -9,6 +9,7 @@ from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.passes import Context, Skip
 from edgeship.core.profile import Choice, Profile
 from edgeship.core.weights import Affine, Float, Palette, Sparse
+from edgeship.engine.planner import apply_options
 from edgeship.errors import DataError, EncodingError, UsageError
 from edgeship.passes.compress.prune import PruneWeights
 from edgeship.passes.compress.quantize import QuantizeWeights
@@ -30,6 +31,29 @@ def test_eight_bits_round_to_nearest_and_fewer_look_at_data(request_for, calibra
     assert (
         QuantizeWeights.plan(request_for(profile="small", calibration=calibration, options=trained)).method == "clipped"
     )
+
+
+def test_the_method_follows_the_bits_that_set_gives(request_for, calibration):
+    fewer = {"compress/quantize": {"bits": "4"}}
+    assert QuantizeWeights.plan(request_for(calibration=calibration, options=fewer)).method == "gptq"
+    integers = {"compress/quantize": {"form": "int", "bits": "4"}}
+    planned = QuantizeWeights.plan(request_for(profile="exact", calibration=calibration, options=integers))
+    assert (planned.method, planned.data) == ("gptq", calibration)
+
+
+@pytest.mark.parametrize(
+    ("profile", "given", "says"),
+    [
+        ("exact", {"bits": "4"}, "bits has no effect: weights are float16"),
+        ("auto", {"group_size": "64"}, "group_size has no effect: auto chooses them"),
+        ("balanced", {"form": "auto"}, "form=auto allocates nothing"),
+    ],
+)
+def test_options_without_effect_are_refused(profile, given, says, request_for):
+    request = request_for(profile=profile, options={"compress/quantize": given})
+    step = apply_options(QuantizeWeights.plan(request), given)
+    with pytest.raises(UsageError, match=says):
+        step.confirm(request)
 
 
 def test_without_data_convolutions_are_not_clipped(request_for):
