@@ -18,6 +18,8 @@ from results import write_page
 
 HERE = Path(__file__).resolve().parent
 GROUPED = {"bits": 4, "granularity": "group", "group_size": 32}
+# Samples that losses are measured on: each layer and each encoding runs all of them.
+FEW = ["--set", "compress/allocate.samples=6"]
 PACKAGES = ("edgeship", "torch", "scipy", "onnxruntime", "coremltools", "ai-edge-litert", "coreai-core")
 
 
@@ -46,7 +48,7 @@ def auto(found: dict[str, tuple[list[str], str, list[str]]]) -> None:
     rows = []
     for model, (arguments, metric, uniform) in found.items():
         same = build(arguments, "onnx", ["--profile", "balanced", *uniform])
-        chosen = build(arguments, "onnx", ["--profile", "auto", "--max-size", f"{same.bytes}B"])
+        chosen = build(arguments, "onnx", ["--profile", "auto", "--max-size", f"{same.bytes}B", *FEW])
         for label, built in (("uniform 4 bits", same), ("auto", chosen)):
             if metric not in built.figures:
                 raise SystemExit(f"{model} {label}: {built.error}")
@@ -59,7 +61,7 @@ def _write_auto(rows: list[list[str]]) -> None:
     write_page(
         "auto", "Bits chosen layer by layer, at the bytes of uniform 4-bit", "python benchmarks/budget.py --part auto",
         PACKAGES, ("model", "weights", "metric", "float", "stored", "drop", "file", "less loss"), rows,
-        before="ONNX artifacts; the metric is taken on the file. ``auto`` is given the uniform file's bytes as --max-size. "
+        before="ONNX artifacts; the metric is taken on the file. ``auto`` is given the uniform file's bytes as --max-size, and measures losses on 6 samples. "
         "Both round with GPTQ.",
     )  # fmt: skip
 
@@ -90,7 +92,7 @@ def files(found: dict[str, tuple[list[str], str, list[str]]]) -> None:
         for share in (0.75, 0.5, 0.25):
             # LiteRT's candidates begin at 8 bits: there a quarter less is not less than it has.
             limit = int(half.bytes * share)
-            built = build(arguments, runtime, ["--profile", "auto", "--max-size", f"{limit}B", *quiet])
+            built = build(arguments, runtime, ["--profile", "auto", "--max-size", f"{limit}B", *FEW, *quiet])
             rows.append(_file_row(runtime, f"{1 - share:.0%} smaller", built, half))
             print(rows[-1], flush=True)
         _write_files(rows)
