@@ -36,6 +36,8 @@ def main() -> None:
                 options = ["--set", f"check/accuracy.limit={min(LIMITS[runtime], given.images)}"]
                 if schedule is not None:
                     options += ["--set", "compress/prune.sparsity=0.5", "--set", f"compress/prune.scope={schedule}"]
+                    # Each layer and each share runs all of them.
+                    options += ["--set", "compress/prune.samples=8"]
                 built = build(source, runtime, options)
                 if "accuracy" not in built.figures:
                     raise SystemExit(f"{schedule} {runtime}: {built.error}")
