@@ -40,7 +40,12 @@ def test_all_five_are_there(digits_bundle, rows):
 @pytest.mark.parametrize("runtime", ["coreml", "coreai", "onnx", "tflite", "qnn"])
 def test_each_passes_every_check(rows, runtime):
     row = rows[runtime]
-    assert {verdict["check"] for verdict in row["verdicts"]} == {"check/verify", "check/accuracy", "check/layers", "check/size"}
+    assert {verdict["check"] for verdict in row["verdicts"]} == {
+        "check/verify",
+        "check/accuracy",
+        "check/layers",
+        "check/size",
+    }
     assert all(verdict["passed"] for verdict in row["verdicts"])
     found = figures(row)
     emulated = runtimes()[runtime].execution == "emulated"
