@@ -209,12 +209,12 @@ def test_inspect_shows_inputs_encodings_and_bits(cli, tiny_bundle):
     (artifact,) = found["artifacts"]
     assert artifact["inputs"] == ["image:f32[1,1,4,4]"]
     assert artifact["outputs"] == ["output:f32[1,3]"]
-    # 228 integers of 8 bits in 235 numbers, with 7 scales and 7 biases of 32.
-    assert artifact["bits_per_weight"] == pytest.approx((228 * 8 + 14 * 32) / 235)
-    assert artifact["encodings"] == [{"encoding": "int8 per channel", "weights": 2, "elements": 228, "bytes": 256}]
+    # 228 integers of 8 bits in 235 numbers, with 7 scales of 16 and 7 biases of 32.
+    assert artifact["bits_per_weight"] == pytest.approx((228 * 8 + 7 * 16 + 7 * 32) / 235)
+    assert artifact["encodings"] == [{"encoding": "int8 per channel", "weights": 2, "elements": 228, "bytes": 242}]
     people = " ".join(cli("inspect", tiny_bundle).out.split())
     assert "onnx/model.onnx: onnx" in people
-    assert "9.67 bits per weight" in people
+    assert "9.19 bits per weight" in people
     assert json.loads(cli("inspect", tiny_bundle / "onnx" / "model.onnx", "--json").out)["artifacts"] == [artifact]
     assert json.loads(cli("inspect", tiny_bundle / "onnx", "--json").out)["artifacts"] == [artifact]
 
