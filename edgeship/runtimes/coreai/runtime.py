@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from edgeship.core.model import Artifact, CoreAIModel, Signature
 from edgeship.core.runtimes import ActivationMode, Arrays, Execution, Runtime, Session, as_numpy
 from edgeship.errors import ArtifactError, DataError
-from edgeship.runtimes.coreai.forms import container_bits, refusal, resident_bits
+from edgeship.runtimes.apple import resident_bits
+from edgeship.runtimes.coreai.forms import container_bits, refusal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,8 +83,8 @@ class CoreAIRuntime(Runtime):
         return container_bits(encoding)
 
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """What is known of the Neural Engine; see `edgeship.runtimes.coreai.forms`."""
-        return resident_bits(encoding)
+        """What is known of the Neural Engine; see `edgeship.runtimes.apple`."""
+        return resident_bits(encoding, self.container_bits(op, encoding))
 
 
 class CoreAISession(Session):

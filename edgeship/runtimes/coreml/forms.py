@@ -9,6 +9,7 @@ from __future__ import annotations
 from edgeship.core.inventory import WeightOp
 from edgeship.core.runtimes import ActivationMode
 from edgeship.core.weights import Affine, Encoding, Float, Palette, Sparse
+from edgeship.runtimes.apple import weight_refusal
 
 # Block scales, 3-bit and grouped palettes, and zeros left out of integers or palettes all came with this version.
 IOS18 = 18
@@ -24,16 +25,7 @@ def refusal(op: WeightOp, encoding: Encoding, activations: ActivationMode) -> st
         return "Core ML has no dynamic activations"
     if op == "other" and activations == "int8":
         return "a constant among static activations is stored on their grid"
-    if isinstance(encoding, Float):
-        return ""
-    if op == "other":
-        return "only the weights of layers are stored in fewer bits than a float"
-    inner = encoding.inner if isinstance(encoding, Sparse) else encoding
-    if isinstance(encoding, Sparse) and isinstance(inner, Affine) and not inner.symmetric:
-        return "zeros of a sparse weight need a symmetric grid"
-    if isinstance(inner, Affine) and inner.granularity == "group" and op in ("depthwise_conv", "conv_transpose"):
-        return "groups of input channels exist for linear layers, convolutions and embeddings; use scales per channel"
-    return ""
+    return weight_refusal(op, encoding)
 
 
 def refusal_before_ios18(encoding: Encoding) -> str:
@@ -62,14 +54,3 @@ def container_bits(op: WeightOp, encoding: Encoding) -> int:
         return encoding.bits
     short = inner.granularity == "group" or (op == "depthwise_conv" and inner.granularity == "channel")
     return 4 if short or isinstance(encoding, Sparse) else encoding.bits
-
-
-def resident_bits(encoding: Encoding) -> int:
-    """Bits a weight takes in memory while the Neural Engine runs, as far as Apple says; the larger where it does not.
-
-    Since iOS 17 palettes, and integers with one scale a tensor or channel, are decompressed piece by piece as they are
-    used. Gains in memory from scales per group are promised for the GPU alone, and nothing is said of zeros.
-    """
-    if isinstance(encoding, Sparse) or (isinstance(encoding, Affine) and encoding.granularity == "group"):
-        return 16
-    return encoding.bits

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeship.core.model import Artifact, CoreMLModel, Signature
 from edgeship.core.runtimes import ActivationMode, Arrays, Execution, Runtime, Session, as_numpy
 from edgeship.errors import ArtifactError, DataError, EdgeshipError
-from edgeship.runtimes.coreml.forms import container_bits, refusal, resident_bits
+from edgeship.runtimes.apple import resident_bits
+from edgeship.runtimes.coreml.forms import container_bits, refusal
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -79,8 +80,8 @@ class CoreMLRuntime(Runtime):
         return container_bits(op, encoding)
 
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """What is known of the Neural Engine; see `edgeship.runtimes.coreml.forms`."""
-        return resident_bits(encoding)
+        """What is known of the Neural Engine; see `edgeship.runtimes.apple`."""
+        return resident_bits(encoding, self.container_bits(op, encoding))
 
 
 class _EvaluatedSession(Session):
