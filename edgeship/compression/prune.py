@@ -33,7 +33,8 @@ def keep_mask(
     """True where a weight is kept: all but the ``sparsity`` share with the lowest scores.
 
     Args:
-        per_row: compare within each output channel (Wanda's own choice) instead of over the whole tensor.
+        per_row: compare within each output channel (Wanda's own choice) instead of over the whole tensor. Where the
+            share of a row is no whole number, some rows lose one more than others, so that the whole comes out right.
         pattern: ``2:4`` keeps the two best of every four consecutive input channels, whatever ``sparsity`` says.
 
     Ties go to the earlier weight, so that exactly the share asked for is removed.
@@ -51,15 +52,16 @@ def keep_mask(
     if pattern == "2:4":
         if rows.shape[1] % 4:
             raise EncodingError(f"2:4 needs input channels in fours, not {rows.shape[1]}", fix="use unstructured")
-        rows, count = rows.reshape(-1, 4), 2
-    elif per_row:
-        count = round(sparsity * rows.shape[1])
+        rows = rows.reshape(-1, 4)
+        counts = torch.full((rows.shape[0],), 2)
     else:
-        rows = rows.reshape(1, -1)
-        count = round(sparsity * rows.shape[1])
+        rows = rows if per_row else rows.reshape(1, -1)
+        # Rounded along the rows: a share of 3 inputs is no whole number in any of them.
+        ends = [round(sparsity * (rows.shape[1] * row)) for row in range(rows.shape[0] + 1)]
+        counts = torch.tensor(ends).diff()
     # Sorting from the end makes the later of two equal scores go first.
-    order = rows.flip(1).sort(dim=1, stable=True).indices
-    drop = rows.shape[1] - 1 - order[:, :count]
-    mask = torch.ones_like(rows, dtype=torch.bool).scatter_(1, drop, False)
+    order = rows.shape[1] - 1 - rows.flip(1).sort(dim=1, stable=True).indices
+    kept = torch.arange(rows.shape[1]) >= counts[:, None]
+    mask = torch.empty_like(kept).scatter_(1, order, kept)
     mask = mask.reshape(moved.shape)
     return mask if moved is score else mask.movedim(-1, 1)
