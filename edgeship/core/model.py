@@ -159,6 +159,55 @@ class QnnModel(Artifact):
     suffix: ClassVar[str] = ""
 
 
+@dataclass(frozen=True)
+class GenaiModel(Artifact):
+    """A folder for onnxruntime-genai: a decoder in ONNX, its configuration and its tokenizer."""
+
+    kind: ClassVar[str] = "GenaiModel"
+    runtime: ClassVar[str] = "genai"
+    suffix: ClassVar[str] = ""
+
+
+@dataclass(frozen=True)
+class LiteRTLMModel(Artifact):
+    """A ``.litertlm`` file for LiteRT-LM: prefill and decode, tokenizer and metadata."""
+
+    kind: ClassVar[str] = "LiteRTLMModel"
+    runtime: ClassVar[str] = "litert-lm"
+    suffix: ClassVar[str] = ".litertlm"
+
+
+@dataclass(frozen=True)
+class CoreMLDecoder(Artifact):
+    """An ``.mlpackage`` of a language model: prefill and decode as functions that share weights and cache states."""
+
+    kind: ClassVar[str] = "CoreMLDecoder"
+    runtime: ClassVar[str] = "coreml-lm"
+    suffix: ClassVar[str] = ".mlpackage"
+
+
+@dataclass(frozen=True)
+class CoreAIDecoder(Artifact):
+    """An ``.aimodel`` of a language model: prefill and decode with cache states."""
+
+    kind: ClassVar[str] = "CoreAIDecoder"
+    runtime: ClassVar[str] = "coreai-lm"
+    suffix: ClassVar[str] = ".aimodel"
+
+
+@dataclass(frozen=True)
+class QnnDecoder(Artifact):
+    """A folder for Hexagon: prefill and decode steps of fixed shape, as QDQ ONNX and, where made, contexts."""
+
+    kind: ClassVar[str] = "QnnDecoder"
+    runtime: ClassVar[str] = "qnn-lm"
+    suffix: ClassVar[str] = ""
+
+
 ARTIFACTS: dict[str, type[Artifact]] = {
-    cls.kind: cls for cls in (OnnxModel, CoreMLModel, CoreAIModel, TFLiteModel, QnnModel)
-}
+    cls.kind: cls
+    for cls in (
+        OnnxModel, CoreMLModel, CoreAIModel, TFLiteModel, QnnModel,
+        GenaiModel, LiteRTLMModel, CoreMLDecoder, CoreAIDecoder, QnnDecoder,
+    )
+}  # fmt: skip

@@ -59,9 +59,9 @@ class Profile:
     why: dict[str, str] = field(default_factory=dict)
     max_drop: float | None = None
 
-    def choice(self, runtime: str) -> Choice:
-        """The choice for one runtime."""
-        return self.runtimes.get(runtime, self.default)
+    def choice(self, runtime: str, family: str = "") -> Choice:
+        """The choice for one runtime; what a language engine has no word of its own for is its ``family``'s."""
+        return self.runtimes.get(runtime, self.runtimes.get(family, self.default))
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class Request:
         raised: what the accuracy gate gave back: (weight, short name of its encoding), for this route only.
         spare_bytes: what the size gate took from the budget of ``auto``, for this route only.
         rank: the accuracy gate fell short: measure what each layer costs.
+        context: positions that a language model's artifact keeps, when the user said.
     """
 
     source: Source
@@ -99,8 +100,12 @@ class Request:
     raised: tuple[tuple[str, str], ...] = ()
     spare_bytes: int = 0
     rank: bool = False
+    context: int | None = None
 
     @property
     def choice(self) -> Choice:
         """How the profile wants weights and activations for this runtime."""
-        return self.profile.choice(self.runtime)
+        from edgeship.core.registry import runtimes
+
+        family = runtimes()[self.runtime].language_of if self.runtime in runtimes() else ""
+        return self.profile.choice(self.runtime, family)

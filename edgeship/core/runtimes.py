@@ -60,6 +60,7 @@ class Runtime(ABC):
         timed: whether a latency taken here means anything; else `untimed_reason` says why not.
         eval_samples: how many samples an evaluation takes at most, fewer where a run here is slow.
         overhead_bytes: what the engine itself takes in an app, for the size check; not fitted to devices yet.
+        language_of: of an engine for language models: the runtime whose format, targets and profiles it shares.
     """
 
     name: ClassVar[str]
@@ -72,6 +73,7 @@ class Runtime(ABC):
     untimed_reason: ClassVar[str] = ""
     eval_samples: ClassVar[int] = 2000
     overhead_bytes: ClassVar[int] = 30_000_000
+    language_of: ClassVar[str] = ""
 
     @abstractmethod
     def open(self, artifact: Artifact) -> Session:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeship.core.artifact import file_digest, list_files
+from edgeship.core.artifact import file_digest, list_files, source_digest
 from edgeship.core.model import Signature, Source
 from edgeship.core.records import read_toml, suggest
 from edgeship.errors import SourceError, UsageError
@@ -84,6 +85,8 @@ def _find(reference: str, inputs: tuple[str, ...], outputs: tuple[str, ...], fac
     if not path.exists():
         raise SourceError(f"{reference} does not exist", fix=_nearby(path))
     form = _form(path)
+    if form == "huggingface" and not inputs and _writes_text(path):
+        form = "decoder"
     if form in ("safetensors", "pickle") and not factory:
         kind = "safetensors" if form == "safetensors" else "a pickle of weights"
         raise SourceError(f"{reference} is {kind}: weights without a model", fix="add --factory file.py:function")
@@ -122,6 +125,16 @@ def _form(path: Path) -> str:
     raise SourceError(f"{path} is of no known form", fix=_KNOWN)
 
 
+def _writes_text(folder: Path) -> bool:
+    """Whether ``config.json`` names a language model that writes text. One with inputs given is a plain network."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        names = [str(name) for name in config.get("architectures") or ()]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False  # the loader says what is wrong with it
+    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+
+
 _KNOWN = (
     "give file.py:function, package.module:function, a .pt2, a Hugging Face folder, an .onnx, "
     "or .safetensors with --factory"
@@ -135,7 +148,8 @@ def _from_sample(folder: Path, load: dict[str, Any]) -> Found:
     load["outputs"] = load["outputs"] or sample.outputs
     load["notes"] = {name: vars(notes) for name, notes in sample.input.items()}
     if inner == ".":
-        source = _source(folder, "huggingface", str(folder), _digest(_files(folder), folder))
+        form = "decoder" if not load["inputs"] and _writes_text(folder) else "huggingface"
+        source = _source(folder, form, str(folder), _digest(_files(folder), folder))
     else:
         source = find_source(inner, factory=load["factory"]).source
 
@@ -166,7 +180,7 @@ def _digest(files: list[Path], root: Path) -> str:
     digest = hashlib.sha256()
     for item in files:
         name = item.relative_to(root).as_posix() if root.is_dir() else item.name
-        digest.update(name.encode() + b"\0" + file_digest(item).encode())
+        digest.update(name.encode() + b"\0" + source_digest(item).encode())
     return digest.hexdigest()
 
 

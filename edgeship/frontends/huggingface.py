@@ -76,7 +76,7 @@ def load_folder(folder: Path, given: Sequence[TensorSpec] = ()) -> LoadedFolder:
         )
     if model_class is None:
         raise SourceError(f"{folder}: transformers has no class {name}", fix="mend architectures in config.json")
-    _check_weights(folder)
+    check_shards(folder)
     torch.manual_seed(0)
     try:
         model, loading = model_class.from_pretrained(
@@ -208,7 +208,7 @@ def _task(model: Any) -> str:
         return ""
 
 
-def _check_weights(folder: Path) -> None:
+def check_shards(folder: Path) -> None:
     """Every shard is there, before anything expensive starts."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,16 +25,22 @@ def fold_constants(module: GraphModule) -> None:
     while found := _not_foldable(module.graph, known) - apart:
         apart |= found
         known = _known_values(module, apart)
-    count = 0
+    # Every layer of a language model makes the same mask and rotations again.
+    names: dict[tuple[object, ...], str] = {}
     for node in list(module.graph.nodes):
         value = known.get(node)
         if node.op != "call_function" or not isinstance(value, torch.Tensor) or value.numel() > MAX_FOLDED_ELEMENTS:
             continue
         if all(user in known for user in node.users):
             continue
-        name = f"folded_{count}"
-        count += 1
-        module.register_buffer(name, value.detach().clone().contiguous())
+        value = value.detach().clone().contiguous()
+        content = (
+            hashlib.sha256(value.reshape(-1).view(torch.uint8).numpy().tobytes()).digest() if value.numel() else b""
+        )
+        key = (value.dtype, tuple(value.shape), content)
+        name = names.setdefault(key, f"folded_{len(names)}")
+        if not hasattr(module, name):
+            module.register_buffer(name, value)
         with module.graph.inserting_before(node), quiet_get_attr():
             constant = module.graph.get_attr(name)
         constant.meta = dict(node.meta)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from edgeship.core.decoder import Decoder
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Signature, TorchModel
 from edgeship.core.records import read_json, write_json
-from edgeship.core.weights import ActivationEncoding, Affine, EncodedTensor, Float, Palette, Sparse, rebuild
-from edgeship.errors import ArtifactError
+from edgeship.core.weights import ActivationEncoding, Affine, EncodedTensor, Float, Palette, Sparse
+from edgeship.errors import ArtifactError, WeightsError
+from edgeship.program.stored import ENCODED, EncodedStore, open_floats, save_encoded, save_floats
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
+
+
+ORIGIN = "origin"
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class ProgramRecord:
         assignment: weight name -> the encoding that an allocation chose for it, before anything is encoded.
         curve: what the allocation chose from: (bytes, loss) of the best choice at each budget, smallest first.
         pruned: weight name -> share of its numbers that pruning made zero.
+        decoder: of a language model: its layers, caches and tokens.
         history: one sentence for each pass that made this program.
     """
 
@@ -42,36 +49,12 @@ class ProgramRecord:
     assignment: dict[str, Float | Affine | Palette | Sparse] = field(default_factory=dict)
     curve: tuple[tuple[int, float], ...] = ()
     pruned: dict[str, float] = field(default_factory=dict)
+    decoder: Decoder | None = None
 
 
 def read_record(model: TorchModel) -> ProgramRecord:
     """The plain-data part of a saved program, without importing torch."""
     return read_json(ProgramRecord, model.path / "program.json")
-
-
-class WeightStore(Mapping[str, "torch.Tensor"]):
-    """Float weights by name, each read from its safetensors file when asked for; never the whole file at once."""
-
-    def __init__(self, path: Path) -> None:
-        from safetensors import safe_open
-
-        self.path = path
-        with safe_open(path, framework="pt") as file:
-            self._names = list(file.keys())
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        from safetensors import safe_open
-
-        if name not in self._names:
-            raise KeyError(name)
-        with safe_open(self.path, framework="pt") as file:
-            return cast("torch.Tensor", file.get_tensor(name))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 @dataclass
@@ -84,12 +67,14 @@ class TorchProgram:
         weights: float weights by name (tied names left out), read lazily.
         encoded: the weights that compression decided, as they will be stored.
         record: signature, inventory, activation encodings, aliases, history.
+        origin: folder with the files of `Decoder.files`, for a language model.
     """
 
     exported: ExportedProgram
     weights: Mapping[str, torch.Tensor]
-    encoded: dict[str, EncodedTensor]
+    encoded: Mapping[str, EncodedTensor]
     record: ProgramRecord
+    origin: Path | None = None
 
     @property
     def signature(self) -> Signature:
@@ -146,42 +131,41 @@ class TorchProgram:
         return (*args, *kwargs.values())
 
     def save(self, folder: Path) -> None:
-        """Write program.pt2 (graph, placeholder weights), weights.safetensors, encoded.safetensors and program.json."""
+        """Write program.pt2 (graph, placeholder weights), float weights that changed, where the others lie
+        (weights.json), encoded.safetensors and program.json."""
         import torch
-        from safetensors.numpy import save_file as save_numpy
-        from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
         hollow = copy.copy(self.exported)
         hollow._state_dict = {name: _placeholder(value) for name, value in self.exported.state_dict.items()}
         torch.export.save(hollow, folder / "program.pt2")
-        save_file({name: self.weights[name].contiguous() for name in self.weights}, folder / "weights.safetensors")
-        arrays = {
-            f"{name}::{role}": array for name, tensor in self.encoded.items() for role, array in tensor.arrays().items()
-        }
-        save_numpy({key: _contiguous(array) for key, array in arrays.items()}, folder / "encoded.safetensors")
+        save_floats(self.weights, folder)
+        save_encoded(self.encoded, folder / ENCODED)
+        if self.origin is not None and self.record.decoder is not None:
+            (folder / ORIGIN).mkdir()
+            for name in self.record.decoder.files:
+                shutil.copyfile(self.origin / name, folder / ORIGIN / name)
         write_json(folder / "program.json", self.record)
 
     @classmethod
     def open(cls, model: TorchModel) -> TorchProgram:
         """Load a saved program. Weights stay on disk until asked for."""
         import torch
-        from safetensors.numpy import load_file
 
         folder = model.path
         record = read_record(model)
         try:
             exported = torch.export.load(folder / "program.pt2")
-            arrays = load_file(folder / "encoded.safetensors")
-        except Exception as error:  # zip, JSON, schema and safetensors errors of many types
+        except Exception as error:  # zip, JSON and schema errors of many types
             reason = " ".join(str(error).split())[:200]
             raise ArtifactError(f"{folder} does not hold a torch program: {reason}", fix="build again") from error
-        by_name: dict[str, dict[str, Any]] = {}
-        for key, array in arrays.items():
-            name, _, role = key.rpartition("::")
-            by_name.setdefault(name, {})[role] = array
-        encoded = {name: rebuild(record.encodings[name], roles) for name, roles in by_name.items()}
-        return cls(exported, WeightStore(folder / "weights.safetensors"), encoded, record)
+        try:
+            encoded = EncodedStore(folder / ENCODED, record.encodings)
+            weights = open_floats(folder)
+        except WeightsError as error:
+            raise ArtifactError(f"{folder} does not hold a torch program: {error.what}", fix="build again") from error
+        origin = folder / ORIGIN
+        return cls(exported, weights, encoded, record, origin if origin.is_dir() else None)
 
 
 def _placeholder(value: torch.Tensor) -> torch.Tensor:
@@ -191,9 +175,3 @@ def _placeholder(value: torch.Tensor) -> torch.Tensor:
         return value
     hollow = torch.zeros((), dtype=value.dtype).expand(value.shape)
     return torch.nn.Parameter(hollow, requires_grad=False) if isinstance(value, torch.nn.Parameter) else hollow
-
-
-def _contiguous(array: Any) -> Any:
-    import numpy as np
-
-    return np.ascontiguousarray(array)

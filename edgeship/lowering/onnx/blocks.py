@@ -11,8 +11,9 @@ the file. A weight [N, K] is stored row by row, low bits first, in blocks padded
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgeship.core.weights import AffineTensor
 from edgeship.lowering.onnx.edit import constant, insert, made_later, scales
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgeship.core.runtimes import ActivationMode
+    from edgeship.core.weights import EncodedTensor
 
     Array = npt.NDArray[Any]
 
@@ -92,12 +94,19 @@ def as_blocks(tensor: AffineTensor) -> Blocks | None:
 
 
 def store_blocks(
-    model: ir.Model, value: ir.Value, name: str, tensor: AffineTensor, activations: ActivationMode
+    model: ir.Model, value: ir.Value, name: str, encoded: Mapping[str, EncodedTensor], activations: ActivationMode
 ) -> str | None:
     """Rewrite every use of a weight to read blocks, if each has such an operator.
 
-    Returns the name of the integers; None when nothing was changed.
+    Args:
+        encoded: holds the weight under ``name``; read again when the file is written, so that one is in memory at a time.
+
+    Returns:
+        The name of the integers; None when nothing was changed.
     """
+    tensor = encoded[name]
+    if not isinstance(tensor, AffineTensor):
+        return None
     blocks = as_blocks(tensor)
     uses = value.uses()
     lookups = rows_of(value)
@@ -119,7 +128,13 @@ def store_blocks(
     width = blocks.size * blocks.bits // 8
     # Lookups alone take rows without padding.
     shape = (rows, blocks.count, width) if products else (rows, columns * blocks.bits // 8)
-    stored = made_later(model, f"{name}_q", lambda: _cut(blocks.integers(), shape), ir.DataType.UINT8, shape)
+
+    def integers() -> Array:
+        again = as_blocks(cast("AffineTensor", encoded[name]))
+        assert again is not None
+        return _cut(again.integers(), shape)
+
+    stored = made_later(model, f"{name}_q", integers, ir.DataType.UINT8, shape)
     first = next(node for node in model.graph if node in {use.node for use in uses})
     factor = scales(model, first, f"{name}_scale", tensor.scale)
     if tensor.scale.shape != (rows, blocks.count):

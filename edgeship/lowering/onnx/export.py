@@ -36,11 +36,11 @@ def export_graph(program: TorchProgram) -> tuple[ir.Model, dict[str, ir.Value]]:
     import torch
 
     hollow = _hollow(program)
-    with _quiet():
+    with quiet():
         try:
             exported = torch.onnx.export(hollow, (), dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
         except torch.onnx.errors.OnnxExporterError as error:
-            raise _explained(error, hollow) from error
+            raise explained(error, hollow) from error
         if exported is None:
             raise LoweringError("the ONNX exporter gave nothing back", fix="report this as a bug")
         model: ir.Model = exported.model
@@ -49,7 +49,7 @@ def export_graph(program: TorchProgram) -> tuple[ir.Model, dict[str, ir.Value]]:
     for value in weights.values():
         model.graph.inputs.remove(value)
     _rename_ends(model, program)
-    _forget_origins(model)
+    forget_origins(model)
     return model, weights
 
 
@@ -138,7 +138,7 @@ def _rename_ends(model: ir.Model, program: TorchProgram) -> None:
         seen.add(id(value))
 
 
-def _forget_origins(model: ir.Model) -> None:
+def forget_origins(model: ir.Model) -> None:
     """Drop stack traces and the exporter's notes: they hold paths of this machine and change from run to run."""
     model.producer_name, model.producer_version = "edgeship", None
     model.metadata_props.clear()
@@ -153,7 +153,7 @@ def _forget_origins(model: ir.Model) -> None:
             value.metadata_props.clear()
 
 
-def _explained(error: BaseException, program: ExportedProgram) -> LoweringError | UnsupportedOpError:
+def explained(error: BaseException, program: ExportedProgram | None) -> LoweringError | UnsupportedOpError:
     """The exporter's failure in one line: which operator, and where."""
     causes: list[BaseException] = [error]
     while causes[-1].__cause__ is not None:
@@ -165,7 +165,7 @@ def _explained(error: BaseException, program: ExportedProgram) -> LoweringError 
     if missing:
         op = missing.group(3) or f"{missing.group(1)}.{missing.group(2)}"
         return UnsupportedOpError(
-            f"ONNX has no form of {op} (at {_where(program, op)})",
+            f"ONNX has no form of {op}" + ("" if program is None else f" (at {_where(program, op)})"),
             fix="write that step with other operators, or leave out runtime onnx",
         )
     failing = re.search(r"Error when translating node %(\w+)", text)
@@ -188,7 +188,7 @@ def _where(program: ExportedProgram, op: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter warns of packages we do not use (torchvision) at each call."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 MAX_INLINE_BYTES = 3 * 2**29
 
 
-def save_model(model: ir.Model, path: Path) -> tuple[str, ...]:
-    """Check and write the model. Returns the names of the files, relative to the folder of ``path``.
+def save_model(model: ir.Model, path: Path, *, apart: bool = False, standard: bool = True) -> tuple[str, ...]:
+    """Check and write the model; weights go into a second file when they are large, or must lie ``apart``.
+
+    ``standard`` is False for graphs with operators that ONNX Runtime has in ONNX's own domain and ONNX has not, which
+    the checker refuses. Returns the names of the files, relative to the folder of ``path``.
 
     Raises `LoweringError` when ONNX's own checker refuses the graph, `OutputError` when the disk does.
     """
@@ -24,12 +27,13 @@ def save_model(model: ir.Model, path: Path) -> tuple[str, ...]:
 
     graph = model.graph
     total = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
-    data = f"{path.stem}.data" if total > MAX_INLINE_BYTES else None
+    data = f"{path.stem}.data" if apart or total > MAX_INLINE_BYTES else None
     _forget_shapes(model)
     _forget_defaults(model)
     try:
         ir.save(model, path, external_data=data, size_threshold_bytes=1024, max_workers=1)
-        onnx.checker.check_model(os.fspath(path))
+        if standard:
+            onnx.checker.check_model(os.fspath(path))
     except onnx.checker.ValidationError as error:
         raise LoweringError(
             f"the ONNX checker refuses the graph: {str(error)[:300]}", fix="report this as a bug"

@@ -87,6 +87,7 @@ class FinetuneWeights(Pass):
         from edgeship.data.batches import load_samples
         from edgeship.data.functions import load_function
         from edgeship.program.program import TorchProgram
+        from edgeship.program.stored import Overlay
 
         assert self.data is not None
         program = TorchProgram.open(model)
@@ -111,7 +112,7 @@ class FinetuneWeights(Pass):
         )
         note = f"{self.name}: {self.steps} steps on {len(batches)} samples, {self.loss or 'distillation'}"
         record = replace(program.record, history=(*program.record.history, note))
-        replace(program, record=record, weights={**program.weights, **trained}).save(ctx.folder / "program")
+        replace(program, record=record, weights=Overlay(program.weights, trained)).save(ctx.folder / "program")
         return TorchModel(ctx.folder / "program", model.signature)
 
     def _grids(self, program: TorchProgram) -> dict[str, Affine]:

@@ -161,6 +161,7 @@ class QuantizeWeights(Pass):
         from edgeship.compression.encode import Encoder
         from edgeship.data.batches import load_batches
         from edgeship.program.program import TorchProgram
+        from edgeship.program.stored import ENCODED, EncodedStore, Overlay
 
         program = TorchProgram.open(model)
         wanted = self._wanted(program)
@@ -171,16 +172,20 @@ class QuantizeWeights(Pass):
                 raise DataError(f"method {self.method} needs calibration data", fix="add --calibration DATA")
             batches = load_batches(self.data.reference, program.signature, self.samples)
         encoder = Encoder(program, wanted, self.method, self.npu_block, self.bias_correction, ctx.progress)
-        encoded, changed = encoder.encode(batches)
+        folder = ctx.folder / "program"
+        folder.mkdir()
+        store = EncodedStore.create(folder / ENCODED, len(wanted))
+        _, changed = encoder.encode(batches, store)
+        encoded = store.close()
         words = self.form if self.form in ("auto", "float16", "float32") else str(self.base)
         record = replace(
             program.record,
-            encodings={name: tensor.encoding for name, tensor in encoded.items()},
+            encodings=dict(encoded.encodings),
             history=(*program.record.history, f"{self.name}: {words}, {self.method}"),
         )
-        weights = {**program.weights, **changed} if changed else program.weights
-        replace(program, encoded=encoded, record=record, weights=weights).save(ctx.folder / "program")
-        return TorchModel(ctx.folder / "program", model.signature)
+        weights = Overlay(program.weights, changed) if changed else program.weights
+        replace(program, encoded=encoded, record=record, weights=weights).save(folder)
+        return TorchModel(folder, model.signature)
 
     def _wanted(self, program: TorchProgram) -> dict[str, Encoding]:
         """The final encoding of every weight that gets one: allocated, raised, and sparse where zeros pay."""

@@ -73,6 +73,7 @@ class SmoothScales(Pass):
         from edgeship.compression.walk import walk
         from edgeship.data.batches import load_batches
         from edgeship.program.program import TorchProgram
+        from edgeship.program.stored import Overlay
 
         assert self.data is not None
         program = TorchProgram.open(model)
@@ -93,7 +94,7 @@ class SmoothScales(Pass):
                 changed.update(apply_fold(ChainMap(changed, dict(program.weights)), fold, scales[fold.producer]))
         note = f"{self.name}: {self.method}, {len(scales)} places"
         record = replace(program.record, history=(*program.record.history, note))
-        replace(program, record=record, weights={**program.weights, **changed}).save(ctx.folder / "program")
+        replace(program, record=record, weights=Overlay(program.weights, changed)).save(ctx.folder / "program")
         return TorchModel(ctx.folder / "program", model.signature)
 
     def _scale(self, program: TorchProgram, fold: Fold, layer: Layer) -> torch.Tensor:

@@ -1,0 +1,48 @@
+"""What is known of a language model's decoder: layers, caches, tokens. Plain data, read without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """One layer's cache.
+
+    Args:
+        heads: query heads. kv_heads: heads of keys and values, which are cached.
+        head_dim: width of one head. window: how many positions a token sees, itself included; None for all.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decoder-only language model.
+
+    Args:
+        family: transformers' model type. layers: in order, each with its own sizes (OpenELM's differ).
+        hidden: width of the residual stream. vocabulary: rows of the table of tokens.
+        context: positions that the model was made for; the longest context an artifact may have.
+        bos: token that starts a text, when the tokenizer adds one. eos: tokens that end it. pad: filler.
+        files: configuration, tokenizer and chat template, kept in the program's folder ``origin``.
+    """
+
+    family: str
+    layers: tuple[AttentionLayer, ...]
+    hidden: int
+    vocabulary: int
+    context: int
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    pad: int | None = None
+    files: tuple[str, ...] = ()
+
+    def cache_bytes(self, context: int, bits: int = 16) -> int:
+        """Bytes of keys and values for ``context`` positions. Every layer keeps them all: runtimes' caches are not
+        shortened to a window."""
+        return sum(2 * layer.kv_heads * layer.head_dim * context * bits // 8 for layer in self.layers)

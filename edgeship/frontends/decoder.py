@@ -1,0 +1,220 @@
+"""A Hugging Face folder with a language model into a torch program: the graph first, from a model without weights.
+
+The weights stay in the user's safetensors and are read one by one when they are needed, so that a 3B model is loaded
+in the memory of its libraries. Where a checkpoint keeps them in another form than the model uses (fused experts, old
+names, pickles), transformers loads them instead, and they are kept with the program.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeship.core.model import Signature, TensorSpec
+from edgeship.errors import SourceError, UsageError, WeightsError
+from edgeship.frontends.huggingface import check_shards
+from edgeship.program.export import MIN_EXPORT_SNR_DB
+from edgeship.program.inventory import take_inventory
+from edgeship.program.normalize import export_normalised
+from edgeship.program.program import ProgramRecord, TorchProgram
+from edgeship.program.stored import Overlay, Place, WeightStore, tensor_file
+
+if TYPE_CHECKING:
+    import torch
+
+# Above this the eager model is not loaded beside the program to compare them.
+MAX_COMPARED_BYTES = 1 << 30
+DEFAULT_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class LoadedDecoder:
+    """A program, and the files that its weights lie in when they stay there."""
+
+    program: TorchProgram
+    files: tuple[Path, ...]
+
+
+def load_decoder(folder: Path, tokens: int | None = None, note: str = "") -> LoadedDecoder:
+    """The program ``input_ids [1, tokens] -> logits [1, tokens, vocabulary]`` of a folder's language model.
+
+    Raises:
+        SourceError: no such architecture, or no tokenizer. WeightsError: weights missing or of another shape.
+        UsageError: more tokens than the model has positions.
+    """
+    import torch
+
+    from edgeship.llm.attention import observed
+    from edgeship.llm.models import REAL_ELEMENTS, build_hollow, describe, read_config
+    from edgeship.llm.step import Whole
+
+    config = read_config(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise SourceError(f"{folder} has no tokenizer.json", fix="save it with tokenizer.save_pretrained(folder)")
+    tokens = min(DEFAULT_TOKENS, config.max_position_embeddings) if tokens is None else tokens
+    if not 1 <= tokens <= config.max_position_embeddings:
+        raise UsageError(
+            f"load/decoder.tokens={tokens}, and the model has {config.max_position_embeddings} positions",
+            fix="give a number between",
+        )
+    check_shards(folder)
+    model = build_hollow(config)
+    weights, files = _locate(model, folder, config)
+    spec = TensorSpec("input_ids", "i64", (1, tokens), low=0, high=config.vocab_size - 1)
+    example = torch.randint(0, config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+    _make_real(model, weights, {n for n, p in model.named_parameters() if p.numel() <= REAL_ELEMENTS})
+    with observed() as heads:
+        exported = export_normalised(Whole(model), (example,), ("input_ids",), prefix="model")
+        if folded := _missing(model, exported):
+            # Tables of positions are looked up while exporting: they must hold their values by then.
+            _make_real(model, weights, folded)
+            exported = export_normalised(Whole(model), (example,), ("input_ids",), prefix="model")
+    floats, tied = _weights_of(exported, model, weights)
+    record = ProgramRecord(
+        Signature((spec,), (TensorSpec("logits", "f32", (1, tokens, config.vocab_size)),)),
+        take_inventory(exported),
+        aliases=tied,
+        history=(note,) if note else (),
+        decoder=describe(config, heads, folder),
+    )
+    program = TorchProgram(exported, floats, {}, record, folder)
+    size = 4 * record.inventory.parameters
+    if size <= MAX_COMPARED_BYTES:
+        _compare(program, folder, example)
+    else:
+        remark = f"{size / 1e9:.1f} GB: the export was not compared with the eager model"
+        program.record = replace(record, history=(*record.history, remark))
+    return LoadedDecoder(program, files)
+
+
+def _locate(model: torch.nn.Module, folder: Path, config: Any) -> tuple[Mapping[str, torch.Tensor], tuple[Path, ...]]:
+    """Where each parameter lies in the folder's safetensors; the weights themselves when they do not lie as they are
+    used."""
+    files = {key: file for file in sorted(folder.glob("*.safetensors")) for key in tensor_file(file)}
+    turned: Mapping[str, str] = model.edgeship_transposed  # type: ignore[assignment]
+    base = f"{model.base_model_prefix}."  # type: ignore[str-bytes-safe]
+    places: dict[str, Place] = {}
+    for name, parameter in model.named_parameters():
+        key = next((key for key in (name, name.removeprefix(base)) if key in files), None)
+        shape = tuple(parameter.shape[::-1] if name in turned else parameter.shape)
+        if key is None or tensor_file(files[key]).shape(key) != shape:
+            return _load(folder, config), ()
+        places[name] = Place(files[key], key, name in turned, kept=False)
+    _check_ties(model, places, files)
+    return WeightStore(places), tuple(sorted({place.file for place in places.values()}))
+
+
+def _check_ties(model: torch.nn.Module, places: Mapping[str, Place], files: Mapping[str, Path]) -> None:
+    """A tied weight that is stored twice must be the same twice."""
+    import numpy as np
+
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in places or name not in files:
+            continue
+        first = next(other for other, held in model.named_parameters() if held is parameter)
+        one, two = tensor_file(places[first].file), tensor_file(files[name])
+        rows = max(1, (1 << 22) // max(1, int(np.prod(parameter.shape[1:]))))
+        for start in range(0, parameter.shape[0], rows):
+            if not np.array_equal(
+                one.read(places[first].key, start, start + rows), two.read(name, start, start + rows)
+            ):
+                raise WeightsError(
+                    f"config.json ties {name} to {first}, and the folder holds two different ones",
+                    fix="set tie_word_embeddings to false, or save the model again",
+                )
+
+
+def _load(folder: Path, config: Any) -> dict[str, torch.Tensor]:
+    """All weights through transformers, by their names in plain modules."""
+    from edgeship.llm.modules import make_plain
+
+    model = _eager(folder, config)
+    make_plain(model)
+    return {name: value.detach() for name, value in model.named_parameters()}
+
+
+def _eager(folder: Path, config: Any) -> Any:
+    import torch
+    import transformers
+
+    try:
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True,
+            trust_remote_code=False,
+        )  # fmt: skip
+    except Exception as error:  # safetensors, JSON, shape and config errors of many types
+        raise WeightsError(
+            f"{folder} cannot be loaded: {' '.join(str(error).split())[:240]}", fix="download the folder again"
+        ) from error
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise WeightsError(f"{folder} lacks the weight {missing[0]}", fix="download the folder again")
+    return model.eval()
+
+
+def _make_real(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], names: set[str]) -> None:
+    """Give parameters of a hollow model their values."""
+    import torch
+
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        value = torch.nn.Parameter(weights[name].float(), requires_grad=False)
+        old = getattr(model.get_submodule(owner), leaf)
+        for module in model.modules():
+            for held, parameter in module._parameters.items():
+                if parameter is old:
+                    module._parameters[held] = value
+
+
+def _missing(model: torch.nn.Module, exported: Any) -> set[str]:
+    """Parameters that the program has under none of their names."""
+    found = {id(held) for name, held in _all_parameters(model).items() if name in exported.state_dict}
+    return {name for name, held in model.named_parameters() if id(held) not in found}
+
+
+def _all_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Parameters by every name they have: tied ones have several."""
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def _weights_of(
+    exported: Any, model: torch.nn.Module, weights: Mapping[str, torch.Tensor]
+) -> tuple[Mapping[str, torch.Tensor], dict[str, str]]:
+    """The program's weights by the program's names, and which of those names are tied to an earlier one."""
+    main = {id(held): name for name, held in model.named_parameters()}
+    held = {name: main[id(value)] for name, value in _all_parameters(model).items() if id(value) in main}
+    first: dict[str, str] = {}
+    tied: dict[str, str] = {}
+    places: dict[str, Place] = {}
+    values: dict[str, torch.Tensor] = {}
+    for name, value in exported.state_dict.items():
+        source = held.get(name)
+        if source is None:
+            values[name] = value.detach()
+        elif source in first:
+            tied[name] = first[source]
+        else:
+            first[source] = name
+            if isinstance(weights, WeightStore):
+                places[name] = weights.places[source]
+            else:
+                values[name] = weights[source]
+    return (Overlay(WeightStore(places), values) if places else values), tied
+
+
+def _compare(program: TorchProgram, folder: Path, example: torch.Tensor) -> None:
+    """The program answers as transformers' own model does, by transformers' own attention."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.for_model(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    model = _eager(folder, getattr(config, "text_config", config))
+    with torch.no_grad():
+        wanted = model(input_ids=example, use_cache=False).logits.double()
+        found = program.module()(example)[0].double()
+    noise, signal = float((wanted - found).pow(2).mean()), float(wanted.pow(2).mean())
+    if not noise <= signal * 10 ** (-MIN_EXPORT_SNR_DB / 10):
+        raise SourceError(f"{folder}: the exported model answers differently", fix="report this as a bug")

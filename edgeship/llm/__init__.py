@@ -1,0 +1,1 @@
+"""What is special about decoder language models: a fixed-shape step, caches, generation."""

@@ -1,0 +1,113 @@
+"""Generate text with a model that answers one step at a time, and judge whether it is stuck."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgeship.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+# A tail that repeats one cycle this often is a loop, whatever the cycle's length up to this many tokens.
+LOOP_REPEATS = 4
+LOOP_LENGTH = 16
+
+
+class Stepper(ABC):
+    """A language model with its cache: tokens in, logits out, one text at a time.
+
+    Attributes:
+        chunk: tokens that `prefill` takes at once. context: positions in the cache. position: those filled.
+    """
+
+    chunk: int
+    context: int
+    position: int = 0
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget the text."""
+
+    @abstractmethod
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Take exactly `chunk` tokens into the cache; their logits are not asked for."""
+
+    @abstractmethod
+    def decode(self, token: int) -> npt.NDArray[np.float32]:
+        """Take one token; logits ``[vocabulary]`` of the next."""
+
+    def read(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Take a prompt: whole chunks by `prefill`, the rest token by token. Logits after the last one.
+
+        Raises:
+            UsageError: an empty prompt, or one longer than what is left of the context.
+        """
+        if not tokens:
+            raise UsageError("the prompt is empty", fix="give at least one token")
+        if self.position + len(tokens) > self.context:
+            raise UsageError(
+                f"{self.position + len(tokens)} tokens do not fit the context of {self.context}",
+                fix="build with a longer --context, or give a shorter text",
+            )
+        start = 0
+        # The last token is left to decode, which has the head.
+        while len(tokens) - 1 - start >= self.chunk > 1:
+            self.prefill(tokens[start : start + self.chunk])
+            start += self.chunk
+        for token in tokens[start:-1]:
+            self.decode(token)
+        return self.decode(tokens[-1])
+
+
+def generate(model: Stepper, prompt: Sequence[int], limit: int, eos: Sequence[int] = ()) -> Iterator[int]:
+    """The likeliest next tokens, one by one, until one of ``eos``, ``limit`` tokens, or the end of the context."""
+    logits = model.read(prompt)
+    for count in range(1, limit + 1):
+        token = int(logits.argmax())
+        yield token
+        if token in eos or count == limit or model.position >= model.context:
+            return
+        logits = model.decode(token)
+
+
+def score(model: Stepper, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Logits ``[T, vocabulary]`` after each token of a text, through every function that the artifact has.
+
+    The first chunk is decoded token by token for its logits, then taken again by `prefill`, whose cache the rest of the
+    text is decoded with: an error in either shows.
+    """
+    import numpy as np
+
+    model.reset()
+    head = model.chunk if len(tokens) > model.chunk > 1 else 0
+    rows = [model.decode(token) for token in tokens[:head]]
+    if head:
+        model.reset()
+        model.prefill(tokens[:head])
+    rows += [model.decode(token) for token in tokens[head:]]
+    return np.stack(rows)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The end of a text repeats ``cycle`` ``times`` times."""
+
+    cycle: tuple[int, ...]
+    times: int
+
+
+def find_loop(tokens: Sequence[int]) -> Loop | None:
+    """The cycle that a text ends in when it is stuck, or None: at least four times the same one to sixteen tokens."""
+    for length in range(1, LOOP_LENGTH + 1):
+        cycle = tuple(tokens[-length:])
+        times = 0
+        while tuple(tokens[len(tokens) - (times + 1) * length : len(tokens) - times * length]) == cycle:
+            times += 1
+        if times >= LOOP_REPEATS and length * times >= LOOP_LENGTH:
+            return Loop(cycle, times)
+    return None

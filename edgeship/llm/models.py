@@ -1,0 +1,149 @@
+"""Read a decoder's folder and build its module without its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeship.core.decoder import AttentionLayer, Decoder
+from edgeship.core.records import suggest
+from edgeship.errors import SourceError, UnsafeSourceError
+
+if TYPE_CHECKING:
+    import torch
+
+# Norms, biases and scalars are real in a hollow model: the exporter may fold them.
+REAL_ELEMENTS = 1 << 16
+ORIGIN_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "chat_template.jinja", "generation_config.json", "tokenizer.model",
+)  # fmt: skip
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration of a folder's decoder, with edgeship's attention chosen.
+
+    Raises:
+        SourceError: unreadable, or an architecture that nobody here knows. UnsafeSourceError: the folder brings code.
+    """
+    import transformers
+
+    from edgeship.llm import attention, openelm
+
+    attention.register()
+    openelm.register()
+    try:
+        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = str(data["model_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{folder / 'config.json'} cannot be read: {error!r}", fix="download it again") from None
+    known = [cls.model_type for cls in transformers.MODEL_FOR_CAUSAL_LM_MAPPING]
+    if kind not in known:
+        if "auto_map" in data:
+            raise UnsafeSourceError(f"{folder} brings its own model code", fix="edgeship runs no code from a folder")
+        raise SourceError(
+            f"{folder}: transformers {transformers.__version__} knows no language model of type {kind!r}",
+            fix=suggest(kind, known),
+        )
+    data.pop("auto_map", None)
+    try:
+        config = transformers.AutoConfig.for_model(**data)
+    except Exception as error:  # strict dataclasses raise errors of their own
+        raise SourceError(f"{folder / 'config.json'}: {' '.join(str(error).split())[:200]}", fix="mend it") from None
+    config = getattr(config, "text_config", config)
+    config._attn_implementation = attention.NAME
+    return config
+
+
+def build_hollow(config: Any) -> torch.nn.Module:
+    """The model of a configuration; each large parameter is a single zero, seen from everywhere.
+
+    Buffers, which are computed and not learned, are real.
+    """
+    import torch
+    import transformers
+
+    from edgeship.llm.modules import make_plain
+
+    with _weightless():
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    hollow: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, held in module._parameters.items():
+            if held is not None:
+                if id(held) not in hollow:
+                    zero = torch.zeros(()).expand(held.shape)
+                    hollow[id(held)] = torch.nn.Parameter(zero, requires_grad=False)
+                module._parameters[name] = hollow[id(held)]
+    model.eval()
+    model.tie_weights()
+    model.edgeship_transposed = make_plain(model)  # type: ignore[assignment]
+    model.config.use_cache = True
+    return model  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _weightless() -> Iterator[None]:
+    """Parameters made inside are on the meta device, so that making and initializing them takes neither memory nor
+    time; buffers are made as always."""
+    import torch
+
+    original = torch.nn.Module.register_parameter
+
+    def register(module: torch.nn.Module, name: str, value: torch.nn.Parameter | None) -> None:
+        original(module, name, value)
+        if value is not None:
+            module._parameters[name] = torch.nn.Parameter(value.to("meta"), requires_grad=False)
+
+    torch.nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def describe(config: Any, heads: dict[int, tuple[int, int, int]], folder: Path) -> Decoder:
+    """The record of a decoder.
+
+    Args:
+        heads: layer -> (query heads, key and value heads, head width), as seen while exporting.
+        folder: for the tokenizer's files and the generation settings.
+    """
+    count = int(getattr(config, "num_hidden_layers", 0) or len(heads))
+    if sorted(heads) != list(range(count)):
+        raise SourceError(
+            f"{config.model_type}: {len(heads)} of {count} layers attend through transformers' interface",
+            fix="edgeship cannot place this model's caches",
+        )
+    layers = tuple(AttentionLayer(*heads[i], window=_window(config, i)) for i in range(count))
+    settings = folder / "generation_config.json"
+    told: dict[str, Any] = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    eos = told.get("eos_token_id", config.eos_token_id)
+    return Decoder(
+        config.model_type,
+        layers,
+        int(config.hidden_size),
+        int(config.vocab_size),
+        int(config.max_position_embeddings),
+        bos=_token(told.get("bos_token_id", config.bos_token_id)),
+        eos=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
+        pad=_token(told.get("pad_token_id", config.pad_token_id)),
+        files=tuple(name for name in ORIGIN_FILES if (folder / name).is_file()),
+    )
+
+
+def _token(value: Any) -> int | None:
+    found = value[0] if isinstance(value, list) else value
+    return None if found is None else int(found)
+
+
+def _window(config: Any, layer: int) -> int | None:
+    """The sliding window of one layer; configurations say it per layer or for all."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if window is None or (kinds is not None and kinds[layer] != "sliding_attention"):
+        return None
+    return int(window)

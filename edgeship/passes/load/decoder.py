@@ -1,0 +1,45 @@
+"""load/decoder: a local Hugging Face folder with a language model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from edgeship.core.model import Source, TorchModel
+from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.profile import Request
+
+
+@dataclass(frozen=True)
+class LoadDecoder(Pass):
+    """Read the language model of a local Hugging Face folder: the graph now, its weights when they are needed.
+
+    Args:
+        tokens: length of the texts that artifacts are compared on, and that calibration sees; 128, or all positions
+            of a model that has fewer, when None.
+    """
+
+    name: ClassVar[str] = "load/decoder"
+    tools: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+
+    tokens: int | None = None
+
+    @classmethod
+    def plan(cls, request: Request) -> Self | Skip:
+        """Takes a folder whose ``config.json`` names a language model."""
+        if request.source.form != "decoder":
+            return Skip(f"{request.source.reference} is no language model")
+        return cls()
+
+    def run(self, model: Source, ctx: Context) -> TorchModel:
+        """Export the whole text without a cache: the reference that every engine is compared with."""
+        from edgeship.core.artifact import source_digest
+        from edgeship.frontends.decoder import load_decoder
+
+        loaded = load_decoder(model.path, self.tokens, note=f"{self.name}: {model.path.name}")
+        folder = ctx.folder / "program"
+        loaded.program.save(folder)
+        digests = {str(file.absolute()): source_digest(file) for file in loaded.files}
+        (ctx.folder / "dependencies.json").write_text(json.dumps(digests), encoding="utf-8")
+        return TorchModel(folder, loaded.program.signature)
