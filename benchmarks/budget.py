@@ -1,11 +1,12 @@
 """Bits chosen layer by layer beside one width for all, at the same bytes; and whether smaller files really are.
 
-python benchmarks/budget.py [--part auto|files]
+python benchmarks/budget.py [--part auto|files] [--model NAME]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from builds import Built, build, sets
 from encoder import source as minilm_source
 from language import tinystories
 from models import SHARED, cifar_files
-from results import write_page
+from results import RESULTS, write_page
 
 HERE = Path(__file__).resolve().parent
 GROUPED = {"bits": 4, "granularity": "group", "group_size": 32}
 # Samples that losses are measured on: each layer and each encoding runs all of them.
-FEW = ["--set", "compress/allocate.samples=6"]
+FEW = ["--set", "compress/sensitivity.samples=6"]
+# All of CIFAR-10's test images but those for calibration: a tenth of a point is 9 of them.
+IMAGES = 9500
+KNOWN = RESULTS / "budget.json"
 PACKAGES = ("edgeship", "torch", "scipy", "onnxruntime", "coremltools", "ai-edge-litert", "coreai-core")
 
 
@@ -29,7 +33,7 @@ def sources(folder: Path) -> dict[str, tuple[list[str], str, list[str]]]:
     images, text, place = (folder / name for name in ("images", "text", "minilm"))
     for part in (images, text, place):
         part.mkdir()
-    calibration, evaluation = cifar_files(images, evaluation=2000)
+    calibration, evaluation = cifar_files(images, evaluation=IMAGES)
     found: dict[str, tuple[list[str], str, list[str]]] = {}
     found["tinystories-llama-5m"] = (tinystories(text)[0], "perplexity", sets(**GROUPED, method="gptq"))
     found["all-MiniLM-L6-v2"] = (minilm_source(place, 500), "cosine", sets(**GROUPED, method="gptq"))
@@ -37,32 +41,50 @@ def sources(folder: Path) -> dict[str, tuple[list[str], str, list[str]]]:
         arguments = [
             str(SHARED / "models" / "resnet_cifar10" / name), "--factory", f"{HERE / 'models.py'}:resnet{depth}",
             "--input", "image:f32[1,3,32,32]", "--calibration", str(calibration), "--eval", str(evaluation),
-            "--max-drop", "100%",
+            "--max-drop", "100%", "--set", f"check/accuracy.limit={IMAGES}",
         ]  # fmt: skip
         found[f"ResNet-{depth}"] = (arguments, "accuracy", sets(bits=4, method="gptq"))
     return found
 
 
-def auto(found: dict[str, tuple[list[str], str, list[str]]]) -> None:
-    """The same bytes, spent two ways."""
-    rows = []
+def auto(found: dict[str, tuple[list[str], str, list[str]]], only: str | None) -> None:
+    """The same bytes, spent two ways. What is known already (budget.json) is kept."""
     for model, (arguments, metric, uniform) in found.items():
+        if only not in (None, model):
+            continue
         same = build(arguments, "onnx", ["--profile", "balanced", *uniform])
-        chosen = build(arguments, "onnx", ["--profile", "auto", "--max-size", f"{same.bytes}B", *FEW])
+        chosen = build(arguments, "onnx", ["--profile", "auto", "--max-size", f"{same.bytes}B"])
         for label, built in (("uniform 4 bits", same), ("auto", chosen)):
             if metric not in built.figures:
                 raise SystemExit(f"{model} {label}: {built.error}")
-            rows.append(_row(model, label, metric, built, same))
-            print(rows[-1], flush=True)
-        _write_auto(rows)
+        rows = [_row(model, "uniform 4 bits", metric, same, same), _row(model, "auto", metric, chosen, same)]
+        # Another process may have written its model meanwhile.
+        known: dict[str, Any] = json.loads(KNOWN.read_text()) if KNOWN.is_file() else {}
+        known[model] = {"rows": rows, "curve": _curve(chosen), "encodings": list(chosen.encodings)}
+        KNOWN.write_text(json.dumps(known, indent=1) + "\n")
+        _write_auto([known[name] for name in found if name in known])
 
 
-def _write_auto(rows: list[list[str]]) -> None:
+def _curve(built: Built) -> str:
+    """The trade-off that the report prints, with whether its loss ever rises."""
+    note = next(note for note in built.notes if "of the best choices: " in note)
+    points = note.partition("of the best choices: ")[2].partition(";")[0].split(", ")
+    losses = [float(point.rsplit(" ", 1)[1]) for point in points]
+    monotone = "monotone" if losses == sorted(losses, reverse=True) else "NOT monotone"
+    return f"{monotone}: {', '.join(points)}"
+
+
+def _write_auto(known: list[dict[str, Any]]) -> None:
+    curves = [f"- {item['rows'][0][0]} ({', '.join(item['encodings'])}): {item['curve']}" for item in known]
     write_page(
-        "auto", "Bits chosen layer by layer, at the bytes of uniform 4-bit", "python benchmarks/budget.py --part auto",
-        PACKAGES, ("model", "weights", "metric", "float", "stored", "drop", "file", "less loss"), rows,
-        before="ONNX artifacts; the metric is taken on the file. ``auto`` is given the uniform file's bytes as --max-size, and measures losses on 6 samples. "
-        "Both round with GPTQ.",
+        "budget", "Bits chosen layer by layer, at the bytes of uniform 4-bit", "python benchmarks/budget.py --part auto",
+        PACKAGES, ("model", "weights", "metric", "float", "stored", "drop", "outputs", "file", "less loss"),
+        [row for item in known for row in item["rows"]],
+        before="ONNX artifacts; the metric is taken on the file. ``auto`` is given the uniform file's bytes as --max-size. "
+        f"Both round with GPTQ. ResNets: {IMAGES} images that calibration did not see. *outputs* is signal over noise "
+        "of 16 answers, in dB.",
+        after="Encodings of auto, and the curves that its reports print (bytes of weights and loss, noise over signal):\n\n"
+        + "\n".join(curves),
     )  # fmt: skip
 
 
@@ -76,6 +98,7 @@ def _row(model: str, label: str, metric: str, built: Built, same: Built) -> list
         f"{original:.4f}",
         f"{value:.4f}",
         f"{drop:+.3%}",
+        f"{built.figures['total_snr']:.1f} dB",
         f"{built.bytes / 1e6:.3f} MB",
         less,
     ]
@@ -120,8 +143,9 @@ def _file_row(runtime: str, label: str, built: Built, half: Built) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=["auto", "files"])
+    parser.add_argument("--model", help="only this one, of part auto")
     given = parser.parse_args()
-    parts: dict[str, Any] = {"auto": auto, "files": files}
+    parts: dict[str, Any] = {"auto": lambda found: auto(found, given.model), "files": files}
     with tempfile.TemporaryDirectory() as temporary:
         found = sources(Path(temporary))
         for name, part in parts.items():

@@ -1,15 +1,17 @@
 """What the model loses by each layer's encoding: noise over signal at its outputs, one layer changed at a time.
 
 As in HAWQ-V3 (Yao et al. 2021, arXiv:2011.10680), but taken on the outputs themselves: the losses of several layers
-add, as independent noise does.
+add, as independent noise does. The model is walked once, and each way to store a layer is run from that layer on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeship.compression.allocate import Option
+from edgeship.compression.walk import Layer, Steps, walk
 from edgeship.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,18 +20,24 @@ if TYPE_CHECKING:
     from edgeship.core.weights import EncodedTensor
     from edgeship.program.program import TorchProgram
 
+# The ways to store a weight; or what makes them from the layer as it is met (None: no operator reads it with data).
+Ways: TypeAlias = "Iterable[EncodedTensor] | Callable[[Layer | None], Iterable[EncodedTensor]]"
+
 
 def measure_sensitivity(
     program: TorchProgram,
-    candidates: Iterable[tuple[str, Iterable[EncodedTensor]]],
+    candidates: Iterable[tuple[str, Ways]],
     batches: Sequence[Mapping[str, Any]],
     progress: Callable[[str], None] = lambda what: None,
+    held_out: int = 0,
 ) -> dict[str, list[Option]]:
     """Bytes and loss of every candidate.
 
     Args:
         candidates: (weight name, the ways it could be stored); taken one at a time, so that a generator holds one.
         batches: inputs by name, NumPy.
+        held_out: how many of the batches, spread evenly, losses are taken on, and layers do not see: half of them at
+            most. GPTQ fits what it sees, so its losses there say too little. 0 takes losses on all, which layers see.
 
     Returns:
         Weight name -> one option a candidate; ``loss`` is noise power over signal power, summed over float outputs.
@@ -39,34 +47,42 @@ def measure_sensitivity(
     """
     import torch
 
-    if not batches:
-        raise DataError("measuring sensitivity needs at least one sample", fix="give --calibration DATA")
-    filled = program.filled()
-    module = filled.module()
-    weights = dict([*module.named_parameters(), *module.named_buffers()])
-    inputs = [[torch.from_numpy(batch[spec.name].copy()) for spec in program.signature.inputs] for batch in batches]
+    ways = dict(candidates)
+    steps = Steps(program, batches)
+    count = min(held_out, len(batches) // 2)
+    numbers = [index * len(batches) // count for index in range(count)] or list(range(len(batches)))
+    seen = [number for number in range(len(batches)) if number not in numbers] or numbers
+    found: dict[str, list[Option]] = {}
     with torch.no_grad():
-        wanted = [_floats(module(*tensors)) for tensors in inputs]
+        wanted = steps.answers(0, steps.inputs(numbers), {})
         signal = sum(float(item.double().square().sum()) for outputs in wanted for item in outputs)
         if signal <= 0:
             raise DataError("the model answers zero on the calibration data", fix="give data that it can answer")
-        found: dict[str, list[Option]] = {}
-        for name, tensors in candidates:
+
+        def option(tensor: EncodedTensor, answers: Callable[[torch.Tensor], list[list[torch.Tensor]]]) -> Option:
+            made = answers(torch.from_numpy(tensor.dequantize().copy()))
+            return Option(tensor.encoding, tensor.stored_bytes, _noise(made, wanted) / signal)
+
+        def visit(layer: Layer) -> None:
+            name = layer.use.name
+            if name not in ways:
+                return
             progress(name)
-            place = weights[name]
-            original = place.detach().clone()
-            options = []
-            for tensor in tensors:
-                place.copy_(torch.from_numpy(tensor.dequantize().copy()))
-                noise = 0.0
-                for given, reference in zip(inputs, wanted, strict=True):
-                    answers = _floats(module(*given))
-                    pairs = zip(answers, reference, strict=True)
-                    noise += sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
-                options.append(Option(tensor.encoding, tensor.stored_bytes, noise / signal))
-            place.copy_(original)
-            found[name] = options
-    return found
+            shown = replace(layer, inputs=tuple(layer.inputs[number] for number in seen))
+            found[name] = [
+                option(tensor, lambda weight: layer.answers(weight, numbers)) for tensor in _made(ways[name], shown)
+            ]
+
+        walk(program, batches, visit)
+        for name in ways:
+            if name in found:
+                continue
+            progress(name)
+            found[name] = [
+                option(tensor, lambda weight, name=name: steps.answers(0, steps.inputs(numbers), {name: weight}))  # type: ignore[misc]
+                for tensor in _made(ways[name], None)
+            ]
+    return {name: found[name] for name in ways}
 
 
 def worst_first(losses: Mapping[str, float]) -> list[str]:
@@ -74,5 +90,10 @@ def worst_first(losses: Mapping[str, float]) -> list[str]:
     return sorted(losses, key=lambda name: (-losses[name], name))
 
 
-def _floats(outputs: Any) -> list[torch.Tensor]:
-    return [item for item in outputs if item.is_floating_point()]
+def _made(ways: Ways, layer: Layer | None) -> Iterable[EncodedTensor]:
+    return ways(layer) if callable(ways) else ways
+
+
+def _noise(made: list[list[torch.Tensor]], wanted: list[list[torch.Tensor]]) -> float:
+    pairs = [pair for outputs in zip(made, wanted, strict=True) for pair in zip(*outputs, strict=True)]
+    return sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)

@@ -7,7 +7,7 @@ over all batches, not of the model's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from edgeship.core.inventory import WeightUse
     from edgeship.program.program import TorchProgram
 
+    # For each node what it answers, one entry a batch.
+    Values = dict[Node, list[Any]]
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -29,7 +32,8 @@ class Layer:
     Args:
         use: what the inventory says of it. node: the operator that reads it.
         weight: float32, its own shape. inputs: the operator's first input, one tensor a batch.
-        evaluate: what the operator answers for batch number ``index`` with another weight in this one's place.
+        answers: the model's float outputs for some batches, by their numbers, with another weight in this one's place.
+            Starts from here, where this operator alone reads the weight.
         bias: name of the operator's bias, when it has one that no other operator reads.
         wanted: ``inputs`` as the float model has them, when the walk was asked for them.
     """
@@ -38,7 +42,7 @@ class Layer:
     node: Node
     weight: torch.Tensor
     inputs: tuple[torch.Tensor, ...]
-    evaluate: Callable[[torch.Tensor, int], torch.Tensor]
+    answers: Callable[[torch.Tensor, Sequence[int]], list[list[torch.Tensor]]]
     bias: str | None = None
     wanted: tuple[torch.Tensor, ...] | None = None
 
@@ -54,9 +58,93 @@ class Replacement:
 Visitor = Callable[[Layer], "Replacement | None"]
 
 
+class Steps:
+    """The operators of a program in order, run over batches one operator at a time.
+
+    Args:
+        program: with its weights. batches: inputs by name, NumPy, as `edgeship.data.batches` gives them.
+
+    Raises:
+        DataError: no batches.
+    """
+
+    def __init__(self, program: TorchProgram, batches: Sequence[Mapping[str, Any]]) -> None:
+        if not batches:
+            raise DataError("running the model needs at least one sample", fix="give --calibration DATA")
+        aliases = program.record.aliases
+        graph, ends = program.exported.graph, program.exported.graph_signature
+        self.program = program
+        # Placeholder of a weight -> the name that the weight is stored under.
+        self.weights = {node: aliases.get(name, name) for name, node in weight_nodes(program.exported).items()}
+        self.nodes = [node for node in graph.nodes if node.op == "call_function"]
+        self._batches = batches
+        self._last_read = {arg: node for node in graph.nodes for arg in node.all_input_nodes}
+        lifted = ends.inputs_to_lifted_tensor_constants
+        inputs = [node for node in graph.nodes if node.op == "placeholder" and node not in self.weights]
+        self._constants = {
+            node: program.exported.constants[lifted[node.name]] for node in inputs if node.name in lifted
+        }
+        taken = [node for node in inputs if node not in self._constants]
+        self._inputs = dict(zip(taken, (spec.name for spec in program.signature.inputs), strict=True))
+        found = {node.name: node for node in graph.nodes}
+        self._outputs = [found[name] for name in ends.user_outputs if name in found]
+
+    def inputs(self, numbers: Iterable[int]) -> Values:
+        """The model's inputs in the batches of these numbers."""
+        import torch
+
+        chosen = [self._batches[number] for number in numbers]
+        return {node: [torch.from_numpy(batch[name].copy()) for batch in chosen] for node, name in self._inputs.items()}
+
+    def readers(self, name: str) -> list[Node]:
+        """The operators that read a weight, under any of its names."""
+        placeholders = {node for node, weight in self.weights.items() if weight == name}
+        return [node for node in self.nodes if placeholders.intersection(node.all_input_nodes)]
+
+    def weights_of(self, node: Node, changed: Mapping[str, torch.Tensor]) -> dict[Node, torch.Tensor]:
+        """The weights that an operator reads, by placeholder."""
+        names = {arg: self.weights[arg] for arg in node.all_input_nodes if arg in self.weights}
+        return {arg: changed[name] if name in changed else self.program.weight(name) for arg, name in names.items()}
+
+    def call(self, node: Node, index: int, weights: Mapping[Node, torch.Tensor], *values: Mapping[Node, Any]) -> Any:
+        """What an operator answers in one batch; its arguments are looked up in each of ``values`` in turn."""
+        import torch
+
+        def look(arg: Node) -> Any:
+            if arg in weights:
+                return weights[arg]
+            if arg in self._constants:
+                return self._constants[arg]
+            return next(known[arg] for known in values if arg in known)[index]
+
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), look)
+        return cast("Any", node.target)(*args, **kwargs)
+
+    def read_last(self, node: Node) -> list[Node]:
+        """What nobody reads after this operator."""
+        return [arg for arg in node.all_input_nodes if self._last_read.get(arg) is node]
+
+    def answers(self, start: int, values: Values, changed: Mapping[str, torch.Tensor]) -> list[list[torch.Tensor]]:
+        """The model's float outputs, one list a batch, from operator number ``start`` on.
+
+        Args:
+            values: what the operators before it answered, as far as others still read it. changed: other weights.
+        """
+        count = len(next(iter(values.values())))
+        made: Values = {}
+        for node in self.nodes[start:]:
+            weights = self.weights_of(node, changed)
+            made[node] = [self.call(node, index, weights, made, values) for index in range(count)]
+            for arg in self.read_last(node):
+                made.pop(arg, None)
+        ends = [made.get(node, values.get(node)) for node in self._outputs]
+        found = [[end[index] for end in ends if end is not None] for index in range(count)]
+        return [[item for item in outputs if item.is_floating_point()] for outputs in found]
+
+
 def walk(
     program: TorchProgram,
-    batches: Sequence[dict[str, Any]],
+    batches: Sequence[Mapping[str, Any]],
     visit: Visitor,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
     *,
@@ -75,95 +163,72 @@ def walk(
     """
     import torch
 
-    if not batches:
-        raise DataError("calibration needs at least one sample", fix="give --calibration DATA")
-    placeholders = {node: name for name, node in weight_nodes(program.exported).items()}
+    steps = Steps(program, batches)
     uses = {use.name: use for use in program.record.inventory.weights}
-    lifted = program.exported.graph_signature.inputs_to_lifted_tensor_constants
-    graph = program.exported.graph
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    user_names = iter(spec.name for spec in program.signature.inputs)
-    values: dict[Node, list[Any]] = {}
+    values = steps.inputs(range(len(batches)))
     # What the float model has instead, for the nodes where that differs.
-    floats: dict[Node, list[Any]] = {}
-    shared: dict[Node, torch.Tensor] = {}
-    for node in inputs:
-        if node in placeholders:
-            continue
-        if node.name in lifted:
-            shared[node] = cast("torch.Tensor", program.exported.constants[lifted[node.name]])
-        else:
-            name = next(user_names)
-            values[node] = [torch.from_numpy(batch[name].copy()) for batch in batches]
-    last_read = {arg: node for node in graph.nodes for arg in node.all_input_nodes}
+    floats: Values = {}
     changed: dict[str, torch.Tensor] = {}
-    steps = [node for node in graph.nodes if node.op == "call_function"]
     visited: set[str] = set()
-
-    def weight_of(node: Node) -> torch.Tensor:
-        name = placeholders[node]
-        name = program.record.aliases.get(name, name)
-        return changed[name] if name in changed else program.weight(name)
-
-    def changes(node: Node) -> bool:
-        return program.record.aliases.get(placeholders[node], placeholders[node]) in changed
-
-    def unchanged(node: Node) -> torch.Tensor:
-        return program.weight(program.record.aliases.get(placeholders[node], placeholders[node]))
-
-    def call(node: Node, index: int, replaced: dict[Node, torch.Tensor], *, float_path: bool = False) -> Any:
-        def look(arg: Node) -> Any:
-            if arg in replaced:
-                return replaced[arg]
-            if float_path and arg in floats:
-                return floats[arg][index]
-            return shared[arg] if arg in shared else values[arg][index]
-
-        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), look)
-        return cast("Any", node.target)(*args, **kwargs)
-
+    count = range(len(batches))
     with torch.no_grad():
-        for done, node in enumerate(steps):
-            loaded = {arg: weight_of(arg) for arg in node.all_input_nodes if arg in placeholders}
-            original = {arg: unchanged(arg) for arg in loaded} if reference else {}
-            for arg in loaded:
-                name = program.record.aliases.get(placeholders[arg], placeholders[arg])
-                use = uses.get(placeholders[arg])
-                if use is None or use.op == "other" or name in visited or not node.all_input_nodes:
+        for place, node in enumerate(steps.nodes):
+            loaded = steps.weights_of(node, changed)
+            for arg in list(loaded):
+                name = steps.weights[arg]
+                use = uses.get(name)
+                if use is None or use.op == "other" or name in visited:
                     continue
                 first = next((item for item in node.all_input_nodes if item in values), None)
                 # A table that is also the head (tied) is met where it multiplies, not where its rows are looked up.
                 if first is None or (use.op == "linear" and node.target != torch.ops.aten.linear.default):
                     continue
                 visited.add(name)
-                progress(done, len(steps), name)
-
-                def evaluate(
-                    weight: torch.Tensor,
-                    index: int,
-                    node: Node = node,
-                    arg: Node = arg,
-                    loaded: dict[Node, torch.Tensor] = loaded,
-                ) -> torch.Tensor:
-                    return cast("torch.Tensor", call(node, index, {**loaded, arg: weight}))
-
+                progress(place, len(steps.nodes), name)
                 bias = _bias_of(node, arg)
-                named = placeholders[bias] if bias is not None and bias in placeholders else None
-                wanted = tuple(floats.get(first, values[first])) if reference else None
-                layer = Layer(use, node, loaded[arg].float(), tuple(values[first]), evaluate, named, wanted)
-                replacement = visit(layer)
+                named = steps.weights.get(bias) if bias is not None else None
+                replacement = visit(
+                    Layer(
+                        use,
+                        node,
+                        loaded[arg].float(),
+                        tuple(values[first]),
+                        _answers(steps, name, place, values, changed),
+                        named,
+                        tuple(floats.get(first, values[first])) if reference else None,
+                    )
+                )
                 if replacement is not None:
                     changed[name] = loaded[arg] = replacement.weight
                     if replacement.bias is not None and bias is not None and named is not None:
                         changed[named] = loaded[bias] = replacement.bias
-            if reference and (any(arg in floats for arg in node.all_input_nodes) or any(map(changes, loaded))):
-                floats[node] = [call(node, index, original, float_path=True) for index in range(len(batches))]
-            values[node] = [call(node, index, loaded) for index in range(len(batches))]
+            moved = any(arg in floats for arg in node.all_input_nodes)
+            if reference and (moved or any(steps.weights[arg] in changed for arg in loaded)):
+                plain = {
+                    arg: program.weight(steps.weights[arg]) if steps.weights[arg] in changed else weight
+                    for arg, weight in loaded.items()
+                }
+                floats[node] = [steps.call(node, index, plain, floats, values) for index in count]
+            values[node] = [steps.call(node, index, loaded, values) for index in count]
             _refuse_not_finite(node, values[node])
-            for arg in node.all_input_nodes:
-                if last_read.get(arg) is node:
-                    values.pop(arg, None)
-                    floats.pop(arg, None)
+            for arg in steps.read_last(node):
+                values.pop(arg, None)
+                floats.pop(arg, None)
+
+
+def _answers(
+    steps: Steps, name: str, place: int, values: Values, changed: Mapping[str, torch.Tensor]
+) -> Callable[[torch.Tensor, Sequence[int]], list[list[torch.Tensor]]]:
+    """`Layer.answers` of a weight that is met at operator number ``place``."""
+
+    def answers(weight: torch.Tensor, numbers: Sequence[int]) -> list[list[torch.Tensor]]:
+        with_it = {**changed, name: weight}
+        if len(steps.readers(name)) > 1:
+            return steps.answers(0, steps.inputs(numbers), with_it)
+        here = {node: [found[number] for number in numbers] for node, found in values.items()}
+        return steps.answers(place, here, with_it)
+
+    return answers
 
 
 def _bias_of(node: Node, weight: Node) -> Node | None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgeship.core.inventory import WeightUse
+from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, short_name
+from edgeship.core.inventory import WeightOp, WeightUse
 from edgeship.core.profile import Request
 from edgeship.core.weights import Affine, Encoding
 from edgeship.errors import EncodingError
+
+# For each operator the short names of the encodings that it may have.
+Candidates = tuple[tuple[WeightOp, tuple[str, ...]], ...]
 
 
 def refuse_unholdable(request: Request, decide: Callable[[WeightUse], Encoding | None]) -> None:
@@ -37,8 +41,6 @@ def refuse_unholdable(request: Request, decide: Callable[[WeightUse], Encoding |
 def planned_affine(request: Request) -> str:
     """Short name of the integers that compress/quantize will make of this request, its ``--set`` options counted;
     ``int8`` when it makes others."""
-    from edgeship.core.encodings import encoding_named, short_name
-
     given = request.options.get("compress/quantize", {})
     choice = request.choice.weights
     base = encoding_named(choice) if choice != "auto" else Affine()
@@ -49,3 +51,44 @@ def planned_affine(request: Request) -> str:
     bits = given.get("bits", str(base.bits))
     reach = {"group": f"-g{size}", "tensor": "-tensor"}.get(granularity, "")
     return short_name(encoding_named(f"int{bits}{reach}{'' if symmetric else '-asym'}"))
+
+
+def rounding_method(request: Request) -> str:
+    """How compress/quantize will round fewer than 8 bits, its ``--set`` options counted."""
+    given = request.options.get("compress/quantize", {}).get("method")
+    if given:
+        return given
+    # Trained weights sit where rounding to nearest wants them; another rounding would undo the training.
+    if "compress/finetune" in request.options:
+        return "clipped"
+    return "gptq" if request.calibration else _without_data(request)
+
+
+def _without_data(request: Request) -> str:
+    """Clipping helps linear layers and costs convolutions: ResNet-56 on CIFAR-10 in 4 bits loses 5.2 points by it, and
+    none by covering each channel's range."""
+    weights = request.inventory.weights if request.inventory else ()
+    convolved = sum(use.elements for use in weights if use.op in ("conv", "depthwise_conv", "conv_transpose"))
+    return "nearest" if 2 * convolved > sum(use.elements for use in weights) else "clipped"
+
+
+def held_candidates(request: Request) -> Candidates:
+    """What profile ``auto`` may choose, for each operator what the runtime holds of it."""
+    from edgeship.core.registry import runtimes
+
+    runtime, choice = runtimes()[request.runtime], request.choice
+
+    def held(op: WeightOp) -> tuple[str, ...]:
+        return tuple(
+            name for name in choice.candidates if not runtime.holds(op, encoding_named(name), choice.activations)
+        )
+
+    return tuple((op, held(op)) for op in ENCODED_OPS)
+
+
+def ways_to_store(candidates: Candidates, use: WeightUse) -> list[Encoding]:
+    """The candidates as one weight can take them, each once. Raises `EncodingError` when there is none."""
+    found = [fitted(encoding_named(name), use) for name in dict(candidates).get(use.op, ())]
+    if not found:
+        raise EncodingError(f"none of the candidates is held for {use.op} ({use.name})", fix="choose another profile")
+    return list({short_name(encoding): encoding for encoding in found}.values())

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+# Inputs drawn from a seed instead of data, at most.
+GENERATED = 16
 LABEL_NAMES = ("label", "labels", "target")
 
 
@@ -116,6 +118,13 @@ def generate_batches(signature: Signature, count: int, seed: int = 0) -> list[di
 
     generator = np.random.default_rng(seed)
     return [{spec.name: _draw(spec, generator) for spec in signature.inputs} for _ in range(count)]
+
+
+def given_or_generated(data: DataRef | None, signature: Signature, count: int, seed: int = 0) -> list[dict[str, Array]]:
+    """At most ``count`` inputs of the user's data; of generated ones at most `GENERATED`, which say little more."""
+    if data is None:
+        return generate_batches(signature, min(count, GENERATED), seed)
+    return load_batches(data.reference, signature, count)
 
 
 def _draw(spec: TensorSpec, generator: Any) -> Array:

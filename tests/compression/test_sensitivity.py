@@ -48,6 +48,24 @@ def test_loss_is_the_noise_of_that_layer_alone_and_the_model_is_left_as_it_was(p
     assert again == found
 
 
+def test_losses_are_taken_on_samples_that_layers_do_not_see(program, batches):
+    seen = {}
+
+    def ways(name):
+        def made(layer):
+            seen[name] = len(layer.inputs)
+            return candidates(program)[name]
+
+        return made
+
+    found = measure_sensitivity(program, [(name, ways(name)) for name in candidates(program)], batches, held_out=4)
+    assert set(seen.values()) == {8}
+    # Four of twelve, spread evenly.
+    alone = measure_sensitivity(program, candidates(program).items(), batches[::3])
+    for name, options in found.items():
+        assert [item.loss for item in options] == pytest.approx([item.loss for item in alone[name]], rel=1e-5)
+
+
 def test_the_worst_come_first_and_ties_by_name():
     assert worst_first({"a": 0.1, "c": 0.5, "b": 0.5}) == ["b", "c", "a"]
 

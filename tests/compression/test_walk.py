@@ -62,17 +62,45 @@ def test_layers_see_what_changed_layers_made_and_what_the_float_model_has(progra
             assert layer.wanted is None
 
 
-def test_a_layer_can_be_asked_what_it_would_answer(program, batches):
+def test_a_layer_says_what_the_model_would_answer_with_another_weight(program, batches):
     answers = {}
 
     def visit(layer):
-        answers[layer.use.name] = layer.evaluate(layer.weight * 2, 3)
+        answers[layer.use.name] = layer.answers(layer.weight * 2, [3, 1])
         return None
 
-    walk(program, batches, visit, reference=True)
-    x = torch.from_numpy(batches[3]["x"])
-    wanted = x @ (2 * program.weights["first.weight"]).T + program.weights["first.bias"]
-    torch.testing.assert_close(answers["first.weight"], wanted)
+    walk(program, batches, visit)
+    for name, found in answers.items():
+        module = program.filled().module()
+        parameter = dict(module.named_parameters())[name]
+        parameter.data = parameter.data * 2
+        wanted = [[module(torch.from_numpy(batches[number]["x"]))[0]] for number in (3, 1)]
+        torch.testing.assert_close(found, wanted)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(10, 6), nn.Linear(6, 10, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids):
+        return self.head(torch.relu(self.table(ids)))
+
+
+def test_a_tied_table_is_met_where_it_multiplies_and_changed_everywhere():
+    torch.manual_seed(0)
+    example = torch.arange(4)[None]
+    program = make_program(Tied(), [TensorSpec("ids", "i64", (1, 4))], [example])
+    seen = []
+
+    def visit(layer):
+        seen.append((layer.inputs[0].shape, layer.answers(layer.weight * 2, [0])))
+
+    walk(program, [{"ids": example.numpy()}], visit)
+    assert [shape for shape, _ in seen] == [(1, 4, 6)]
+    table = 2 * program.weight(program.record.inventory.weights[0].name)
+    torch.testing.assert_close(seen[0][1], [[torch.relu(table[:4]) @ table.T[None]]])
 
 
 def test_no_samples_and_not_finite_ones_are_refused(program, batches):

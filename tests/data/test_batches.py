@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgeship.core.model import Signature, TensorSpec
-from edgeship.data.batches import describe_data, generate_batches, load_batches, load_samples
+from edgeship.data.batches import describe_data, generate_batches, given_or_generated, load_batches, load_samples
 from edgeship.errors import DataError, UsageError
 
 IMAGE = TensorSpec("image", "f32", (1, 1, 2, 2), "NCHW")
@@ -201,3 +201,13 @@ def test_a_function_that_is_not_there_is_named(tmp_path):
     (tmp_path / "d.py").write_text("def load(): ...")
     with pytest.raises(UsageError, match=r"has no function laod; did you mean .*d\.py:load\?"):
         load_samples(f"{tmp_path / 'd.py'}:laod", ONE)
+
+
+def test_the_users_data_is_used_where_there_is_any(tmp_path):
+    signature = Signature((TensorSpec("x", "f32", (1, 3)),), ())
+    path = tmp_path / "x.npz"
+    np.savez(path, x=np.arange(30, dtype=np.float32).reshape(10, 3))
+    given = given_or_generated(describe_data(str(path)), signature, 4)
+    assert [batch["x"][0, 0] for batch in given] == [0, 6, 15, 21]
+    assert len(given_or_generated(None, signature, 4, seed=1)) == 4
+    assert len(given_or_generated(None, signature, 400)) == 16

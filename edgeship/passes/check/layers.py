@@ -72,15 +72,11 @@ class CheckLayers(Pass):
 
     def _losses(self, program: object, ctx: Context) -> list[Measurement]:
         from edgeship.compression.sensitivity import measure_sensitivity
-        from edgeship.data.batches import generate_batches, load_batches
+        from edgeship.data.batches import given_or_generated
         from edgeship.program.program import TorchProgram
 
         assert isinstance(program, TorchProgram)
-        batches = (
-            generate_batches(program.signature, min(self.samples, 16), self.seed)
-            if self.data is None
-            else load_batches(self.data.reference, program.signature, self.samples)
-        )
+        batches = given_or_generated(self.data, program.signature, self.samples, self.seed)
         # The program with its float weights: as loaded, or as pruning and smoothing left them.
         plain = replace(program, encoded={}, record=replace(program.record, activations={}, encodings={}))
         names = list(program.encoded)

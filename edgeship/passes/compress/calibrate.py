@@ -45,7 +45,7 @@ class CalibrateActivations(Pass):
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Write the program in its static form, with ``record.activations`` set. Raises `DataError` for unfit data."""
         from edgeship.compression.calibrate import decide_activations
-        from edgeship.data.batches import generate_batches, load_batches
+        from edgeship.data.batches import given_or_generated
         from edgeship.program.program import TorchProgram
         from edgeship.program.rewrites import for_static_activations
 
@@ -53,10 +53,7 @@ class CalibrateActivations(Pass):
             raise UsageError("compress/calibrate.samples must be at least 1", fix="leave it out for 128")
         program = for_static_activations(TorchProgram.open(model), self.bits)
         signature = program.signature
-        if self.data is None:
-            batches = generate_batches(signature, min(self.samples, 16), self.seed)
-        else:
-            batches = load_batches(self.data.reference, signature, self.samples)
+        batches = given_or_generated(self.data, signature, self.samples, self.seed)
         activations = decide_activations(
             program,
             batches,

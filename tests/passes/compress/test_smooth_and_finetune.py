@@ -56,14 +56,20 @@ def test_training_for_two_bits_loses_less_than_rounding(saved, calibration, imag
 
 
 def test_a_users_loss_gets_the_labels(saved, calibration, tmp_path):
-    script = tmp_path / "loss.py"
+    script, marker = tmp_path / "loss.py", tmp_path / "labels.txt"
     script.write_text(
         "import torch\n\n\ndef loss(module, batch):\n"
+        f"    open({str(marker)!r}, 'a').write(f\"{{int(batch['label'])}}\\n\")\n"
         "    return torch.nn.functional.cross_entropy(module(batch['image'])[0], batch['label'].reshape(1).long())\n"
     )
     step = FinetuneWeights(steps=3, batch=2, weights="int4", data=calibration, loss=f"{script}:loss")
     program = TorchProgram.open(step.run(saved, Context(tmp_path)))
     assert program.record.history[-1].endswith("loss.py:loss")
+    given = set(np.load(calibration.reference)["label"].tolist())
+    asked = [int(line) for line in marker.read_text().split()]
+    assert len(asked) == 3 * 2
+    assert set(asked) <= given
+    assert len(set(asked)) > 1
 
 
 @pytest.mark.parametrize(
