@@ -6,7 +6,7 @@ that the encoded layers before it make. The others take each weight alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,9 @@ from edgeship.core.weights import (
     PaletteTensor,
     Sparse,
     SparseTensor,
+    rebuild,
 )
+from edgeship.program.stored import WeightStore
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from edgeship.compression.walk import Layer, Replacement
     from edgeship.core.inventory import WeightUse
     from edgeship.program.program import TorchProgram
+
+# A table of 128k tokens takes a gigabyte in float32; rounding it whole takes several.
+CHUNK_ELEMENTS = 1 << 23
 
 Plain = FloatTensor | AffineTensor | PaletteTensor
 
@@ -56,14 +61,15 @@ class Encoder:
     _last: list[tuple[tuple[torch.Tensor, ...], Hessian]] = field(default_factory=list)
 
     def encode(
-        self, batches: Sequence[dict[str, Any]] = ()
-    ) -> tuple[dict[str, EncodedTensor], dict[str, torch.Tensor]]:
+        self, batches: Sequence[dict[str, Any]] = (), into: MutableMapping[str, EncodedTensor] | None = None
+    ) -> tuple[MutableMapping[str, EncodedTensor], dict[str, torch.Tensor]]:
         """Encoded weights by name, and float weights that changed on the way (corrected biases).
 
         Args:
             batches: calibration inputs; none for methods that look at weights alone.
+            into: takes the encoded weights one by one, such as a file; a dictionary when None.
         """
-        encoded: dict[str, EncodedTensor] = {}
+        encoded: MutableMapping[str, EncodedTensor] = {} if into is None else into
         changed: dict[str, torch.Tensor] = {}
         if batches:
             from edgeship.compression.walk import walk
@@ -78,13 +84,30 @@ class Encoder:
             if encoding is None or use.name in encoded:
                 continue
             self.progress(done, len(uses), use.name)
-            if self.program.weights[use.name].dtype.is_floating_point:
+            weights = self.program.weights
+            floating = weights.is_floating(use.name) if isinstance(weights, WeightStore) else None
+            if weights[use.name].is_floating_point() if floating is None else floating:
                 encoded[use.name] = self.encode_alone(use)
         return encoded, changed
 
     def encode_alone(self, use: WeightUse) -> EncodedTensor:
         """One weight from its own numbers."""
-        return self._encode(use, self.program.weights[use.name].float(), self.wanted[use.name])
+        encoding, weights = self.wanted[use.name], self.program.weights
+        if isinstance(weights, WeightStore) and self._by_rows(use, encoding):
+            rows = max(1, CHUNK_ELEMENTS * use.shape[0] // use.elements)
+            parts = [
+                self._encode(use, weights.rows(use.name, start, start + rows), encoding)
+                for start in range(0, use.shape[0], rows)
+            ]
+            return _joined(parts)
+        return self._encode(use, weights[use.name].float(), encoding)
+
+    def _by_rows(self, use: WeightUse, encoding: Encoding) -> bool:
+        """Whether a weight is large, and none of its rows needs to know of another."""
+        if use.elements <= CHUNK_ELEMENTS or use.channel_axis != 0 or self.npu_block:
+            return False
+        alone = isinstance(encoding, Float) or (isinstance(encoding, Affine) and encoding.granularity != "tensor")
+        return alone and len(use.shape) == 2 and use.name not in self.program.record.pruned
 
     def encode_one(self, use: WeightUse, encoding: Encoding, layer: Layer | None = None) -> EncodedTensor:
         """One weight in one of several ways: against a layer's inputs where one is given, else from its own numbers."""
@@ -93,7 +116,7 @@ class Encoder:
         return self._encode(use, layer.weight, encoding, layer)
 
     def _visit(
-        self, layer: Layer, encoded: dict[str, EncodedTensor], changed: dict[str, torch.Tensor]
+        self, layer: Layer, encoded: MutableMapping[str, EncodedTensor], changed: dict[str, torch.Tensor]
     ) -> Replacement | None:
         import torch
 
@@ -178,6 +201,14 @@ class Encoder:
         if not known:
             self._last[:] = [(layer.inputs, hessian_of(layer.inputs, layer.weight.shape[1], layer.wanted))]
         return self._last[0][1]
+
+
+def _joined(parts: Sequence[EncodedTensor]) -> EncodedTensor:
+    """Rows that were encoded apart, as one weight."""
+    import numpy as np
+
+    arrays = {role: np.concatenate([part.arrays()[role] for part in parts]) for role in parts[0].arrays()}
+    return rebuild(parts[0].encoding, arrays)
 
 
 def _window(layer: Layer) -> dict[str, Any]:
