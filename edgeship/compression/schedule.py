@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeship.compression.allocate import Option, allocate
-from edgeship.compression.prune import keep_mask
 from edgeship.core.weights import Float, FloatTensor
 
 if TYPE_CHECKING:
     import torch
 
+    from edgeship.compression.walk import Layer
     from edgeship.program.program import TorchProgram
 
 LEVELS = 20
@@ -33,41 +33,44 @@ def global_shares(scores: Mapping[str, torch.Tensor], sparsity: float) -> dict[s
 
 def measured_shares(
     program: TorchProgram,
-    scores: Mapping[str, torch.Tensor],
+    sizes: Mapping[str, int],
     sparsity: float,
+    prune: Callable[[str, float, Layer | None], torch.Tensor],
     batches: Sequence[Mapping[str, Any]],
+    samples: int,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> dict[str, float]:
     """Shares, in steps of a twentieth, whose measured losses sum to the least while ``sparsity`` of all is zero.
 
     Losses are the noise at the outputs with one layer pruned at a time (`edgeship.compression.sensitivity`); the sum is
     made smallest as an integer programme.
+
+    Args:
+        sizes: numbers in each weight that may be pruned.
+        prune: (name, share, the layer as it is met) -> the weight as it will be with that share pruned.
+        samples: how many of the batches losses are taken on.
     """
     from edgeship.compression.sensitivity import measure_sensitivity
 
-    levels = range(LEVELS)
+    def ways(name: str) -> Callable[[Layer | None], Iterator[FloatTensor]]:
+        return lambda layer: (FloatTensor(prune(name, level / LEVELS, layer).numpy()) for level in range(LEVELS))
 
-    def pruned(name: str) -> Iterator[FloatTensor]:
-        weight = program.weights[name].float()
-        for level in levels:
-            yield FloatTensor((weight * keep_mask(scores[name], level / LEVELS)).numpy())
-
-    names = list(scores)
+    names = list(sizes)
     measured = measure_sensitivity(
         program,
-        ((name, pruned(name)) for name in names),
+        ((name, ways(name)) for name in names),
         batches,
         lambda name: progress(names.index(name), len(names), name),
+        samples,
     )
     layers: dict[str, list[Option]] = {}
     for name, options in measured.items():
-        size = scores[name].numel()
         # What is counted is weights that stay; the encoding says nothing here.
         layers[name] = [
-            Option(Float(16), size - round(size * level / LEVELS), option.loss)
-            for level, option in zip(levels, options, strict=True)
+            Option(Float(16), sizes[name] - round(sizes[name] * level / LEVELS), option.loss)
+            for level, option in enumerate(options)
         ]
-    total = sum(score.numel() for score in scores.values())
+    total = sum(sizes.values())
     found = allocate(layers, total - round(sparsity * total))
     picked = {name: layers[name].index(option) for name, option in found.chosen.items()}
     return {name: level / LEVELS for name, level in picked.items()}

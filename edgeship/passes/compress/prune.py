@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
@@ -13,6 +14,8 @@ from edgeship.errors import DataError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from edgeship.compression.hessian import Hessian
+    from edgeship.compression.walk import Layer
     from edgeship.core.inventory import WeightUse
     from edgeship.program.program import TorchProgram
 
@@ -34,7 +37,10 @@ class PruneWeights(Pass):
         pattern: ``unstructured``, or ``2:4``: two of every four consecutive input channels.
         scope: ``layer`` takes the same share of each; ``global`` one threshold over all, relative to each layer's mean;
             ``measured`` takes the share of each layer that the outputs bear best (calibration data, or generated).
+        refit: move the weights that stay to where they make up for those that went: least squares on calibration data,
+            one layer after the other, no training (see `edgeship.compression.refit`). Planned where there is data.
         keep: weights, by name, that are left whole.
+        data, samples: calibration inputs. measured: how many of them losses are taken on.
     """
 
     name: ClassVar[str] = "compress/prune"
@@ -45,16 +51,18 @@ class PruneWeights(Pass):
     method: Literal["magnitude", "wanda"] = "magnitude"
     pattern: Literal["unstructured", "2:4"] = "unstructured"
     scope: Literal["layer", "global", "measured"] = "layer"
+    refit: bool = False
     keep: tuple[str, ...] = ()
     data: DataRef | None = None
-    samples: int = 64
+    samples: int = 128
+    measured: int = 16
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Planned when an option of it is set: nothing is pruned that nobody asked for."""
         if cls.name not in request.options:
             return Skip("not asked for: --set compress/prune.sparsity=0.5")
-        return cls(data=request.calibration)
+        return cls(refit=request.calibration is not None, data=request.calibration)
 
     def confirm(self, request: Request) -> None:
         """Refuse shares that leave nothing, schedules that the pattern fixes, and unknown names."""
@@ -67,10 +75,11 @@ class PruneWeights(Pass):
                 f"{self.name}.scope={self.scope} leaves a twentieth of each layer, so {self.sparsity:g} is too much",
                 fix=f"give at most {MOST:g}, or leave scope out",
             )
-        if self.samples < 1:
-            raise UsageError(f"{self.name}.samples must be at least 1", fix="leave it out for 64")
-        if self.method == "wanda" and self.data is None:
-            raise DataError("Wanda needs calibration data", fix="add --calibration DATA")
+        if self.samples < 1 or self.measured < 1:
+            raise UsageError(f"{self.name}: samples and measured must be at least 1", fix="leave them out")
+        if (self.method == "wanda" or self.refit) and self.data is None:
+            what = "Wanda" if self.method == "wanda" else f"{self.name}.refit"
+            raise DataError(f"{what} needs calibration data", fix="add --calibration DATA")
         if request.inventory is not None:
             from edgeship.core.records import suggest
 
@@ -81,7 +90,6 @@ class PruneWeights(Pass):
 
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Write the program with its zeros, and the share of each layer in ``record.pruned``."""
-        from edgeship.compression.prune import keep_mask
         from edgeship.program.program import TorchProgram
 
         program = TorchProgram.open(model)
@@ -94,18 +102,14 @@ class PruneWeights(Pass):
             raise UsageError("no weight is left to prune", fix="leave keep out")
         scores = self._scores(program, uses, ctx)
         shares = self._shares(program, uses, scores, ctx)
-        changed: dict[str, torch.Tensor] = {}
-        pruned: dict[str, float] = {}
-        for use in uses:
-            if shares[use.name] <= 0:
-                continue
-            row_wise = self.method == "wanda" and use.op == "linear"
-            pattern = self.pattern if use.op == "linear" or use.shape[1] % 4 == 0 else "unstructured"
-            keep = keep_mask(scores[use.name], shares[use.name], pattern=pattern, per_row=row_wise)
-            weight = program.weights[use.name]
-            changed[use.name] = weight * keep
-            pruned[use.name] = 1 - float((changed[use.name] != 0).float().mean())
-        note = f"{self.name}: {self.sparsity:.0%}, {self.method}, {self.pattern}, {self.scope}"
+        masks = {use.name: self._mask(use, scores[use.name], shares[use.name]) for use in uses if shares[use.name] > 0}
+        changed = {name: program.weights[name] * mask for name, mask in masks.items()}
+        if self.refit:
+            changed |= self._refitted(program, masks, ctx)
+        pruned = {name: 1 - float((weight != 0).float().mean()) for name, weight in changed.items()}
+        loss = self._loss(program, changed)
+        words = ", ".join([self.method, self.pattern, self.scope, *(["refitted"] if self.refit else [])])
+        note = f"{self.name}: {self.sparsity:.0%}, {words}; noise over signal at the outputs {loss:.2g}"
         record = replace(program.record, pruned=pruned, history=(*program.record.history, note))
         replace(program, record=record, weights={**program.weights, **changed}).save(ctx.folder / "program")
         return TorchModel(ctx.folder / "program", model.signature)
@@ -136,12 +140,17 @@ class PruneWeights(Pass):
                     scores[use.name] = wanda_score(program.weights[use.name], norms[use.name])
         return scores
 
+    def _batches(self, program: TorchProgram) -> list[dict[str, Any]]:
+        from edgeship.data.batches import generate_batches, load_batches
+
+        if self.data is None:
+            return generate_batches(program.signature, 16, 0)
+        return load_batches(self.data.reference, program.signature, self.samples)
+
     def _norms(self, program: TorchProgram, ctx: Context) -> dict[str, torch.Tensor]:
         """The L2 norm of each input channel of each linear layer, over all calibration tokens."""
-        from edgeship.compression.walk import Layer, walk
-        from edgeship.data.batches import load_batches
+        from edgeship.compression.walk import walk
 
-        assert self.data is not None
         found: dict[str, torch.Tensor] = {}
 
         def visit(layer: Layer) -> None:
@@ -149,8 +158,53 @@ class PruneWeights(Pass):
                 squares = sum(rows.float().reshape(-1, rows.shape[-1]).square().sum(0) for rows in layer.inputs)
                 found[program.record.aliases.get(layer.use.name, layer.use.name)] = squares.sqrt()  # type: ignore[union-attr]
 
-        walk(program, load_batches(self.data.reference, program.signature, self.samples), visit, ctx.progress)
+        walk(program, self._batches(program), visit, ctx.progress)
         return found
+
+    def _mask(self, use: WeightUse, score: torch.Tensor, share: float) -> torch.Tensor:
+        """True where a weight is kept."""
+        from edgeship.compression.prune import keep_mask
+
+        row_wise = self.method == "wanda" and use.op == "linear"
+        pattern = self.pattern if use.op == "linear" or use.shape[1] % 4 == 0 else "unstructured"
+        return keep_mask(score, share, pattern=pattern, per_row=row_wise)
+
+    def _refitted(
+        self, program: TorchProgram, masks: Mapping[str, torch.Tensor], ctx: Context
+    ) -> dict[str, torch.Tensor]:
+        """The pruned weights, each refitted to the inputs that the layers before it make by then."""
+        from edgeship.compression.gptq import DRIFT
+        from edgeship.compression.refit import REFITTED_OPS, hessian_of_layer, refit_layer
+        from edgeship.compression.walk import Replacement, walk
+
+        found: dict[str, torch.Tensor] = {}
+
+        def visit(layer: Layer) -> Replacement | None:
+            name = program.record.aliases.get(layer.use.name, layer.use.name)
+            if name not in masks:
+                return None
+            if layer.use.op not in REFITTED_OPS:
+                return Replacement(layer.weight * masks[name])
+            found[name] = refit_layer(layer, masks[name], hessian_of_layer(layer), drift=DRIFT)
+            return Replacement(found[name])
+
+        walk(program, self._batches(program), visit, ctx.progress, reference=True)
+        return found
+
+    def _loss(self, program: TorchProgram, changed: Mapping[str, torch.Tensor]) -> float:
+        """What pruning alone costs: noise over signal at the model's outputs. Later steps are measured against it."""
+        import torch
+
+        from edgeship.compression.walk import Steps
+
+        batches = self._batches(program)
+        count = min(self.measured, len(batches))
+        steps = Steps(program, batches)
+        inputs = steps.inputs(index * len(batches) // count for index in range(count))
+        with torch.no_grad():
+            answers = [steps.answers(0, inputs, weights) for weights in ({}, changed)]
+        before, after = (torch.cat([item.double().flatten() for part in one for item in part]) for one in answers)
+        return float((after - before).square().sum() / before.square().sum().clamp(min=1e-30))
 
     def _shares(
         self, program: TorchProgram, uses: list[WeightUse], scores: dict[str, torch.Tensor], ctx: Context
@@ -162,11 +216,21 @@ class PruneWeights(Pass):
             return {use.name: self.sparsity for use in uses}
         if self.scope == "global":
             return global_shares(scores, self.sparsity)
-        from edgeship.data.batches import generate_batches, load_batches
+        from edgeship.compression.refit import REFITTED_OPS, hessian_of_layer, refit_layer
 
-        batches = (
-            generate_batches(program.signature, 16, 0)
-            if self.data is None
-            else load_batches(self.data.reference, program.signature, self.samples)
-        )
-        return measured_shares(program, scores, self.sparsity, batches, ctx.progress)
+        known = {use.name: use for use in uses}
+        hessians: dict[str, Hessian] = {}
+
+        def pruned(name: str, share: float, layer: Layer | None) -> torch.Tensor:
+            mask = self._mask(known[name], scores[name], share)
+            if not self.refit or layer is None or layer.use.op not in REFITTED_OPS:
+                return program.weights[name].float() * mask
+            if name not in hessians:
+                # One layer's at a time: all of them together are larger than the model.
+                hessians.clear()
+                hessians[name] = hessian_of_layer(layer)
+            return refit_layer(layer, mask, hessians[name])
+
+        sizes = {name: score.numel() for name, score in scores.items()}
+        batches = self._batches(program)
+        return measured_shares(program, sizes, self.sparsity, pruned, batches, self.measured, ctx.progress)

@@ -56,6 +56,48 @@ def test_wanda_agrees_with_its_formula(saved, calibration, tmp_path):
     assert torch.equal(TorchProgram.open(model).weights["6.weight"] != 0, wanted)
 
 
+def loss_of(model):
+    return float(read_record(model).history[-1].rpartition(" ")[2])
+
+
+@pytest.mark.parametrize("scope", ["layer", "global", "measured"])
+def test_what_stays_makes_up_for_what_went(scope, saved, calibration, tmp_path):
+    plain = PruneWeights(sparsity=0.6, scope=scope, data=calibration)
+    refitted = PruneWeights(sparsity=0.6, scope=scope, data=calibration, refit=True)
+    models = [step.run(saved, Context(tmp_path / str(step.refit))) for step in (plain, refitted)]
+    assert zeros(models[1]) == pytest.approx(0.6, abs=0.02)
+    assert loss_of(models[1]) < 0.6 * loss_of(models[0])
+    if scope == "layer":
+        before, after = (TorchProgram.open(model).weights["6.weight"] != 0 for model in models)
+        assert bool((before == after).all())
+
+
+def test_refitting_is_planned_where_there_is_data_and_only_there(request_for, calibration):
+    asked = {"compress/prune": {"sparsity": "0.5"}}
+    assert not PruneWeights.plan(request_for(options=asked)).refit
+    assert PruneWeights.plan(request_for(options=asked, calibration=calibration)).refit
+
+
+def test_wanda_takes_the_share_of_layers_with_few_inputs(tmp_path):
+    import numpy as np
+    import torch
+
+    from edgeship.core.model import TensorSpec, TorchModel
+    from edgeship.data.batches import describe_data
+    from edgeship.program.export import make_program
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 40), torch.nn.ReLU(), torch.nn.Linear(40, 2))
+    program = make_program(net, [TensorSpec("x", "f32", (1, 3))], [torch.randn(1, 3)], output_names=["y"])
+    program.save(tmp_path / "whole")
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32))
+    step = PruneWeights(sparsity=0.5, method="wanda", data=describe_data(str(tmp_path / "data.npz")))
+    whole = TorchModel(tmp_path / "whole", program.signature)
+    model = step.run(whole, Context(tmp_path))
+    step.ensures(model, model=whole)
+    assert read_record(model).pruned["0.weight"] == pytest.approx(0.5)
+
+
 def test_kept_weights_are_left_whole(saved, tmp_path):
     model = PruneWeights(keep=("10.weight",)).run(saved, Context(tmp_path))
     assert "10.weight" not in read_record(model).pruned
@@ -71,7 +113,9 @@ def test_kept_weights_are_left_whole(saved, tmp_path):
         (PruneWeights(keep=("6.wieght",)), UsageError, "no weight 6.wieght"),
         (PruneWeights(sparsity=0.97, scope="global"), UsageError, "0.97 is too much"),
         (PruneWeights(sparsity=0.97, scope="measured"), UsageError, "0.97 is too much"),
-        (PruneWeights(samples=0), UsageError, "samples must be at least 1"),
+        (PruneWeights(samples=0), UsageError, "must be at least 1"),
+        (PruneWeights(measured=0), UsageError, "must be at least 1"),
+        (PruneWeights(refit=True), DataError, "refit needs calibration data"),
     ],
 )
 def test_bad_options_are_refused_while_planning(step, error, says, request_for):
