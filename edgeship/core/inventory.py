@@ -18,6 +18,7 @@ class WeightUse:
         op: ``other`` for biases, norms and anything that must stay float.
         groups: groups of a convolution. nodes: the operators that read it.
         looked_up: rows of it are looked up (an embedding), whatever else it does.
+        plain_bits: of one number of what is no float and stays as it is (masks, indices); 0 for floats.
     """
 
     name: str
@@ -27,6 +28,7 @@ class WeightUse:
     groups: int = 1
     nodes: tuple[str, ...] = ()
     looked_up: bool = False
+    plain_bits: int = 0
 
     @property
     def elements(self) -> int:
@@ -35,6 +37,12 @@ class WeightUse:
         for size in self.shape:
             count *= size
         return count
+
+    def bits_unencoded(self, *, halves: bool) -> int:
+        """Bits of one number in a file when nothing encodes it; ``halves``: the runtime computes in float16."""
+        if self.plain_bits:
+            return min(self.plain_bits, 32) if halves else self.plain_bits
+        return 16 if halves else 32
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,10 @@ def footprint(
     for use in inventory.weights:
         if use.name in tied:
             continue
+        if use.plain_bits and use.name not in encodings:
+            plain = use.elements * use.bits_unencoded(halves=halves) // 8
+            stored, resident = stored + plain, resident + plain
+            continue
         encoding = encodings.get(use.name, rest)
         stored += runtime.stored_bits(use, encoding) // 8
         resident += use.elements * runtime.resident_bits(use.op, encoding, activations) // 8

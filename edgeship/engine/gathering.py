@@ -136,9 +136,12 @@ def _weight_bytes(
     record: ProgramRecord, artifact: Artifact, encodings: Mapping[str, EncodingRecord]
 ) -> tuple[int, float]:
     """Bytes of all weights as stored, and bits a scalar; what is not encoded is in the precision of the arithmetic."""
-    width = 2 if artifact.compute == "f16" else 4
+    halves = artifact.compute == "f16"
     uses = [use for use in record.inventory.weights if use.name not in record.aliases]
-    total = sum(encodings[use.name].bytes if use.name in encodings else width * use.elements for use in uses)
+    total = sum(
+        encodings[use.name].bytes if use.name in encodings else use.elements * use.bits_unencoded(halves=halves) // 8
+        for use in uses
+    )
     return total, 8 * total / max(sum(use.elements for use in uses), 1)
 
 

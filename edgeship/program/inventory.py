@@ -37,7 +37,8 @@ def _weight_names(program: ExportedProgram) -> dict[str, str]:
 
 
 def _weight_use(name: str, node: Node) -> WeightUse:
-    shape = tuple(int(size) for size in node.meta["val"].shape)
+    value = node.meta["val"]
+    shape = tuple(int(size) for size in value.shape)
     uses = {_use_of(user, node) for user in node.users}
     op: WeightOp = "other"
     axis, groups = 0, 1
@@ -48,7 +49,8 @@ def _weight_use(name: str, node: Node) -> WeightUse:
     elif len(uses) == 1:
         op, axis, groups = next(iter(uses))
     readers = tuple(user.name for user in node.users)
-    return WeightUse(name, op, shape, axis, groups, readers, "embedding" in found)
+    plain = 0 if value.dtype.is_floating_point else 8 * value.dtype.itemsize
+    return WeightUse(name, op, shape, axis, groups, readers, "embedding" in found, plain)
 
 
 def _use_of(user: Node, weight: Node) -> tuple[WeightOp, int, int]:

@@ -91,3 +91,12 @@ def test_operators_name_the_weights_they_read():
     (op,) = found.ops
     assert set(op.weights) == {"layers.0.weight", "layers.0.bias"}
     assert (op.elements_in, op.elements_out) == (16, 8)
+
+
+def test_masks_and_indices_take_their_own_bytes_and_floats_those_of_the_arithmetic():
+    mask, order = torch.arange(8) % 3 > 0, torch.arange(8).flip(0)
+    found = inventory(lambda x, f: torch.where(mask & (x > 0), f(x), x)[:, order], (1, 8), nn.Linear(8, 8))
+    bits = {
+        use.plain_bits: (use.bits_unencoded(halves=False), use.bits_unencoded(halves=True)) for use in found.weights
+    }
+    assert bits == {0: (32, 16), 8: (8, 8), 64: (64, 32)}

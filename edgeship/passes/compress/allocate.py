@@ -115,8 +115,9 @@ def _budget(request: Request) -> int:
     runtime = runtimes()[request.runtime]
     footprint = predict(inventory, runtime, request.choice)
     limit = int(request.target.app_memory_bytes.value) - footprint.activations - footprint.runtime
-    width = 2 if request.runtime in ("coreml", "coreai") else 4
-    rest = width * sum(use.elements for use in inventory.weights if use.op not in ENCODED_OPS)
+    halves = request.runtime in ("coreml", "coreai")
+    others = [use for use in inventory.weights if use.op not in ENCODED_OPS]
+    rest = sum(use.elements * use.bits_unencoded(halves=halves) // 8 for use in others)
     limit -= rest
     if request.max_size_bytes is not None:
         graph = FILE_BYTES + OPERATOR_BYTES * len(inventory.ops)
