@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class BuildOrder:
         source: factory, file or folder. targets: names. runtimes: names; empty means each target's own list.
         output: bundle folder; ``<name>.edgeship`` here when None. options: ``{"compress/quantize": {"bits": "8"}}``.
         metric: see `edgeship.data.metrics`; accuracy when None.
+        context: positions that a language model's artifacts keep.
         max_drop: fraction. max_size_bytes: limit for each artifact's files.
     """
 
@@ -54,6 +55,7 @@ class BuildOrder:
     metric: str | None = None
     max_size_bytes: int | None = None
     max_drop: float | None = None
+    context: int | None = None
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     use_cache: bool = True
 
@@ -149,20 +151,27 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
         if asked and evaluation is None:
             raise UsageError(f"{option} needs data to measure on", fix="add --eval DATA")
     metric = order.metric or (None if order.evaluation else found.metric)
+    if found.source.form == "decoder":
+        metric = metric or "perplexity"
+    language = found.source.form == "decoder"
+    if order.context is not None and not language:
+        raise UsageError("--context is for language models", fix="leave it out; sizes are part of --input")
     requests: list[Request] = []
     for target in chosen:
-        for name in order.runtimes or target.runtime_names:
-            if name not in target.runtime_names:
+        for name in _engines(order.runtimes or target.runtime_names, language, asked=bool(order.runtimes)):
+            if name not in target.runtime_names and runtimes()[name].language_of not in target.runtime_names:
                 continue
             requests.append(
                 Request(
                     found.source, target, name, profile, None, calibration_ref, evaluation_ref,
                     metric, order.max_size_bytes, order.max_drop, options=order.options, load=found.load,
+                    context=order.context,
                 )
             )  # fmt: skip
     for name in order.runtimes:
-        if not any(request.runtime == name for request in requests):
-            able = [target.name for target in targets().values() if name in target.runtime_names]
+        if not any(name in (request.runtime, runtimes()[request.runtime].language_of) for request in requests):
+            family = runtimes()[name].language_of or name
+            able = [target.name for target in targets().values() if family in target.runtime_names]
             raise UsageError(
                 f"{', '.join(order.targets)} does not run {name}", fix=f"add --target {able[0]}" if able else ""
             )
@@ -175,6 +184,13 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     from edgeship.program.program import read_record
 
     record = read_record(loaded)
+    if record.decoder is not None:
+        calibration_ref, evaluation_ref = (
+            _windows(data, loaded, cache.root) for data in (calibration_ref, evaluation_ref)
+        )
+        requests = [
+            dataclasses.replace(item, calibration=calibration_ref, evaluation=evaluation_ref) for item in requests
+        ]
     with silenced(log):
         for data in filter(None, (calibration_ref, evaluation_ref)):
             # Read once before minutes of conversion; whole columns are checked, whatever the limit.
@@ -182,6 +198,39 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     inventory = record.inventory
     ready = tuple(dataclasses.replace(request, inventory=inventory) for request in requests)
     return Prepared(plan_build(ready), ready, loaded, load_plan.steps[-1], execution)
+
+
+def _windows(data: DataRef | None, model: TorchModel, cache: Path) -> DataRef | None:
+    """Data for a language model: a text becomes windows of tokens."""
+    from edgeship.data.text import is_text, tokenized
+    from edgeship.program.program import ORIGIN
+
+    if data is None or not is_text(data.reference):
+        return data
+    length = model.signature.inputs[0].shape[-1]
+    return tokenized(data, model.path / ORIGIN / "tokenizer.json", length, cache / "texts")
+
+
+def _engines(names: Sequence[str], language: bool, *, asked: bool) -> list[str]:
+    """The runtimes that take a source: those for networks, or the engines for language models of the same formats."""
+    engines = {runtime.language_of: runtime.name for runtime in runtimes().values() if runtime.language_of}
+    chosen = []
+    for name in names:
+        if not language and runtimes()[name].language_of:
+            raise UsageError(
+                f"{runtimes()[name].title} runs language models only",
+                fix=f"use --runtime {runtimes()[name].language_of}",
+            )
+        if not language or runtimes()[name].language_of:
+            chosen.append(name)
+        elif name in engines:
+            chosen.append(engines[name])
+        elif asked:
+            raise UsageError(
+                f"{runtimes()[name].title} has no engine for language models here",
+                fix=f"use one of {', '.join(engines.values())}, or give --input to build the network without a cache",
+            )
+    return list(dict.fromkeys(chosen))
 
 
 def _profile(name: str) -> Profile:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgeship.errors import UsageError
+
 
 @dataclass(frozen=True)
 class AttentionLayer:
@@ -46,3 +48,22 @@ class Decoder:
         """Bytes of keys and values for ``context`` positions. Every layer keeps them all: runtimes' caches are not
         shortened to a window."""
         return sum(2 * layer.kv_heads * layer.head_dim * context * bits // 8 for layer in self.layers)
+
+
+# More than this is asked for on purpose: a cache grows with every position.
+DEFAULT_CONTEXT = 2048
+
+
+def context_of(decoder: Decoder, asked: int | None) -> int:
+    """The context of an artifact: what was asked for, or the model's own up to 2048 positions.
+
+    Raises `UsageError` when the model has fewer positions than were asked for.
+    """
+    if asked is None:
+        return min(DEFAULT_CONTEXT, decoder.context)
+    if not 1 < asked <= decoder.context:
+        raise UsageError(
+            f"--context {asked} is not among the {decoder.context} positions that the model was made for",
+            fix=f"give at most {decoder.context}",
+        )
+    return asked

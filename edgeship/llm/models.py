@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # Norms, biases and scalars are real in a hollow model: the exporter may fold them.
 REAL_ELEMENTS = 1 << 16
 ORIGIN_FILES = (
-    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "chat_template.jinja", "generation_config.json", "tokenizer.model",
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "tokenizer.model",
 )  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def store_blocks(
     """Rewrite every use of a weight to read blocks, if each has such an operator.
 
     Args:
-        encoded: holds the weight under ``name``; read again when the file is written, so that one is in memory at a time.
+        encoded: holds the weight under ``name``; read again when the file is written: one is in memory at a time.
 
     Returns:
         The name of the integers; None when nothing was changed.

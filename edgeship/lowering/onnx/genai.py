@@ -1,0 +1,73 @@
+"""What lies beside the graph in a folder for onnxruntime-genai: ``genai_config.json`` and the tokenizer's files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeship.lowering.onnx.decoder import input_names
+
+if TYPE_CHECKING:
+    from edgeship.core.decoder import Decoder
+
+GRAPH = "model.onnx"
+CONFIGURATION = "genai_config.json"
+# It reads the graph's inputs and outputs from the configuration, whatever the architecture inside is: any decoder of
+# text runs as this one.
+KIND = "llama"
+
+
+def write_configuration(folder: Path, decoder: Decoder, origin: Path, context: int) -> None:
+    """Write the configuration, and copy the tokenizer and chat template.
+
+    Args:
+        origin: folder with the files of `Decoder.files`. context: positions of the cache.
+    """
+    first = decoder.layers[0]
+    eos = list(decoder.eos) or [decoder.pad or 0]
+    settings: dict[str, Any] = {
+        "model": {
+            "type": KIND,
+            "bos_token_id": decoder.bos if decoder.bos is not None else eos[0],
+            "eos_token_id": eos[0] if len(eos) == 1 else eos,
+            "pad_token_id": decoder.pad if decoder.pad is not None else eos[0],
+            "context_length": context,
+            "vocab_size": decoder.vocabulary,
+            "decoder": {
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "filename": GRAPH,
+                "head_size": first.head_dim,
+                "hidden_size": decoder.hidden,
+                "num_attention_heads": first.heads,
+                "num_hidden_layers": len(decoder.layers),
+                "num_key_value_heads": first.kv_heads,
+                "inputs": {
+                    **{name: name for name in input_names(decoder)[:3]},
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "do_sample": False, "early_stopping": True, "max_length": context, "min_length": 0, "num_beams": 1,
+            "num_return_sequences": 1, "past_present_share_buffer": same_heads(decoder), "repetition_penalty": 1.0,
+            "temperature": 1.0, "top_k": 1, "top_p": 1.0, "length_penalty": 1.0, "diversity_penalty": 0.0,
+            "no_repeat_ngram_size": 0,
+        },
+    }  # fmt: skip
+    (folder / CONFIGURATION).write_text(json.dumps(settings, indent=1, sort_keys=True), encoding="utf-8")
+    for name in decoder.files:
+        if name not in ("config.json", "generation_config.json"):
+            shutil.copyfile(origin / name, folder / name)
+
+
+def same_heads(decoder: Decoder) -> bool:
+    """Whether all layers' caches have one shape: the engine allocates shared buffers by the first layer's."""
+    return len({(layer.kv_heads, layer.head_dim) for layer in decoder.layers}) == 1

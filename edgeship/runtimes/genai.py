@@ -1,0 +1,144 @@
+"""onnxruntime-genai: ONNX Runtime's engine for language models, on this machine's CPU."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeship.core.model import Artifact, GenaiModel
+from edgeship.core.runtimes import ActivationMode, Runtime
+from edgeship.core.weights import EncodedTensor, Encoding
+from edgeship.errors import ArtifactError
+from edgeship.runtimes.onnxruntime import RUNTIME as FAMILY
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from edgeship.core.inventory import WeightOp
+    from edgeship.llm.session import LanguageSession
+
+GRAPH = "model.onnx"
+CHUNK = 64
+
+
+def _stepper(model: Any, context: int) -> Any:
+    import numpy as np
+    import onnxruntime_genai as genai
+
+    from edgeship.llm.generation import Stepper
+
+    class GenaiStepper(Stepper):
+        """A generator that is given its tokens instead of choosing them."""
+
+        chunk = CHUNK
+
+        def __init__(self) -> None:
+            self.context = context
+            self._generator: Any = None
+            self.reset()
+
+        def reset(self) -> None:
+            """Forget the text."""
+            self._generator = None
+            params = genai.GeneratorParams(model)
+            params.set_search_options(max_length=context, do_sample=False)
+            self._generator = genai.Generator(model, params)
+            self.position = 0
+
+        def prefill(self, tokens: Sequence[int]) -> None:
+            """Take a chunk."""
+            self._generator.append_tokens(np.array([tokens], np.int32))
+            self.position += len(tokens)
+
+        def decode(self, token: int) -> npt.NDArray[np.float32]:
+            """Take one token; logits of the next."""
+            self.prefill([token])
+            found: npt.NDArray[np.float32] = np.asarray(self._generator.get_output("logits"))
+            last: npt.NDArray[np.float32] = found.reshape(-1, found.shape[-1])[-1].astype(np.float32, copy=True)
+            return last
+
+        def free(self) -> None:
+            """Let go of the generator before its model goes."""
+            self._generator = None
+
+    return GenaiStepper()
+
+
+class Genai(Runtime):
+    """onnxruntime-genai, CPU execution provider."""
+
+    name: ClassVar[str] = "genai"
+    title: ClassVar[str] = "onnxruntime-genai"
+    artifact: ClassVar[type[Artifact]] = GenaiModel
+    packages: ClassVar[tuple[str, ...]] = ("onnxruntime-genai", "onnxruntime", "onnx")
+    extra: ClassVar[str] = "genai"
+    language_of: ClassVar[str] = "onnx"
+    eval_samples: ClassVar[int] = 200
+    overhead_bytes: ClassVar[int] = 60_000_000
+
+    def open(self, artifact: Artifact) -> LanguageSession:
+        """Load the folder. Raises `ArtifactError` when it is damaged."""
+        self.versions()
+        import onnxruntime_genai as genai
+
+        from edgeship.llm.session import LanguageSession
+
+        genai.disable_telemetry_events()
+        with _damage(artifact, "load"):
+            model = genai.Model(str(artifact.path))
+            stepper = _stepper(model, int(artifact.facts["context"]))
+
+        class Opened(LanguageSession):
+            def close(self) -> None:
+                """The generator goes before the model: the engine ends the process otherwise."""
+                nonlocal model
+                stepper.free()
+                model = None
+                gc.collect()
+
+        return Opened(stepper)
+
+    def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
+        """Every placed weight as the file holds it. Raises `ArtifactError` when one is not where it should be."""
+        self.versions()
+        from dataclasses import replace
+
+        from edgeship.runtimes.onnx_weights import read_placed_weights
+
+        with _damage(artifact, "read"):
+            return read_placed_weights(replace(artifact, path=artifact.path / GRAPH))
+
+    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
+        """As ONNX Runtime holds it; activations stay float or are rounded while running."""
+        if activations in ("int8", "int16"):
+            return "its attention computes in float32; use dynamic"
+        return FAMILY.holds(op, encoding, activations)
+
+    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
+        """As ONNX Runtime's."""
+        return FAMILY.container_bits(op, encoding)
+
+    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
+        """As ONNX Runtime's."""
+        return FAMILY.resident_bits(op, encoding, activations)
+
+    def warm_imports(self) -> None:
+        """Import the engine."""
+        import onnxruntime_genai  # noqa: F401
+
+
+@contextmanager
+def _damage(artifact: Artifact, doing: str) -> Iterator[None]:
+    try:
+        yield
+    except (ArtifactError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[-300:] or type(error).__name__
+        raise ArtifactError(f"{artifact.path.name} does not {doing}: {reason}", fix="build again") from error
+
+
+RUNTIME = Genai()
