@@ -72,7 +72,7 @@ def load_decoder(folder: Path, tokens: int | None = None, note: str = "") -> Loa
             # Tables of positions are looked up while exporting: they must hold their values by then.
             _make_real(model, weights, folded)
             exported = export_normalised(Whole(model), (example,), ("input_ids",), prefix="model")
-    floats, tied = _weights_of(exported, model, weights)
+    floats, tied = _weights_of(exported, model, weights, folded)
     record = ProgramRecord(
         Signature((spec,), (TensorSpec("logits", "f32", (1, tokens, config.vocab_size)),)),
         take_inventory(exported),
@@ -181,15 +181,23 @@ def _all_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def _weights_of(
-    exported: Any, model: torch.nn.Module, weights: Mapping[str, torch.Tensor]
+    exported: Any, model: torch.nn.Module, weights: Mapping[str, torch.Tensor], folded: set[str]
 ) -> tuple[Mapping[str, torch.Tensor], dict[str, str]]:
-    """The program's weights by the program's names, and which of those names are tied to an earlier one."""
+    """The program's weights by the program's names, and which of those names are tied to an earlier one.
+
+    Those of ``folded`` are kept too: a step at any position needs the whole table.
+    """
     main = {id(held): name for name, held in model.named_parameters()}
     held = {name: main[id(value)] for name, value in _all_parameters(model).items() if id(value) in main}
     first: dict[str, str] = {}
     tied: dict[str, str] = {}
     places: dict[str, Place] = {}
     values: dict[str, torch.Tensor] = {}
+    for name in sorted(folded):
+        if isinstance(weights, WeightStore):
+            places[name] = weights.places[name]
+        else:
+            values[name] = weights[name]
     for name, value in exported.state_dict.items():
         source = held.get(name)
         if source is None:
