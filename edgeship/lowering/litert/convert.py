@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from edgeship.errors import EdgeshipError, LoweringError, UnsupportedOpError
@@ -16,25 +17,27 @@ if TYPE_CHECKING:
 SIGNATURE_KEY = "serving_default"
 
 
-def convert(opened: OpenedProgram) -> bytes:
-    """The float ``.tflite`` of a module, weights still inputs; named ``args_0`` ... and ``output_0`` ...
+def convert(signatures: Mapping[str, OpenedProgram]) -> bytes:
+    """The float ``.tflite`` of modules by signature, weights still inputs; named ``args_0`` ... and ``output_0`` ...
 
     Raises:
         UnsupportedOpError: an operator has no LiteRT form; the message names it and where it sits.
         LoweringError: anything else that the converter refuses.
     """
-    import litert_torch
     import torch
+    from litert_torch import Converter
 
     from edgeship.lowering.litert.rewrites import rewrite_for_litert
 
-    rewrite_for_litert(opened.module)
+    converter = Converter()
+    for key, opened in signatures.items():
+        rewrite_for_litert(opened.module)
+        converter.signature(key, opened.module, opened.examples)
     try:
         with torch.no_grad():
-            model = litert_torch.signature(SIGNATURE_KEY, opened.module, opened.examples).convert()
-            return cast("bytes", model.model_content())
+            return cast("bytes", converter.convert().model_content())
     except Exception as error:
-        raise _explain(error, opened) from error
+        raise _explain(error, list(signatures.values())) from error
 
 
 def refuse_unrunnable(model: schema.ModelT) -> None:
@@ -57,10 +60,11 @@ _STABLEHLO_KERNELS = {
 _FIX = "write it with other operators, or leave out --runtime tflite"
 
 
-def _explain(error: Exception, opened: OpenedProgram) -> EdgeshipError:
+def _explain(error: Exception, signatures: list[OpenedProgram]) -> EdgeshipError:
     text = "\n".join(str(item) for item in (error, error.__cause__) if item)
     named = re.search(r"While executing %(\S+) ", text)
-    nodes = [node for node in opened.module.graph.nodes if named and node.name == named.group(1)]
+    graphs = [opened.module.graph for opened in signatures]
+    nodes = [node for graph in graphs for node in graph.nodes if named and node.name == named.group(1)]
     place = f" at {where(nodes[0])}" if nodes else f" at node {named.group(1)}" if named else ""
     unknown = re.search(r"Lowering not found: (\S+)", text) or re.search(
         r"failed to legalize operation '([\w.]+)'", text

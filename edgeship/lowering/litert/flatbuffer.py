@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from edgeship.errors import LoweringError
 
 if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as schema
@@ -13,6 +17,7 @@ MAX_INLINE_BYTES = 1_500_000_000
 INLINE_ALIGNMENT = 16
 OFFSET_ALIGNMENT = 64
 IDENTIFIER = b"TFL3"
+_COPIED_BYTES = 1 << 22
 
 
 def parse(content: bytes) -> schema.ModelT:
@@ -32,6 +37,11 @@ def main_graph(model: schema.ModelT) -> schema.SubGraphT:
     return model.subgraphs[model.signatureDefs[0].subgraphIndex]
 
 
+def signature_of(model: schema.ModelT, key: str) -> schema.SignatureDefT:
+    """The signature of that name. Raises `StopIteration` when the model has none."""
+    return next(item for item in model.signatureDefs if bytes(item.signatureKey).decode() == key)
+
+
 def builtin_code(model: schema.ModelT, operator: Any) -> int:
     """The builtin operator number of one operator."""
     code = model.operatorCodes[operator.opcodeIndex]
@@ -47,8 +57,16 @@ def constant(model: schema.ModelT, tensor: Any, dtype: str) -> Any:
 
 
 def drop_unused(model: schema.ModelT) -> None:
-    """Remove tensors of the main graph that nothing reads or makes, and the data that no tensor holds any more."""
-    graph, signature = main_graph(model), model.signatureDefs[0]
+    """Remove tensors of signatures' graphs that nothing reads or makes, and the data that no tensor holds any more."""
+    for signature in model.signatureDefs:
+        _drop_tensors(model.subgraphs[signature.subgraphIndex], signature)
+    held = {tensor.buffer for item in model.subgraphs for tensor in item.tensors}
+    for index, buffer in enumerate(model.buffers):
+        if index not in held:
+            buffer.data = None
+
+
+def _drop_tensors(graph: schema.SubGraphT, signature: schema.SignatureDefT) -> None:
     used = {*graph.inputs, *graph.outputs}
     for operator in graph.operators:
         if operator.intermediates is not None:
@@ -68,45 +86,104 @@ def drop_unused(model: schema.ModelT) -> None:
         entry.tensorIndex = moved[entry.tensorIndex]
     graph.inputs = [moved[index] for index in graph.inputs]
     graph.outputs = [moved[index] for index in graph.outputs]
-    held = {tensor.buffer for item in model.subgraphs for tensor in item.tensors}
-    for index, buffer in enumerate(model.buffers):
-        if index not in held:
-            buffer.data = None
 
 
 def _has_blocks(tensor: Any) -> bool:
     return tensor.quantization is not None and hasattr(tensor.quantization.details, "blockSize")
 
 
+@dataclass(frozen=True)
+class Aside:
+    """Bytes of one constant that wait in a file: ``size`` of them from ``start`` on."""
+
+    path: Path
+    start: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class AsideFile:
+    """Constants of a model that is larger than memory, in a file until the model is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("wb")
+
+    def add(self, pieces: Iterable[Any]) -> Aside:
+        """Append one constant, given as arrays that follow each other."""
+        start = self._file.tell()
+        for piece in pieces:
+            self._file.write(memoryview(piece).cast("B"))
+        return Aside(self.path, start, self._file.tell() - start)
+
+    def close(self) -> None:
+        """End writing; the constants can be copied from then on."""
+        self._file.close()
+
+
 def write(model: schema.ModelT, path: Path, *, max_inline_bytes: int = MAX_INLINE_BYTES) -> None:
-    """Write a model. Constants over ``max_inline_bytes`` in all go behind the flatbuffer, 64-byte aligned."""
-    total = sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None)
-    if total <= max_inline_bytes:
-        path.write_bytes(_pack(model, model.buffers, total))
-        return
+    """Write a model into a file of its own, see `write_to`."""
+    with path.open("wb") as file:
+        write_to(model, file, max_inline_bytes=max_inline_bytes)
+
+
+def write_to(model: schema.ModelT, file: BinaryIO, *, max_inline_bytes: int = MAX_INLINE_BYTES) -> None:
+    """Write a model at the file's position.
+
+    Constants that lie aside go behind the flatbuffer, 64-byte aligned; so do all others when they are more than
+    ``max_inline_bytes`` together. Offsets count from where the flatbuffer begins.
+    """
     stored = [buffer.data for buffer in model.buffers]
+    total = sum(len(data) for data in stored if data is not None and not isinstance(data, Aside))
     # Zero fields are left out of a flatbuffer, so the trial run must have non-zero ones to have the final length.
-    places = [None if data is None or len(data) == 0 else (1 << 40, len(data)) for data in stored]
-    length = len(_pack(model, _offset_buffers(places), 0))
+    places = [
+        (1 << 40, len(data)) if _has_bytes(data) and (total > max_inline_bytes or isinstance(data, Aside)) else None
+        for data in stored
+    ]
+    inline = 0 if total > max_inline_bytes else total
+    length = len(_pack(model, _placed(model, places), inline))
     position = length
     for index, place in enumerate(places):
         if place is not None:
             position = -(-position // OFFSET_ALIGNMENT) * OFFSET_ALIGNMENT
             places[index] = (position, place[1])
             position += place[1]
-    content = _pack(model, _offset_buffers(places), 0)
-    with path.open("wb") as file:
-        file.write(content)
-        for data, place in zip(stored, places, strict=True):
-            if place is not None:
-                file.write(b"\0" * (place[0] - file.tell()))
-                file.write(memoryview(data).cast("B"))
+    begin = file.tell()
+    file.write(_pack(model, _placed(model, places), inline))
+    for data, place in zip(stored, places, strict=True):
+        if place is not None:
+            file.write(b"\0" * (begin + place[0] - file.tell()))
+            _copy(data, file)
 
 
-def _offset_buffers(places: list[tuple[int, int] | None]) -> list[Any]:
+def _has_bytes(data: Any) -> bool:
+    return data is not None and len(data) > 0
+
+
+def _copy(data: Any, file: BinaryIO) -> None:
+    if not isinstance(data, Aside):
+        file.write(memoryview(data).cast("B"))
+        return
+    with data.path.open("rb") as source:
+        source.seek(data.start)
+        left = data.size
+        while left:
+            piece = source.read(min(left, _COPIED_BYTES))
+            if not piece:
+                raise LoweringError(f"{data.path} ends before its constants do", fix="build again")
+            file.write(piece)
+            left -= len(piece)
+
+
+def _placed(model: schema.ModelT, places: list[tuple[int, int] | None]) -> list[Any]:
     from ai_edge_litert import schema_py_generated as schema
 
-    return [schema.BufferT() if place is None else schema.BufferT(offset=place[0], size=place[1]) for place in places]
+    return [
+        buffer if place is None else schema.BufferT(offset=place[0], size=place[1])
+        for buffer, place in zip(model.buffers, places, strict=True)
+    ]
 
 
 def _pack(model: schema.ModelT, buffers: list[Any], payload_bytes: int) -> bytes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgeship.core.model import Dtype, Signature, TensorSpec
 from edgeship.errors import LoweringError
 from edgeship.lowering.litert.convert import SIGNATURE_KEY
-from edgeship.lowering.litert.flatbuffer import main_graph
+from edgeship.lowering.litert.flatbuffer import signature_of
 
 if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as schema
@@ -25,8 +25,8 @@ def on_device(signature: Signature) -> Signature:
     return Signature(tuple(map(move, signature.inputs)), tuple(map(move, signature.outputs)))
 
 
-def name_interface(model: schema.ModelT, signature: Signature, weights: int) -> list[int]:
-    """Name inputs and outputs; take the ``weights`` inputs that follow them out of the signature.
+def name_interface(model: schema.ModelT, signature: Signature, weights: int, key: str = SIGNATURE_KEY) -> list[int]:
+    """Name inputs and outputs of signature ``key``; take the ``weights`` inputs that follow them out of it.
 
     Returns:
         The tensor numbers of those weight inputs, in order.
@@ -34,7 +34,8 @@ def name_interface(model: schema.ModelT, signature: Signature, weights: int) -> 
     Raises:
         LoweringError: the converter dropped or added an input or output.
     """
-    subgraph, found = main_graph(model), model.signatureDefs[0]
+    found = signature_of(model, key)
+    subgraph = model.subgraphs[found.subgraphIndex]
     inputs = {entry.name.decode(): entry for entry in found.inputs}
     outputs = {entry.name.decode(): entry for entry in found.outputs}
     wanted_inputs = [f"args_{number}" for number in range(len(signature.inputs) + weights)]
@@ -44,15 +45,14 @@ def name_interface(model: schema.ModelT, signature: Signature, weights: int) -> 
     for specs, wanted, entries in (
         (signature.inputs, wanted_inputs, inputs), (signature.outputs, wanted_outputs, outputs)
     ):  # fmt: skip
-        for spec, key in zip(specs, wanted, strict=False):
-            entries[key].name = spec.name.encode()
-            subgraph.tensors[entries[key].tensorIndex].name = spec.name.encode()
+        for spec, given in zip(specs, wanted, strict=False):
+            entries[given].name = spec.name.encode()
+            subgraph.tensors[entries[given].tensorIndex].name = spec.name.encode()
     kept = wanted_inputs[: len(signature.inputs)]
-    found.inputs = [inputs[key] for key in kept]
-    found.outputs = [outputs[key] for key in wanted_outputs]
-    found.signatureKey = SIGNATURE_KEY.encode()
-    subgraph.name = SIGNATURE_KEY.encode()
-    weight_inputs = [int(inputs[key].tensorIndex) for key in wanted_inputs[len(signature.inputs) :]]
+    found.inputs = [inputs[given] for given in kept]
+    found.outputs = [outputs[given] for given in wanted_outputs]
+    subgraph.name = key.encode()
+    weight_inputs = [int(inputs[given].tensorIndex) for given in wanted_inputs[len(signature.inputs) :]]
     subgraph.inputs = [entry.tensorIndex for entry in found.inputs] + weight_inputs
     subgraph.outputs = [entry.tensorIndex for entry in found.outputs]
     # The converter's notes describe the float graph with open weights; they would be wrong from here on.

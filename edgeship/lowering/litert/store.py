@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from edgeship.core.model import Placement
 from edgeship.core.runtimes import ActivationMode
-from edgeship.core.weights import AffineTensor, EncodedTensor, FloatTensor
+from edgeship.core.weights import Affine, AffineTensor, EncodedTensor, Float, FloatTensor
 from edgeship.errors import EncodingError, LoweringError
-from edgeship.lowering.litert.flatbuffer import builtin_code
+from edgeship.lowering.litert.flatbuffer import AsideFile, builtin_code
 from edgeship.lowering.litert.fold import Layout, Use, start, trace
 
 if TYPE_CHECKING:
@@ -20,24 +20,25 @@ if TYPE_CHECKING:
     from edgeship.program.program import TorchProgram
 
 ActivationMath = Literal["float", "dynamic"]
+Storable: TypeAlias = "EncodedTensor | FloatRows"
 
 
 def refuse_encodings(program: TorchProgram, activations: ActivationMode) -> None:
     """Raise `EncodingError` for a weight that has no exact and safe form here, before the slow conversion."""
     uses = {use.name: use for use in program.record.inventory.weights}
-    for name, weight in program.encoded.items():
-        if isinstance(weight, FloatTensor):
+    for name, encoding in program.record.encodings.items():
+        if isinstance(encoding, Float):
             continue
-        if not isinstance(weight, AffineTensor) or weight.encoding.bits not in _CONTAINERS:
+        if not isinstance(encoding, Affine) or encoding.bits not in _CONTAINERS:
             raise EncodingError(
-                f"LiteRT cannot hold {weight.encoding} ({name})", fix="use floats, or int8, int4, int3 or int2"
+                f"LiteRT cannot hold {encoding} ({name})", fix="use floats, or int8, int4, int3 or int2"
             )
-        if weight.zero_point is not None:
+        if not encoding.symmetric:
             raise EncodingError(
                 f"LiteRT cannot hold the zero points of {name}: its kernels ignore them", fix="use symmetric integers"
             )
         op = uses[name].op if name in uses else "other"
-        if weight.encoding.granularity == "group" and not (op == "embedding" or (op, activations) == _GROUPED_LINEAR):
+        if encoding.granularity == "group" and not (op == "embedding" or (op, activations) == _GROUPED_LINEAR):
             raise _no_groups(name)
 
 
@@ -48,6 +49,49 @@ def _no_groups(name: str) -> EncodingError:
     )
 
 
+@dataclass(frozen=True)
+class FloatRows:
+    """A weight in float32 that is read from disk row by row while it is stored.
+
+    Args:
+        read: ``read(start, stop)`` gives those rows as an array.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[int, int], Any]
+
+    @property
+    def encoding(self) -> Float:
+        """Float of 32 bits."""
+        return Float(32)
+
+
+@dataclass
+class Constants:
+    """The buffers of a model: each constant is written once, whichever signatures use it.
+
+    Args:
+        aside: where the bytes wait when the model is larger than memory.
+    """
+
+    model: schema.ModelT
+    aside: AsideFile | None = None
+    numbers: dict[tuple[str, Layout | None], int] = field(default_factory=dict)
+
+    def number(self, name: str, layout: Layout | None, pieces: Callable[[], Iterable[Any]]) -> int:
+        """The buffer of a constant, made of ``pieces()`` when it is not there yet."""
+        import numpy as np
+        from ai_edge_litert import schema_py_generated as schema
+
+        key = (name, layout)
+        if key not in self.numbers:
+            arrays = (piece.reshape(-1).view("uint8") for piece in pieces())
+            data = self.aside.add(arrays) if self.aside is not None else np.concatenate(list(arrays))
+            self.model.buffers.append(schema.BufferT(data=data))
+            self.numbers[key] = len(self.model.buffers) - 1
+        return self.numbers[key]
+
+
 @dataclass
 class WeightStorer:
     """Stores weights in one subgraph of a converted model, where they still are inputs.
@@ -55,13 +99,15 @@ class WeightStorer:
     Args:
         activations: ``float`` puts a DEQUANTIZE before the consumer (exact arithmetic); ``dynamic`` lets consumers
             that have a safe integer kernel read the integers and quantize their activations while running.
+        constants: the model's buffers; signatures that are given the same share their weights.
     """
 
     model: schema.ModelT
     subgraph: schema.SubGraphT
     activations: ActivationMath = "float"
+    constants: Constants | None = None
 
-    def store(self, tensors: Sequence[int], weights: Sequence[tuple[str, EncodedTensor]]) -> list[Placement]:
+    def store(self, tensors: Sequence[int], weights: Sequence[tuple[str, Storable]]) -> list[Placement]:
         """Replace input ``tensors[i]`` by the constant ``weights[i]``; say where each weight lies.
 
         Raises:
@@ -79,7 +125,7 @@ class WeightStorer:
             layouts = list(dict.fromkeys(use.layout for use in uses))
             for number, layout in enumerate(layouts):
                 stored = name if number == 0 else f"{name}#{number}"
-                index = self._add_constant(stored, weight, layout)
+                index = self._add_constant(name, stored, weight, layout)
                 placements.append(Placement(name, stored, layout.permutation(len(weight.shape)), layout.shape))
                 here = [use for use in uses if use.layout == layout]
                 restored += self._connect(stored, index, weight, here)
@@ -88,7 +134,7 @@ class WeightStorer:
         self.subgraph.inputs = [index for index in self.subgraph.inputs if index not in gone]
         return placements
 
-    def _connect(self, name: str, constant: int, weight: EncodedTensor, uses: list[Use]) -> list[Any]:
+    def _connect(self, name: str, constant: int, weight: Storable, uses: list[Use]) -> list[Any]:
         """Let the uses read the constant, or its dequantized form; the DEQUANTIZE operators that this takes."""
         direct = [use for use in uses if self._reads_directly(use, weight)]
         through = [use for use in uses if use not in direct]
@@ -116,12 +162,12 @@ class WeightStorer:
             )
         ]
 
-    def _reads_directly(self, use: Use, weight: EncodedTensor) -> bool:
+    def _reads_directly(self, use: Use, weight: Storable) -> bool:
         """Whether the consumer itself takes the stored form, with the arithmetic that was asked for."""
         from ai_edge_litert import schema_py_generated as schema
 
-        if isinstance(weight, FloatTensor):
-            return bool(weight.values.dtype == "float32")
+        if isinstance(weight, FloatTensor | FloatRows):
+            return weight.encoding.bits == 32
         assert isinstance(weight, AffineTensor)
         kinds, code = schema.BuiltinOperator, builtin_code(self.model, use.operator)
         encoding = weight.encoding
@@ -141,21 +187,25 @@ class WeightStorer:
             return int(channels) == use.layout.shape[3]
         return bool(code == kinds.DEPTHWISE_CONV_2D and weight.encoding.bits == 8)
 
-    def _add_constant(self, name: str, weight: EncodedTensor, layout: Layout) -> int:
+    def _add_constant(self, name: str, stored: str, weight: Storable, layout: Layout) -> int:
         from ai_edge_litert import schema_py_generated as schema
 
         types = schema.TensorType
         quantization = None
-        if isinstance(weight, FloatTensor):
-            half = weight.values.dtype == "float16"
-            data, kind = _rearranged(weight.values, layout), types.FLOAT16 if half else types.FLOAT32
+        bits = weight.encoding.bits
+        if isinstance(weight, FloatTensor | FloatRows):
+            kind = types.FLOAT16 if bits == 16 else types.FLOAT32
         else:
             assert isinstance(weight, AffineTensor)
-            bits = _CONTAINERS[weight.encoding.bits]
-            kind = {8: types.INT8, 4: types.INT4, 2: types.INT2}[bits]
-            data = _packed(_rearranged(weight.values, layout), bits)
-            quantization = self._quantization(name, weight, layout)
-        return self._add_tensor(name, kind, layout.shape, self._add_buffer(data), quantization)
+            kind = {8: types.INT8, 4: types.INT4, 2: types.INT2}[_CONTAINERS[bits]]
+            quantization = self._quantization(stored, weight, layout)
+        buffer = self._constants().number(name, layout, lambda: _pieces(weight, layout))
+        return self._add_tensor(stored, kind, layout.shape, buffer, quantization)
+
+    def _constants(self) -> Constants:
+        if self.constants is None:
+            self.constants = Constants(self.model)
+        return self.constants
 
     def _quantization(self, name: str, weight: AffineTensor, layout: Layout) -> schema.QuantizationParametersT:
         import numpy as np
@@ -185,19 +235,12 @@ class WeightStorer:
                 f"LiteRT cannot hold {weight.encoding} for {name}", fix="use int4 groups on linear layers"
             )
         scale = weight.scale.astype(np.float16)
-        index = self._add_tensor(
-            f"{name} scales", schema.TensorType.FLOAT16, scale.shape, self._add_buffer(np.ascontiguousarray(scale))
-        )
+        buffer = self._constants().number(f"{name} scales", None, lambda: [np.ascontiguousarray(scale)])
+        index = self._add_tensor(f"{name} scales", schema.TensorType.FLOAT16, scale.shape, buffer)
         details = schema.BlockwiseQuantizationT(scales=index, zeroPoints=-1, blockSize=weight.encoding.group_size or 0)
         return schema.QuantizationParametersT(
             details=details, detailsType=schema.QuantizationDetails.BlockwiseQuantization, quantizedDimension=0
         )
-
-    def _add_buffer(self, data: Any) -> int:
-        from ai_edge_litert import schema_py_generated as schema
-
-        self.model.buffers.append(schema.BufferT(data=data.reshape(-1).view("uint8")))
-        return len(self.model.buffers) - 1
 
     def _add_tensor(self, name: str, kind: int, shape: Any, buffer: int, quantization: Any = None) -> int:
         from ai_edge_litert import schema_py_generated as schema
@@ -237,14 +280,32 @@ class WeightStorer:
 
 _GROUPED_LINEAR = ("linear", "dynamic")
 _DEQUANTIZE_VERSIONS: Mapping[int, int] = {8: 5, 4: 6, 3: 6, 2: 6}
+_PIECE_ELEMENTS = 1 << 22
 # Decided bits -> bits in the file.
 _CONTAINERS: Mapping[int, int] = {8: 8, 4: 4, 3: 4, 2: 2}
 
 
-def _rearranged(values: Any, layout: Layout) -> Any:
+def _pieces(weight: Storable, layout: Layout) -> Iterator[Any]:
+    """The bytes of a stored weight, some rows at a time where they lie as in the weight itself."""
     import numpy as np
 
-    return np.ascontiguousarray(values.transpose(layout.permutation(values.ndim)).reshape(layout.shape))
+    bits = _CONTAINERS[weight.encoding.bits] if isinstance(weight, AffineTensor) else 8
+    if layout.axes == tuple(range(len(weight.shape))) and not layout.flipped and weight.shape and weight.shape[0]:
+        count = weight.shape[0]
+        # A multiple of 8 rows is a whole number of bytes whatever the bits.
+        step = max(8, _PIECE_ELEMENTS // max(1, math.prod(weight.shape[1:])) // 8 * 8)
+        for start in range(0, count, step):
+            yield _packed(np.ascontiguousarray(_rows(weight, start, min(start + step, count))), bits)
+        return
+    values = _rows(weight, 0, weight.shape[0] if weight.shape else 1)
+    yield _packed(np.ascontiguousarray(values.transpose(layout.permutation(values.ndim))), bits)
+
+
+def _rows(weight: Storable, start: int, stop: int) -> Any:
+    if isinstance(weight, FloatRows):
+        return weight.read(start, stop)
+    assert isinstance(weight, FloatTensor | AffineTensor)
+    return weight.values[start:stop] if weight.shape else weight.values
 
 
 def _packed(values: Any, bits: int) -> Any:

@@ -43,11 +43,12 @@ class TorchToTFLite(Pass):
         Raises:
             UnsupportedOpError, LoweringError, EncodingError: see `edgeship.lowering.litert`.
         """
-        from edgeship.lowering.litert.convert import convert, refuse_unrunnable
+        from edgeship.lowering.litert.convert import SIGNATURE_KEY, convert, refuse_unrunnable
         from edgeship.lowering.litert.flatbuffer import drop_unused, main_graph, parse, write
         from edgeship.lowering.litert.grids import unmark, with_marked_pairs
         from edgeship.lowering.litert.integer import IntegerGraph
         from edgeship.lowering.litert.interface import name_interface, on_device
+        from edgeship.lowering.litert.names import shorten_names
         from edgeship.lowering.litert.opened import open_weights
         from edgeship.lowering.litert.store import WeightStorer, refuse_encodings
         from edgeship.lowering.litert.survey import survey
@@ -57,7 +58,7 @@ class TorchToTFLite(Pass):
         refuse_encodings(program, self.activations)
         ctx.progress(0, 3, "convert")
         opened = open_weights(with_marked_pairs(program), stored_weights(program))
-        converted = parse(convert(opened))
+        converted = parse(convert({SIGNATURE_KEY: opened}))
         refuse_unrunnable(converted)
         ctx.progress(1, 3, "store weights")
         graph = main_graph(converted)
@@ -68,6 +69,7 @@ class TorchToTFLite(Pass):
         if nodes:
             IntegerGraph(converted, graph, nodes, program.activations).fuse()
         drop_unused(converted)
+        shorten_names(converted, {placement.stored for placement in placements})
         ctx.progress(2, 3, "write")
         path = ctx.folder / "model.tflite"
         write(converted, path)

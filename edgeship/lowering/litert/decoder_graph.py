@@ -1,0 +1,172 @@
+"""A language model's step as LiteRT-LM takes it, one graph for each number of tokens.
+
+    tokens i32 [1, T], input_pos i32 [T], mask f32 [1, 1, T, L], kv_cache_k_N, kv_cache_v_N f32 [1, KV, L, D]
+    -> logits f32 [1, 1, vocabulary] (decode only), kv_cache_k_N, kv_cache_v_N
+
+The engine fills a chunk's end with token 0 at position 0 and masks those rows wholly, so rows are written one after
+the other from the first position on: what lies behind the text is masked, and written over later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgeship.core.model import Signature, TensorSpec
+from edgeship.llm.attention import additive_mask
+from edgeship.llm.cache import FixedCache
+from edgeship.llm.models import build_hollow, read_config
+from edgeship.llm.names import program_names
+from edgeship.llm.step import run
+from edgeship.lowering.litert.opened import OpenedProgram, open_weights
+from edgeship.program.inventory import weight_nodes
+from edgeship.program.normalize import export_normalised
+from edgeship.program.stored import Overlay
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgeship.core.decoder import Decoder
+    from edgeship.program.program import TorchProgram
+
+NAME = "edgeship_litert"
+DECODE = "decode"
+# The host's mask of the step that is being traced.
+_hosts: list[torch.Tensor] = []
+
+
+@dataclass(frozen=True)
+class OpenedStep:
+    """One signature of the artifact: its graph with open weights, and its interface."""
+
+    key: str
+    opened: OpenedProgram
+    signature: Signature
+
+
+class StepGraphs:
+    """Traces the steps of one program; the hollow model is built once.
+
+    Args:
+        context: positions of the cache.
+    """
+
+    def __init__(self, program: TorchProgram, context: int) -> None:
+        assert program.origin is not None
+        assert program.record.decoder is not None
+        self.program, self.context, self.decoder = program, context, program.record.decoder
+        _register()
+        config = read_config(program.origin)
+        config._attn_implementation = NAME
+        self.model = build_hollow(config)
+        self.names = program_names(self.model, program)
+
+    def trace(self, tokens: int, weights: Sequence[str], *, decode: bool = False) -> OpenedStep:
+        """The graph for ``tokens`` tokens, with those of ``weights`` that it uses as inputs.
+
+        Raises:
+            SourceError: torch cannot trace it.
+        """
+        interface = step_interface(self.decoder, tokens, self.context, decode=decode)
+        examples = tuple(_example(spec) for spec in interface.inputs)
+        step = _Step(self.model, len(self.decoder.layers), decode=decode).eval()
+        exported = export_normalised(step, examples, tuple(spec.name for spec in interface.inputs), prefix="model")
+        names = {name: self.names.get(name, name) for name in exported.state_dict}
+        folded = {name: value for name, value in exported.state_dict.items() if name not in self.names}
+        program = replace(
+            self.program,
+            exported=exported,
+            weights=Overlay(self.program.weights, folded),
+            record=replace(self.program.record, aliases=names),
+        )
+        used = {names[name] for name, node in weight_nodes(exported).items() if node.users}
+        opened = open_weights(program, [name for name in weights if name in used])
+        return OpenedStep(DECODE if decode else f"prefill_{tokens}", opened, interface)
+
+
+def step_interface(decoder: Decoder, tokens: int, context: int, *, decode: bool) -> Signature:
+    """Names, dtypes and shapes as LiteRT-LM expects them."""
+    caches = tuple(
+        TensorSpec(f"kv_cache_{kind}_{index}", "f32", (1, layer.kv_heads, context, layer.head_dim))
+        for kind in "kv"
+        for index, layer in enumerate(decoder.layers)
+    )
+    inputs = (
+        TensorSpec("tokens", "i32", (1, tokens)),
+        TensorSpec("input_pos", "i32", (tokens,)),
+        TensorSpec("mask", "f32", (1, 1, tokens, context)),
+    )
+    logits = (TensorSpec("logits", "f32", (1, 1, decoder.vocabulary)),) if decode else ()
+    return Signature((*inputs, *caches), (*logits, *caches))
+
+
+def _example(spec: TensorSpec) -> torch.Tensor:
+    dtype = torch.int32 if spec.dtype == "i32" else torch.float32
+    return torch.zeros(spec.shape, dtype=dtype)
+
+
+class _Step(torch.nn.Module):
+    def __init__(self, model: Any, layers: int, *, decode: bool) -> None:
+        super().__init__()
+        self.model, self.layers, self.decode = model, layers, decode
+
+    def forward(
+        self, tokens: torch.Tensor, input_pos: torch.Tensor, mask: torch.Tensor, *caches: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        cache = FixedCache(caches[: self.layers], caches[self.layers :], input_pos[0], _write)
+        _hosts.append(mask)
+        try:
+            logits = run(self.model, tokens, cache, logits=self.decode)
+        finally:
+            _hosts.pop()
+        return (*(() if logits is None else (logits,)), *cache.keys, *cache.values)
+
+
+def _register() -> None:
+    # Importing them registers torch.ops.litert_torch.bmm_4d and dynamic_update_slice.
+    import litert_torch.generative.custom_ops.bmm_4d
+    import litert_torch.generative.custom_ops.dynamic_update_slice
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.models.falcon import modeling_falcon
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    modeling_falcon.FALCON_ATTENTION_CLASSES[NAME] = modeling_falcon.FalconAttention
+
+
+def _write(cache: torch.Tensor, rows: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """DYNAMIC_UPDATE_SLICE, which writes in place where the engine lets it."""
+    zero = torch.zeros((), dtype=torch.int32)
+    written: torch.Tensor = torch.ops.litert_torch.dynamic_update_slice(cache, rows, [zero, zero, position, zero])
+    return written
+
+
+def _mask(*args: Any, **settings: Any) -> torch.Tensor:
+    """Where a token may look by its position and by the engine's own mask both."""
+    return torch.minimum(additive_mask(*args, **settings), _hosts[-1])
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """As `edgeship.llm.attention.grouped_attention`, with a product that reads the keys as they lie: a transposed
+    view would be a copy of the whole cache."""
+    heads, tokens, width = (int(size) for size in query.shape[1:])
+    kv_heads = int(key.shape[1])
+    group = heads // kv_heads
+    rows = query.reshape(1, kv_heads, group * tokens, width) * (width**-0.5 if scaling is None else scaling)
+    scores = torch.ops.litert_torch.bmm_4d(rows, key)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + attention_mask.repeat(1, 1, group, 1)
+    mixed = torch.matmul(torch.softmax(scores, dim=-1), value)
+    return mixed.reshape(1, heads, tokens, value.shape[-1]).transpose(1, 2), None
