@@ -43,7 +43,7 @@ class TorchToTFLite(Pass):
         Raises:
             UnsupportedOpError, LoweringError, EncodingError: see `edgeship.lowering.litert`.
         """
-        from edgeship.lowering.litert.convert import convert, refuse_unrunnable
+        from edgeship.lowering.litert.convert import SIGNATURE_KEY, convert, refuse_unrunnable
         from edgeship.lowering.litert.flatbuffer import drop_unused, main_graph, parse, write
         from edgeship.lowering.litert.grids import unmark, with_marked_pairs
         from edgeship.lowering.litert.integer import IntegerGraph
@@ -58,7 +58,7 @@ class TorchToTFLite(Pass):
         refuse_encodings(program, self.activations)
         ctx.progress(0, 3, "convert")
         opened = open_weights(with_marked_pairs(program), stored_weights(program))
-        converted = parse(convert(opened))
+        converted = parse(convert({SIGNATURE_KEY: opened}))
         refuse_unrunnable(converted)
         ctx.progress(1, 3, "store weights")
         graph = main_graph(converted)
