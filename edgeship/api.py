@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeship.core.artifact import INVENTORY
-from edgeship.core.device import Shipped
+from edgeship.core.device import Shipped, TextOrder
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context
@@ -287,8 +287,13 @@ def _runs(artifact: Artifact, log: Log | None) -> str:
     return ""
 
 
-def bench(bundle_path: Path, *, seconds: float = 2.0, device: str = "host") -> list[tuple[str, Measurement]]:
+def bench(
+    bundle_path: Path, *, seconds: float = 2.0, device: str = "host", text: TextOrder | None = None
+) -> list[tuple[str, Measurement]]:
     """The figures of every artifact of a bundle on a device: ``host``, ``estimate:TARGET``, or a plug-in's.
+
+    Args:
+        seconds: how long a network is timed. text: what a language model is timed on.
 
     Returns:
         (artifact, measurement) pairs; artifacts that cannot be timed here say why in the note.
@@ -310,7 +315,7 @@ def bench(bundle_path: Path, *, seconds: float = 2.0, device: str = "host") -> l
     rows: list[tuple[str, Measurement]] = []
     for record in bundle.manifest.artifacts:
         stored = {key: item.bytes for key, item in record.encodings.items()}
-        shipped = Shipped(opened(bundle, record), inventory, record.choice, stored)
+        shipped = Shipped(opened(bundle, record), inventory, record.choice, stored, text)
         rows += [(record.main, item) for item in place.measure(shipped, argument, seconds)]
     return rows
 

@@ -196,19 +196,52 @@ def verify(bundle: str, no_run: bool, as_json: bool) -> None:
 @click.argument("bundle", type=click.Path())
 @click.option("--device", default="host", show_default=True, metavar="DEVICE", help="host, or estimate:TARGET.")
 @click.option("--seconds", default=2.0, show_default=True, help="How long to time each artifact.")
+@click.option("--prompt", default=512, show_default=True, help="Tokens that a language model is given.")
+@click.option("--new", default=128, show_default=True, help="Tokens that it writes.")
+@click.option("--depth", default="0", show_default=True, help="Tokens before them, as a list: 0,512,1024.")
+@click.option("--runs", default=3, show_default=True, help="Timed texts, after one that is not counted.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
-def bench(bundle: str, device: str, seconds: float, as_json: bool) -> None:
+def bench(
+    bundle: str, device: str, seconds: float, prompt: int, new: int, depth: str, runs: int, as_json: bool
+) -> None:
     """Time the artifacts of a bundle here, or estimate them for a device."""
     from edgeship import api
     from edgeship.cli.printing import print_bench
+    from edgeship.cli.talking import is_text, print_text_bench
+    from edgeship.core.device import TextOrder
     from edgeship.core.records import to_plain
 
-    rows = api.bench(Path(bundle), seconds=seconds, device=device)
+    text = TextOrder(prompt, new, _depths(depth), runs)
+    rows = api.bench(Path(bundle), seconds=seconds, device=device, text=text)
     if as_json:
         plain = [{"artifact": name, **to_plain(item)} for name, item in rows]
         click.echo(json.dumps(plain, indent=2))
+    elif is_text(rows):
+        print_text_bench(rows)
     else:
         print_bench(rows)
+
+
+def _depths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--depth {text!r} is no list of numbers", fix="write 0,512,1024") from None
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path())
+@click.option("--runtime", metavar="NAME", help="Engine; the first of the bundle that is quick here by default.")
+@click.option("--prompt", metavar="TEXT", help="Say this, print the answer, and end.")
+@click.option("--max-tokens", default=256, show_default=True, help="Longest answer, in tokens.")
+@click.option("--plain", is_flag=True, help="Continue the text as it is, without the model's chat template.")
+def chat(bundle: str, runtime: str | None, prompt: str | None, max_tokens: int, plain: bool) -> None:
+    """Talk to a built language model through its own engine."""
+    from edgeship.cli.talking import converse
+    from edgeship.conversation import open_conversation
+
+    with open_conversation(Path(bundle), runtime, plain=plain) as talk:
+        converse(talk, prompt, max_tokens)
 
 
 @cli.command()

@@ -153,6 +153,9 @@ def _score(row: ArtifactRow) -> str:
 
 
 def _latency(row: ArtifactRow) -> str:
+    decode = row.figure("decode")
+    if decode is not None and decode.value is not None:
+        return f"{decode.value:.3g} tokens/s"
     latency = row.figure("latency_p50")
     return "not timed" if latency is None or latency.value is None else f"{latency.value:.3g} ms"
 

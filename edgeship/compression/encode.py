@@ -6,7 +6,7 @@ that the encoded layers before it make. The others take each weight alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -95,11 +95,13 @@ class Encoder:
         encoding, weights = self.wanted[use.name], self.program.weights
         if isinstance(weights, WeightStore) and self._by_rows(use, encoding):
             rows = max(1, CHUNK_ELEMENTS * use.shape[0] // use.elements)
-            parts = [
-                self._encode(use, weights.rows(use.name, start, start + rows), encoding)
-                for start in range(0, use.shape[0], rows)
-            ]
-            return _joined(parts)
+            return _joined(
+                use.shape[0],
+                (
+                    self._encode(use, weights.rows(use.name, start, start + rows), encoding)
+                    for start in range(0, use.shape[0], rows)
+                ),
+            )
         return self._encode(use, weights[use.name].float(), encoding)
 
     def _by_rows(self, use: WeightUse, encoding: Encoding) -> bool:
@@ -203,12 +205,20 @@ class Encoder:
         return self._last[0][1]
 
 
-def _joined(parts: Sequence[EncodedTensor]) -> EncodedTensor:
-    """Rows that were encoded apart, as one weight."""
+def _joined(rows: int, parts: Iterable[EncodedTensor]) -> EncodedTensor:
+    """Rows that were encoded one part after another, as one weight."""
     import numpy as np
 
-    arrays = {role: np.concatenate([part.arrays()[role] for part in parts]) for role in parts[0].arrays()}
-    return rebuild(parts[0].encoding, arrays)
+    arrays: dict[str, Any] = {}
+    start = 0
+    for part in parts:
+        for role, array in part.arrays().items():
+            if role not in arrays:
+                arrays[role] = np.empty((rows, *array.shape[1:]), array.dtype)
+            arrays[role][start : start + len(array)] = array
+        start += part.shape[0]
+        encoding = part.encoding
+    return rebuild(encoding, arrays)
 
 
 def _window(layer: Layer) -> dict[str, Any]:

@@ -18,6 +18,8 @@ REPORT = "report.json"
 INVENTORY = "inventory.json"
 # The manifest holds every other file's digest; this file holds the manifest's, in the form that sha256sum -c reads.
 SEAL = "manifest.sha256"
+# Of a language model: its tokenizer, configuration and chat template.
+TOKENIZER = "tokenizer"
 SCHEMA_VERSION = 1
 _BLOCK = 1 << 20
 
@@ -131,6 +133,7 @@ class Gathered:
     report: Report
     inventory: Inventory
     source_digest: str
+    tokenizer: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,12 @@ def file_digest(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def script_digest(reference: str) -> str:
+    """`file_digest` of the file of ``path/to/file.py:function``; empty when there is no such file."""
+    script = Path(reference.rpartition(":")[0])
+    return file_digest(script) if script.is_file() else ""
 
 
 def list_files(folder: Path) -> list[Path]:

@@ -67,3 +67,8 @@ def context_of(decoder: Decoder, asked: int | None) -> int:
             fix=f"give at most {decoder.context}",
         )
     return asked
+
+
+def language_facts(decoder: Decoder, context: int, **more: str) -> dict[str, str]:
+    """What every language model's artifact says of itself: its context, and the tokens that end an answer."""
+    return {"context": str(context), "eos": ",".join(map(str, decoder.eos)), **more}

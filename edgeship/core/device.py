@@ -10,6 +10,28 @@ from edgeship.core.inventory import Inventory
 from edgeship.core.model import Artifact
 from edgeship.core.profile import Choice
 from edgeship.core.report import Measurement
+from edgeship.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TextOrder:
+    """What a language model is timed on: llama-bench's pp512 and tg128 unless said otherwise.
+
+    Args:
+        prompt, new: tokens taken and tokens written. depths: tokens in the cache before, one row each.
+        runs: timed repetitions, after one that is not counted.
+    """
+
+    prompt: int = 512
+    new: int = 128
+    depths: tuple[int, ...] = (0,)
+    runs: int = 3
+
+    def __post_init__(self) -> None:
+        least = {"prompt": (self.prompt, 1), "new": (self.new, 2), "runs": (self.runs, 1)}
+        for name, (value, low) in [*least.items(), *(("depth", (depth, 0)) for depth in self.depths)]:
+            if value < low:
+                raise UsageError(f"{value} is too small for {name}", fix=f"give at least {low}")
 
 
 @dataclass(frozen=True)
@@ -18,13 +40,14 @@ class Shipped:
 
     Args:
         inventory: weights and operators of the program it came from. choice: how weights are stored.
-        weight_bytes: bytes of each encoded weight as stored, by name.
+        weight_bytes: bytes of each encoded weight as stored, by name. text: what a language model is timed on.
     """
 
     artifact: Artifact
     inventory: Inventory
     choice: Choice
     weight_bytes: dict[str, int]
+    text: TextOrder | None = None
 
 
 class Device(ABC):

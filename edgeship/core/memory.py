@@ -34,6 +34,11 @@ def encoding_of(choice: Choice) -> Encoding:
     return encoding_named(choice.weights)
 
 
+def in_halves(runtime: str) -> bool:
+    """Whether a runtime computes in float16, so that weights that nothing encodes are stored in it."""
+    return runtime in ("coreml", "coreai")
+
+
 def predict(
     inventory: Inventory, runtime: Runtime, choice: Choice, *, tied: Collection[str] = frozenset()
 ) -> Footprint:
@@ -43,9 +48,8 @@ def predict(
     Args:
         tied: weights that are stored under another's name.
     """
-    halves = runtime.name in ("coreml", "coreai")
     planned = {use.name: _planned(choice, use) for use in inventory.weights if use.op != "other"}
-    return footprint(inventory, runtime, planned, choice.activations, halves=halves, tied=tied)
+    return footprint(inventory, runtime, planned, choice.activations, halves=in_halves(runtime.name), tied=tied)
 
 
 def footprint(

@@ -7,6 +7,9 @@ from typing import ClassVar, Literal
 
 How = Literal["measured", "emulated", "estimated", "reported"]
 
+# Names of check/layers' figures of one weight, before the weight's name: in dB, and as noise over signal at the outputs.
+SNR_OF, LOSS_OF = "snr:", "loss:"
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -106,6 +109,15 @@ class ArtifactRow:
             if found is not None:
                 return found
         return next((item for item in self.measurements if item.name == name), None)
+
+    def by_weight(self, prefix: str) -> dict[str, float | None]:
+        """What check/layers measured of each weight: ``SNR_OF`` or ``LOSS_OF``."""
+        return {
+            item.name.removeprefix(prefix): item.value
+            for verdict in self.verdicts
+            for item in verdict.measurements
+            if item.name.startswith(prefix)
+        }
 
 
 @dataclass(frozen=True)

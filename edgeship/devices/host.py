@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from edgeship.core.device import Device, Shipped
+from edgeship.core.device import Device, Shipped, TextOrder
 from edgeship.core.model import ARTIFACTS, Artifact
 from edgeship.core.records import from_plain, to_plain
 from edgeship.core.registry import runtimes
@@ -23,10 +24,16 @@ SECONDS = 1.5
 TIMEOUT_SECONDS = 600
 
 
-def time_artifact(artifact: Artifact, seconds: float = SECONDS) -> tuple[Measurement, ...]:
-    """Latency (p50, p90, p99 after warm-up, ms) and peak memory (bytes) of one artifact, one input at a time.
+def time_artifact(
+    artifact: Artifact, seconds: float = SECONDS, text: TextOrder | None = None
+) -> tuple[Measurement, ...]:
+    """Latency (p50, p90, p99 after warm-up, ms) and peak memory (bytes) of one artifact, one input at a time; of a
+    language model tokens per second, and the time to the first token.
 
     A runtime whose speed here means nothing gives one measurement without a value, with the reason in its note.
+
+    Args:
+        text: what a language model is timed on.
 
     Raises:
         ArtifactError: the artifact does not run.
@@ -34,14 +41,10 @@ def time_artifact(artifact: Artifact, seconds: float = SECONDS) -> tuple[Measure
     runtime = runtimes()[artifact.runtime]
     if not runtime.timed:
         return (Measurement("latency_p50", None, "ms", "emulated", runtime=runtime.name, note=runtime.untimed_reason),)
-    order = json.dumps({"artifact": to_plain(artifact), "seconds": seconds})
-    worker = [sys.executable, "-m", "edgeship.devices.host"]
-    done = subprocess.run(worker, input=order, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise ArtifactError(f"{artifact.path.name} does not run: {last}", fix="build it again")
-    found = json.loads(lines[-1])
+    if runtime.language_of:
+        text = text or TextOrder()
+        return tuple(figure for depth in text.depths for figure in _time_text(artifact, text, depth))
+    found = _worked(artifact, {"seconds": seconds})
     runs = len(found["times_ms"])
     versions = runtime.versions()
 
@@ -56,6 +59,49 @@ def time_artifact(artifact: Artifact, seconds: float = SECONDS) -> tuple[Measure
     )
 
 
+def _time_text(artifact: Artifact, text: TextOrder, depth: int) -> tuple[Measurement, ...]:
+    """Figures of a language model behind ``depth`` tokens: mean over runs, with their smallest and largest."""
+    runtime = runtimes()[artifact.runtime]
+    context = int(artifact.facts["context"])
+    prompt = min(text.prompt, max(1, context - depth - text.new))
+    new = min(text.new, context - depth - prompt)
+    if new < 2:
+        reason = f"{depth} tokens of depth, {prompt} of prompt and {text.new} new ones do not fit {context} positions"
+        return (Measurement("decode", None, "tokens/s", "measured", runtime=runtime.name, note=reason),)
+    found = _worked(artifact, {"prompt": prompt, "new": new, "depth": depth, "runs": text.runs})
+    suffix = f"@{depth}" if depth else ""
+    stuck = f"the text ends in a loop of {found['loop']} tokens" if found["loop"] else ""
+    versions = runtime.versions()
+
+    def figure(name: str, values: Sequence[float], unit: str, note: str = "") -> Measurement:
+        return Measurement(
+            name + suffix, sum(values) / len(values), unit, "measured", runtime=runtime.name, low=min(values),
+            high=max(values), runs=len(values), versions=versions, note=note,
+        )  # fmt: skip
+
+    return (
+        figure("prefill", [prompt / run["prefill_s"] for run in found["runs"]], "tokens/s", f"{prompt} tokens"),
+        figure("decode", [run["decoded"] / run["decode_s"] for run in found["runs"]], "tokens/s", stuck),
+        figure("first_token", [1000 * run["prefill_s"] for run in found["runs"]], "ms", f"after {prompt} tokens"),
+        figure("load_time", [found["load_ms"]], "ms"),
+        figure("peak_memory", [found["peak_bytes"]], "bytes"),
+        figure("engine_memory", [found["baseline_bytes"]], "bytes"),
+    )
+
+
+def _worked(artifact: Artifact, what: dict[str, Any]) -> dict[str, Any]:
+    """What the child measured."""
+    order = json.dumps({"artifact": to_plain(artifact), **what})
+    worker = [sys.executable, "-m", "edgeship.devices.host"]
+    done = subprocess.run(worker, input=order, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ArtifactError(f"{artifact.path.name} does not run: {last}", fix="build it again")
+    result: dict[str, Any] = json.loads(lines[-1])
+    return result
+
+
 class Host(Device):
     """This machine."""
 
@@ -64,7 +110,7 @@ class Host(Device):
 
     def measure(self, shipped: Shipped, argument: str, seconds: float) -> tuple[Measurement, ...]:
         """As `time_artifact`."""
-        return time_artifact(shipped.artifact, seconds)
+        return time_artifact(shipped.artifact, seconds, shipped.text)
 
 
 DEVICE = Host()
@@ -108,6 +154,9 @@ def _work() -> None:
     runtime.warm_imports()
     baseline = _peak_bytes()
     begin = time.perf_counter()
+    if runtime.language_of:
+        _write({**_work_text(artifact, order, begin), "peak_bytes": _peak_bytes(), "baseline_bytes": baseline})
+        return
     with runtime.open_fast(artifact) as session:
         session.run(batch)
         load_ms = (time.perf_counter() - begin) * 1000
@@ -120,6 +169,32 @@ def _work() -> None:
             session.run(batch)
             times.append((time.perf_counter() - start) * 1000)
     result = {"times_ms": times, "load_ms": load_ms, "peak_bytes": _peak_bytes(), "baseline_bytes": baseline}
+    _write(result)
+
+
+def _work_text(artifact: Artifact, order: dict[str, Any], begin: float) -> dict[str, Any]:
+    """In the child: time texts of random tokens, which no engine can foresee."""
+    import time
+
+    from edgeship.llm.generation import find_loop
+    from edgeship.llm.session import LanguageSession
+
+    high = int(artifact.signature.inputs[0].high or 1)
+    tokens = random.Random(0).choices(range(high + 1), k=order["depth"] + order["prompt"])
+    runs = []
+    with runtimes()[artifact.runtime].open_fast(artifact) as session:
+        assert isinstance(session, LanguageSession)
+        load_ms = (time.perf_counter() - begin) * 1000
+        for run in range(order["runs"] + 1):
+            times = session.time_text(tokens[order["depth"] :], order["new"], tokens[: order["depth"]])
+            # The first run pays for pages and caches.
+            if run:
+                runs.append({"prefill_s": times.prefill_s, "decode_s": times.decode_s, "decoded": times.decoded})
+        loop = find_loop(times.tokens)
+    return {"runs": runs, "load_ms": load_ms, "loop": len(loop.cycle) if loop else 0}
+
+
+def _write(result: dict[str, Any]) -> None:
     sys.stdout.write("\n" + json.dumps(result) + "\n")
 
 

@@ -16,7 +16,7 @@ from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.plan import Plan, Step
 from edgeship.core.profile import Request
 from edgeship.core.registry import runtimes
-from edgeship.core.report import ArtifactRow, Measurement, Measurements, Report, Verdict
+from edgeship.core.report import SNR_OF, ArtifactRow, Measurement, Measurements, Report, Verdict
 from edgeship.core.weights import Encoding
 from edgeship.engine.chatter import Log
 from edgeship.engine.executor import Execution
@@ -79,11 +79,15 @@ def gather_all(prepared: Prepared, execution: Execution, output: Path, source: s
         log=str(log.path),
         notes=notes_of(prepared.requests, rows, records),
     )
+    from edgeship.program.program import ORIGIN
+
     inventory = prepared.requests[0].inventory
     assert inventory is not None
+    origin = prepared.loaded.path / ORIGIN
     return Gathered(
-        output, prepared.requests[0], prepared.plan, tuple(built), report, inventory, prepared.loaded.digest
-    )
+        output, prepared.requests[0], prepared.plan, tuple(built), report, inventory, prepared.loaded.digest,
+        origin if origin.is_dir() else None,
+    )  # fmt: skip
 
 
 def _decided_in(plan: Plan, step: Step, execution: Execution) -> ProgramRecord:
@@ -119,13 +123,7 @@ def _decided(
 
 def _with_costs(encodings: Mapping[str, EncodingRecord], row: ArtifactRow) -> dict[str, EncodingRecord]:
     """The records with what check/layers measured of each."""
-    ratios = {
-        item.name.removeprefix("snr:"): item.value
-        for verdict in row.verdicts
-        for item in verdict.measurements
-        if item.name.startswith("snr:")
-    }
-    losses = losses_of(row)
+    ratios, losses = row.by_weight(SNR_OF), losses_of(row)
     return {
         name: dataclasses.replace(item, snr_db=ratios.get(name), loss=losses.get(name))
         for name, item in encodings.items()

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeship.core.runtimes import Arrays, Session
-from edgeship.llm.generation import Stepper, score
+from edgeship.llm.generation import Stepper, generate, score
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class TextTimes:
+    """One timed text.
+
+    Args:
+        prefill_s: from the prompt to the first new token. decode_s: of all new tokens after the first.
+        prompt, decoded: how many tokens each was for. tokens: what was written.
+    """
+
+    prefill_s: float
+    decode_s: float
+    prompt: int
+    decoded: int
+    tokens: tuple[int, ...]
 
 
 class LanguageSession(Session):
@@ -28,3 +47,18 @@ class LanguageSession(Session):
         """Logits after each token of the text ``input_ids``."""
         tokens = [int(token) for token in inputs["input_ids"].reshape(-1)]
         return {"logits": score(self.stepper, tokens)[None]}
+
+    def time_text(self, prompt: Sequence[int], new: int, depth: Sequence[int] = ()) -> TextTimes:
+        """Time a prompt and ``new`` tokens after it, the likeliest ones, behind ``depth`` tokens that are not timed.
+
+        Engines with a loop of their own are timed in that.
+        """
+        self.stepper.reset()
+        if depth:
+            self.stepper.read(depth)
+        start = time.perf_counter()
+        written = generate(self.stepper, prompt, new)
+        tokens = [next(written)]
+        first = time.perf_counter()
+        tokens += list(written)
+        return TextTimes(first - start, time.perf_counter() - first, len(prompt), len(tokens) - 1, tuple(tokens))

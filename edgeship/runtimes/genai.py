@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -60,6 +61,13 @@ def _stepper(model: Any, context: int) -> Any:
             last: npt.NDArray[np.float32] = found.reshape(-1, found.shape[-1])[-1].astype(np.float32, copy=True)
             return last
 
+        def write(self, tokens: Sequence[int], new: int) -> Iterator[int]:
+            """The engine's own loop: take a prompt, then choose ``new`` tokens."""
+            self._generator.append_tokens(np.array([tokens], np.int32))
+            for _ in range(new):
+                self._generator.generate_next_token()
+                yield int(self._generator.get_next_tokens()[0])
+
         def free(self) -> None:
             """Let go of the generator before its model goes."""
             self._generator = None
@@ -76,6 +84,7 @@ class Genai(Runtime):
     packages: ClassVar[tuple[str, ...]] = ("onnxruntime-genai", "onnxruntime", "onnx")
     extra: ClassVar[str] = "genai"
     language_of: ClassVar[str] = "onnx"
+    timed: ClassVar[bool] = True
     eval_samples: ClassVar[int] = 200
     overhead_bytes: ClassVar[int] = 60_000_000
 
@@ -84,7 +93,7 @@ class Genai(Runtime):
         self.versions()
         import onnxruntime_genai as genai
 
-        from edgeship.llm.session import LanguageSession
+        from edgeship.llm.session import LanguageSession, TextTimes
 
         genai.disable_telemetry_events()
         with _damage(artifact, "load"):
@@ -92,6 +101,19 @@ class Genai(Runtime):
             stepper = _stepper(model, int(artifact.facts["context"]))
 
         class Opened(LanguageSession):
+            def time_text(self, prompt: Sequence[int], new: int, depth: Sequence[int] = ()) -> TextTimes:
+                """Timed in the engine's own loop, which stops for nothing."""
+                stepper.reset()
+                if depth:
+                    stepper.prefill(depth)
+                start = time.perf_counter()
+                written = stepper.write(prompt, new)
+                tokens = [next(written)]
+                first = time.perf_counter()
+                tokens += list(written)
+                end = time.perf_counter()
+                return TextTimes(first - start, end - first, len(prompt), len(tokens) - 1, tuple(tokens))
+
             def close(self) -> None:
                 """The generator goes before the model: the engine ends the process otherwise."""
                 nonlocal model

@@ -18,6 +18,7 @@ from edgeship.core.artifact import (
     REPORT,
     SCHEMA_VERSION,
     SEAL,
+    TOKENIZER,
     ArtifactRecord,
     BuiltArtifact,
     Bundle,
@@ -71,6 +72,8 @@ def publish(gathered: Gathered) -> Bundle:
         records = tuple(_write_artifact(draft, built, gathered) for built in gathered.built)
         write_json(draft / REPORT, replace(gathered.report, bundle=str(gathered.output)))
         write_json(draft / INVENTORY, gathered.inventory)
+        if gathered.tokenizer is not None:
+            shutil.copytree(gathered.tokenizer, draft / TOKENIZER)
         manifest = Manifest(
             SCHEMA_VERSION,
             __version__,
@@ -79,7 +82,7 @@ def publish(gathered: Gathered) -> Bundle:
             records,
             gathered.plan.plain(),
             gathered.report.versions,
-            tuple(_record(draft, draft / name) for name in (REPORT, INVENTORY, *_write_plots(draft, gathered))),
+            tuple(_record(draft, path) for path in _shared(draft, _write_plots(draft, gathered))),
         )
         write_json(draft / MANIFEST, manifest)
         (draft / SEAL).write_text(f"{file_digest(draft / MANIFEST)}  {MANIFEST}\n", encoding="utf-8")
@@ -92,6 +95,12 @@ def publish(gathered: Gathered) -> Bundle:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Bundle(gathered.output, manifest)
+
+
+def _shared(draft: Path, plots: Sequence[str]) -> list[Path]:
+    """Files that belong to no artifact."""
+    tokenizer = list_files(draft / TOKENIZER) if (draft / TOKENIZER).is_dir() else []
+    return [draft / REPORT, draft / INVENTORY, *(draft / name for name in plots), *tokenizer]
 
 
 def remove_leftovers(output: Path) -> None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 DOMAIN = "com.microsoft"
+# Weights are packed this many numbers at a time: a table of 128k tokens takes a gigabyte on the way otherwise.
+CHUNK_ELEMENTS = 1 << 23
 BLOCK_SIZES = (256, 128, 64, 32, 16)
 # Blocks of scales that reach further than a block: the largest that divides; some padding where none does.
 FREE_BLOCK_SIZES = (128, 64, 32)
@@ -55,17 +57,27 @@ class Blocks:
         """Packed integers, the padding at the zero point."""
         import numpy as np
 
-        rows, columns = self.tensor.shape
-        middle = 1 << (self.bits - 1)
-        values = self.tensor.values.astype(np.int16)
-        if self.tensor.zero_point is None:
-            padded = np.full((rows, self.count * self.size), middle, np.uint8)
-            padded[:, :columns] = values + middle
+        rows = self.tensor.shape[0]
+        result = np.empty((rows, self.count, self.size * self.bits // 8), np.uint8)
+        step = max(1, CHUNK_ELEMENTS // (self.count * self.size))
+        for start in range(0, rows, step):
+            result[start : start + step] = self._rows(start, min(rows, start + step))
+        return result
+
+    def _rows(self, start: int, stop: int) -> Array:
+        import numpy as np
+
+        columns, width = self.tensor.shape[1], self.count * self.size
+        values, zero = self.tensor.values[start:stop], self.tensor.zero_point
+        if zero is None:
+            middle = 1 << (self.bits - 1)
+            padded = np.full((stop - start, width), middle, np.uint8)
+            padded[:, :columns] = values.astype(np.int16) + middle
         else:
-            last = np.broadcast_to(self.tensor.zero_point[:, -1:], (rows, 1))
-            padded = np.repeat(last, self.count * self.size, axis=1).astype(np.uint8)
+            last = zero[:1, -1:] if zero.shape[0] == 1 else zero[start:stop, -1:]
+            padded = np.broadcast_to(last, (stop - start, width)).astype(np.uint8)
             padded[:, :columns] = values
-        return packed(padded, self.bits).reshape(rows, self.count, -1)
+        return packed(padded, self.bits).reshape(stop - start, self.count, -1)
 
     def zeros(self) -> Array | None:
         """Packed zero points; None for a symmetric weight."""
@@ -94,19 +106,21 @@ def as_blocks(tensor: AffineTensor) -> Blocks | None:
 
 
 def store_blocks(
-    model: ir.Model, value: ir.Value, name: str, encoded: Mapping[str, EncodedTensor], activations: ActivationMode
+    model: ir.Model,
+    value: ir.Value,
+    name: str,
+    tensor: AffineTensor,
+    encoded: Mapping[str, EncodedTensor],
+    activations: ActivationMode,
 ) -> str | None:
     """Rewrite every use of a weight to read blocks, if each has such an operator.
 
     Args:
-        encoded: holds the weight under ``name``; read again when the file is written: one is in memory at a time.
+        encoded: holds ``tensor`` under ``name``; read again when the file is written: one is in memory at a time.
 
     Returns:
         The name of the integers; None when nothing was changed.
     """
-    tensor = encoded[name]
-    if not isinstance(tensor, AffineTensor):
-        return None
     blocks = as_blocks(tensor)
     uses = value.uses()
     lookups = rows_of(value)

@@ -52,7 +52,7 @@ def place_weights(
             continue
         tensor = program.encoded.get(name)
         if isinstance(tensor, AffineTensor) and not static:
-            stored = store_blocks(model, value, name, program.encoded, activations)
+            stored = store_blocks(model, value, name, tensor, program.encoded, activations)
             if stored is not None:
                 placements.append(Placement(name, stored))
                 continue

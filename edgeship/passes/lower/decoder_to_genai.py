@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from edgeship.core.decoder import context_of
+from edgeship.core.decoder import context_of, language_facts
 from edgeship.core.model import GenaiModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
@@ -64,7 +64,7 @@ class DecoderToGenai(Pass):
             files=("genai",),
             placements=placements,
             compute="int" if self.activations == "dynamic" else "f32",
-            facts={"context": str(context)},
+            facts=language_facts(decoder, context),
         )
 
     def ensures(self, output: Any, **inputs: Any) -> None:

@@ -1,0 +1,129 @@
+"""Talk to a built language model: its own engine, its own tokenizer and chat template, all from the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeship.core.artifact import TOKENIZER
+from edgeship.core.registry import runtimes
+from edgeship.core.units import human_bytes
+from edgeship.errors import GateError, SourceError, UsageError
+
+if TYPE_CHECKING:
+    from edgeship.llm.session import LanguageSession
+
+
+class Conversation:
+    """Turns of text with one model, which keeps what was said in its cache as long as that fits.
+
+    Args:
+        tokenizer: transformers' tokenizer of the model. eos: tokens that end an answer.
+        plain: continue the text instead of answering in the chat template.
+    """
+
+    def __init__(self, session: LanguageSession, tokenizer: Any, eos: tuple[int, ...], title: str, plain: bool) -> None:
+        self.session, self.tokenizer, self.eos, self.title = session, tokenizer, eos, title
+        self.templated = bool(getattr(tokenizer, "chat_template", None)) and not plain
+        self.turns: list[dict[str, str]] = []
+        self.written = 0
+        self.remark = ""
+
+    def reset(self) -> None:
+        """Forget what was said."""
+        self.turns.clear()
+
+    def say(self, text: str, limit: int) -> Iterator[str]:
+        """The answer to a text, piece by piece as it is written.
+
+        Raises `UsageError` when everything said so far no longer fits the context.
+        """
+        from edgeship.llm.generation import find_loop, generate
+
+        self.turns.append({"role": "user", "content": text})
+        stepper = self.session.stepper
+        prompt = self._prompt(text)
+        if len(prompt) >= stepper.context:
+            self.turns.pop()
+            raise UsageError(
+                f"{len(prompt)} tokens do not fit the context of {stepper.context}", fix="begin anew with /new"
+            )
+        stepper.reset()
+        tokens: list[int] = []
+        shown = ""
+        for token in generate(stepper, prompt, limit, self.eos):
+            if token in self.eos:
+                break
+            tokens.append(token)
+            whole = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            # A character may come in several tokens; its first bytes alone decode to a replacement sign.
+            if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield whole[len(shown) :]
+                shown = whole
+        self.written = len(tokens)
+        loop = find_loop(tokens)
+        self.remark = f"; it is stuck in a loop of {len(loop.cycle)} tokens" if loop else ""
+        self.turns.append({"role": "assistant", "content": shown})
+
+    def _prompt(self, text: str) -> list[int]:
+        if self.templated:
+            found = self.tokenizer.apply_chat_template(self.turns, add_generation_prompt=True, tokenize=True)
+            return [int(token) for token in getattr(found, "input_ids", found)]
+        said = "".join(turn["content"] for turn in self.turns)
+        return [int(token) for token in self.tokenizer(said).input_ids] or self._nothing(text)
+
+    def _nothing(self, text: str) -> list[int]:
+        self.turns.pop()
+        raise UsageError(f"{text!r} holds no tokens", fix="say something")
+
+
+@contextmanager
+def open_conversation(bundle_path: Path, runtime: str | None = None, *, plain: bool = False) -> Iterator[Conversation]:
+    """Open a bundle's language model in its engine.
+
+    Args:
+        runtime: name of the engine, or of the runtime whose format it has; by default the first that is quick here.
+
+    Raises:
+        UsageError: no language model in the bundle, or none for that runtime. GateError: a file was changed.
+    """
+    from edgeship.llm.session import LanguageSession
+    from edgeship.shipping.bundle import changed_files, opened, read_bundle
+
+    bundle = read_bundle(bundle_path)
+    engines = [record for record in bundle.manifest.artifacts if runtimes()[record.runtime].language_of]
+    if not engines:
+        raise UsageError(f"{bundle_path} holds no language model", fix="build one from a Hugging Face folder")
+    named = [item for item in engines if runtime in (item.runtime, runtimes()[item.runtime].language_of)]
+    if runtime is not None and not named:
+        raise UsageError(
+            f"{bundle_path} has nothing for {runtime}", fix=f"it has {', '.join(e.runtime for e in engines)}"
+        )
+    timed = [item for item in engines if runtimes()[item.runtime].timed]
+    record = (named or timed or engines)[0]
+    problems = changed_files(bundle)
+    if problems:
+        raise GateError(f"{bundle_path}: {problems[0]}", fix="build it again")
+    engine = runtimes()[record.runtime]
+    engine.versions()
+    tokenizer = _tokenizer(bundle_path / TOKENIZER)
+    artifact = opened(bundle, record)
+    size = human_bytes(sum(file.bytes for file in record.files))
+    eos = tuple(int(token) for token in record.facts.get("eos", "").split(",") if token)
+    with engine.open_fast(artifact) as session:
+        assert isinstance(session, LanguageSession)
+        yield Conversation(session, tokenizer, eos, f"{record.main}, {size}, {engine.title}", plain)
+
+
+def _tokenizer(folder: Path) -> Any:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # JSON, tokenizers' and config errors of many types
+        raise SourceError(
+            f"{folder} holds no tokenizer: {' '.join(str(error).split())[:200]}", fix="build the bundle again"
+        ) from error
