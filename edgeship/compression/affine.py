@@ -108,9 +108,7 @@ def choose_scales(
     best = torch.full_like(best_scale, torch.inf)
     for step in range(CLIP_STEPS):
         scale, zero = grid(1.0 - step * CLIP_LEAST / CLIP_STEPS)
-        wide, shift = spread(scale, value.shape), spread(zero, value.shape)
-        error = (((value / wide).round() + shift).clamp(encoding.low, encoding.high) - shift) * wide - value
-        error = error.square()
+        error = rounding_error(value, scale, zero, encoding).square()
         if importance is not None:
             error = error * importance
         total = _block_sum(error, best_scale.shape)
@@ -118,6 +116,18 @@ def choose_scales(
         best = torch.where(better, total, best)
         best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
     return best_scale, best_zero
+
+
+def rounding_error(
+    value: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, encoding: Affine
+) -> torch.Tensor:
+    """What a weight gains on a grid, number by number. ``scale``, ``zero``: one a block; None is zero point 0."""
+    wide = spread(scale, value.shape)
+    integers = (value / wide).round_()
+    if zero is None:
+        return integers.clamp_(encoding.low, encoding.high).mul_(wide).sub_(value)
+    shift = spread(zero, value.shape)
+    return integers.add_(shift).clamp_(encoding.low, encoding.high).sub_(shift).mul_(wide).sub_(value)
 
 
 def _block_sum(value: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from edgeship.compression.affine import choose_scales, round_to, spread
+from edgeship.compression.affine import choose_scales, round_to, rounding_error
 from edgeship.compression.hessian import Hessian
 from edgeship.core.weights import Affine, AffineTensor
 from edgeship.errors import UsageError
@@ -119,7 +119,7 @@ def clipped_scales(
     for step in range(CLIP_STEPS):
         share = 1 - step * (1 - CLIP_LEAST) / CLIP_STEPS
         scale, zero = choose_scales(value * share, encoding, name=name)
-        error = _difference(value, scale, zero, encoding).reshape(rows, blocks, width).transpose(0, 1)
+        error = rounding_error(value, scale, zero, encoding).reshape(rows, blocks, width).transpose(0, 1)
         cost = (torch.bmm(error, parts) * error).sum(2).T
         if encoding.granularity == "tensor":
             cost = cost.sum().expand_as(cost)
@@ -138,12 +138,5 @@ def divide_inputs(hessian: Hessian, scale: torch.Tensor) -> Hessian:
 def _output_error(value: torch.Tensor, scale: torch.Tensor, hessian: Hessian, encoding: Affine, name: str) -> float:
     """The squared error of the outputs when a weight is rounded after scaling."""
     scaled = value * scale
-    error = _difference(scaled, *choose_scales(scaled, encoding, name=name), encoding) / scale
+    error = rounding_error(scaled, *choose_scales(scaled, encoding, name=name), encoding) / scale
     return float(((error @ hessian.matrix) * error).double().sum())
-
-
-def _difference(value: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, encoding: Affine) -> torch.Tensor:
-    """What a weight loses on a grid."""
-    wide, shift = spread(scale, value.shape), spread(zero, value.shape)
-    integers = ((value / wide).round_() + shift).clamp_(encoding.low, encoding.high)
-    return (integers - shift) * wide - value

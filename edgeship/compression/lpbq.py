@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgeship.compression.affine import MAX_SCALE, MIN_SCALE, choose_scales, round_to, spread
+from edgeship.compression.affine import MAX_SCALE, MIN_SCALE, choose_scales, round_to, rounding_error
 from edgeship.core.weights import Affine, AffineTensor
 from edgeship.errors import EncodingError, WeightsError
 
@@ -92,8 +92,7 @@ def _errors(
     value: torch.Tensor, scale: torch.Tensor, encoding: Affine, importance: torch.Tensor | None
 ) -> torch.Tensor:
     """Squared rounding errors summed over each group, (N, G)."""
-    wide = spread(scale, value.shape)
-    error = ((value / wide).round().clamp(encoding.low, encoding.high) * wide - value).double().square()
+    error = rounding_error(value, scale, None, encoding).double().square()
     if importance is not None:
         error = error * importance
     return error.reshape(*scale.shape, -1).sum(2)

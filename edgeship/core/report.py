@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 How = Literal["measured", "emulated", "estimated", "reported"]
 
-# Names of check/layers' figures of one weight, before the weight's name: in dB, and as noise over signal at the outputs.
+# Names of check/layers' figures of one weight, before the weight's name: in dB; noise over signal at the outputs.
 SNR_OF, LOSS_OF = "snr:", "loss:"
 
 

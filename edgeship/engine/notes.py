@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgeship.core.profile import Request
-from edgeship.core.report import ArtifactRow
+from edgeship.core.report import LOSS_OF, ArtifactRow
 from edgeship.core.units import human_bytes
 from edgeship.program.program import ProgramRecord
 
-LOSS = "loss:"
 SHOWN = 5
 
 
@@ -30,6 +29,7 @@ def notes_of(
         found += [_zeros(row, record)] if record.pruned else []
         found += [_curve(row, record)] if record.curve else []
         found += [_ranking(row)] if losses_of(row) and not row.passed else []
+        found += [_pruning(row, record)] if record.pruned and not row.passed else []
     found += [_given_back(request) for request in requests if request.raised]
     found += [_budget(request) for request in requests if request.spare_bytes]
     return tuple(dict.fromkeys(found))
@@ -37,13 +37,7 @@ def notes_of(
 
 def losses_of(row: ArtifactRow) -> dict[str, float]:
     """What each layer alone costs the outputs, noise over signal, where check/layers measured it."""
-    return {
-        item.name.removeprefix(LOSS): item.value or 0.0
-        for verdict in row.verdicts
-        if verdict.check == "check/layers"
-        for item in verdict.measurements
-        if item.name.startswith(LOSS)
-    }
+    return {name: value or 0.0 for name, value in row.by_weight(LOSS_OF).items()}
 
 
 def _zeros(row: ArtifactRow, record: ProgramRecord) -> str:
@@ -53,7 +47,9 @@ def _zeros(row: ArtifactRow, record: ProgramRecord) -> str:
     head = f"{row.runtime}: {share:.0%} of the pruned layers is zero"
     if sparse:
         return f"{head}; {sparse} of {len(sizes)} are stored without zeros"
-    return f"{head}, and stored densely: the file gains nothing by it"
+    palettes = any(record.encodings[name].kind == "palette" for name in sizes if name in record.encodings)
+    near = " (in a palette as the entry nearest to zero)" if palettes else ""
+    return f"{head}, and stored densely{near}: the file gains nothing by it"
 
 
 def _curve(row: ArtifactRow, record: ProgramRecord) -> str:
@@ -67,6 +63,12 @@ def _ranking(row: ArtifactRow) -> str:
     worst = sorted(losses, key=lambda name: (-losses[name], name))[:SHOWN]
     shown = ", ".join(f"{name} {losses[name]:.2g}" for name in worst)
     return f"{row.runtime}: layers by what they cost the outputs (noise over signal): {shown}"
+
+
+def _pruning(row: ArtifactRow, record: ProgramRecord) -> str:
+    """What no bits give back: losses of layers are measured against the pruned model."""
+    decided = next((entry for entry in reversed(record.history) if entry.startswith("compress/prune")), "")
+    return f"{row.runtime}: pruning came first, and more bits do not undo it: {decided}; ask for a smaller sparsity"
 
 
 def _given_back(request: Request) -> str:

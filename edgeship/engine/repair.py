@@ -67,7 +67,7 @@ def _changed(
     losses = losses_of(row)
     if not losses:
         return None if request.rank else dataclasses.replace(request, rank=True)
-    encodings = _encodings(request, row, prepared, execution)
+    encodings = _encodings(request, prepared, execution)
     raised = raise_worst(request, losses, encodings)
     return dataclasses.replace(request, raised=tuple(sorted(raised.items()))) if raised else None
 
@@ -127,7 +127,7 @@ def larger_encoding(request: Request, use: WeightUse, encoding: Encoding) -> Enc
     return found
 
 
-def _encodings(request: Request, row: ArtifactRow, prepared: Prepared, execution: Execution) -> dict[str, Encoding]:
+def _encodings(request: Request, prepared: Prepared, execution: Execution) -> dict[str, Encoding]:
     """What was decided for each weight on this route."""
     from edgeship.program.program import read_record
 

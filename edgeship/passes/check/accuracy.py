@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Self
 
-from edgeship.core.artifact import file_digest
+from edgeship.core.artifact import script_digest
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
@@ -62,8 +61,7 @@ class CheckAccuracy(Pass):
             return Skip("no --eval data")
         drop = request.max_drop if request.max_drop is not None else request.profile.max_drop
         required = request.max_drop is not None or request.metric is not None
-        script = Path((request.metric or "").rpartition(":")[0])
-        digest = file_digest(script) if script.is_file() else ""
+        digest = script_digest(request.metric or "")
         limit = affordable_samples(request)
         return cls(request.runtime, request.evaluation, request.metric or "accuracy", drop, required, digest, limit)
 

@@ -8,11 +8,8 @@ from typing import ClassVar, Self
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
-from edgeship.core.report import Measurement, Verdict
+from edgeship.core.report import LOSS_OF, SNR_OF, Measurement, Verdict
 from edgeship.errors import UsageError
-
-# Names of the figures: "snr:<weight>" in dB, "loss:<weight>" as noise over signal at the model's outputs.
-SNR, LOSS = "snr:", "loss:"
 
 
 @dataclass(frozen=True)
@@ -60,14 +57,14 @@ class CheckLayers(Pass):
             noise = float(np.square(weight - tensor.dequantize()).sum(dtype=np.float64))
             signal = float(np.square(weight).sum(dtype=np.float64))
             ratio = 10 * np.log10(signal / noise) if noise > 0 and signal > 0 else None
-            figures.append(Measurement(f"{SNR}{name}", ratio, "dB", "measured", runtime=self.runtime))
+            figures.append(Measurement(f"{SNR_OF}{name}", ratio, "dB", "measured", runtime=self.runtime))
         figures += self._losses(program, ctx) if self.outputs and program.encoded else []
         worst = min(
             (item for item in figures if item.unit == "dB" and item.value is not None), key=_value, default=None
         )
         summary = f"{len(program.encoded)} weights encoded"
         if worst is not None:
-            summary += f"; the least exact is {worst.name.removeprefix(SNR)} with {_value(worst):.1f} dB"
+            summary += f"; the least exact is {worst.name.removeprefix(SNR_OF)} with {_value(worst):.1f} dB"
         return Verdict(self.name, self.runtime, True, summary, tuple(figures))
 
     def _losses(self, program: object, ctx: Context) -> list[Measurement]:
@@ -88,7 +85,7 @@ class CheckLayers(Pass):
         )
         return [
             Measurement(
-                f"{LOSS}{name}", options[0].loss, "fraction", "measured", runtime=self.runtime, runs=len(batches)
+                f"{LOSS_OF}{name}", options[0].loss, "fraction", "measured", runtime=self.runtime, runs=len(batches)
             )
             for name, options in found.items()
         ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from edgeship.core.artifact import file_digest
+from edgeship.core.artifact import script_digest
 from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
@@ -62,8 +62,7 @@ class FinetuneWeights(Pass):
         if given is None:
             return Skip("not asked for: --set compress/finetune.steps=200")
         weights = planned_affine(request)
-        script = Path(given.get("loss", "").rpartition(":")[0])
-        digest = file_digest(script) if script.is_file() else ""
+        digest = script_digest(given.get("loss", ""))
         # As compress/quantize will round them: what auto chose, and fewer than 8 bits, in clipped ranges.
         clip = encoding_named(weights).bits < 8 or request.choice.weights == "auto"
         tables = request.choice.embeddings

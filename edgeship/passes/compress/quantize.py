@@ -9,6 +9,7 @@ from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, stored_
 from edgeship.core.inventory import WeightOp
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.planning import Method, rounding_method
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.weights import Affine, Encoding, Float, Granularity, Palette, Sparse
 from edgeship.errors import DataError, UsageError
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from edgeship.core.inventory import WeightUse
     from edgeship.program.program import TorchProgram
 
-Method = Literal["nearest", "clipped", "gptq", "awq"]
 Form = Literal["float16", "float32", "int", "palette", "auto"]
 
 
@@ -75,11 +75,9 @@ class QuantizeWeights(Pass):
         probe = Sparse(Affine(8))
         zeros = "compress/prune" in request.options
         sparse = tuple(op for op in ENCODED_OPS if zeros and not runtime.holds(op, probe, choice.activations))
-        # Trained weights sit where rounding to nearest wants them; another rounding would undo the training.
-        trained = "compress/finetune" in request.options
         common = cls(
             embeddings=choice.embeddings,
-            method="gptq" if request.calibration and not trained else "clipped" if trained else _without_data(request),
+            method=rounding_method(request),
             data=request.calibration,
             raised=request.raised,
             sparse=sparse,
@@ -212,11 +210,3 @@ class QuantizeWeights(Pass):
         bits = encoding.bits
         smaller = stored_bits(sparse, use, bits, sparsity) < stored_bits(encoding, use, bits)
         return sparse if smaller else encoding
-
-
-def _without_data(request: Request) -> Method:
-    """Clipping helps linear layers and costs convolutions: ResNet-56 on CIFAR-10 in 4 bits loses 5.2 points by it, and
-    none by covering each channel's range."""
-    weights = request.inventory.weights if request.inventory else ()
-    convolved = sum(use.elements for use in weights if use.op in ("conv", "depthwise_conv", "conv_transpose"))
-    return "nearest" if 2 * convolved > sum(use.elements for use in weights) else "clipped"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from edgeship.core.encodings import ENCODED_OPS, short_name
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.planning import Candidates, held_candidates, rounding_method, ways_to_store
+from edgeship.core.planning import Candidates, Method, held_candidates, rounding_method, ways_to_store
 from edgeship.core.profile import DataRef, Request
 from edgeship.errors import UsageError
 
@@ -42,7 +42,7 @@ class MeasureSensitivity(Pass):
     decided: ClassVar[dict[str, str]] = {"candidates": "--profile", "method": "compress/quantize.method"}
 
     candidates: Candidates = ()
-    method: str = "clipped"
+    method: Method = "clipped"
     data: DataRef | None = None
     calibration: int = 128
     samples: int = 16

@@ -33,16 +33,12 @@ class LoadWeights(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Takes ``.safetensors``, ``.pt``, ``.pth``, ``.th`` and ``.bin`` with ``--factory``."""
-        from pathlib import Path
-
-        from edgeship.core.artifact import file_digest
+        from edgeship.core.artifact import script_digest
 
         if request.source.form not in ("safetensors", "pickle"):
             return Skip(f"{request.source.reference} is no file of weights")
         load = request.load
-        head = Path(str(load["factory"]).rpartition(":")[0])
-        digest = file_digest(head) if head.is_file() else ""
-        factory = DataRef(str(load["factory"]), digest)
+        factory = DataRef(str(load["factory"]), script_digest(str(load["factory"])))
         return cls(factory, tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]))
 
     def confirm(self, request: Request) -> None:
