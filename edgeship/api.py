@@ -196,7 +196,7 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
             # Read once before minutes of conversion; whole columns are checked, whatever the limit.
             load_samples(data.reference, record.signature, limit=1)
     inventory = record.inventory
-    ready = tuple(dataclasses.replace(request, inventory=inventory) for request in requests)
+    ready = tuple(dataclasses.replace(item, inventory=inventory, decoder=record.decoder) for item in requests)
     return Prepared(plan_build(ready), ready, loaded, load_plan.steps[-1], execution)
 
 

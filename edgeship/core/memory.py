@@ -14,17 +14,19 @@ from edgeship.core.weights import Encoding, Float
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes: weights as stored, weights as resident, activations at their peak, and the engine itself."""
+    """Bytes: weights as stored, weights as resident, activations at their peak, the engine itself, and the cache of a
+    language model."""
 
     stored: int
     weights: int
     activations: int
     runtime: int
+    cache: int = 0
 
     @property
     def memory(self) -> int:
         """What the app needs."""
-        return self.weights + self.activations + self.runtime
+        return self.weights + self.activations + self.runtime + self.cache
 
 
 def encoding_of(choice: Choice) -> Encoding:

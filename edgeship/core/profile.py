@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgeship.core.decoder import Decoder
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Source
 from edgeship.core.runtimes import ActivationMode
@@ -82,7 +83,7 @@ class Request:
         raised: what the accuracy gate gave back: (weight, short name of its encoding), for this route only.
         spare_bytes: what the size gate took from the budget of ``auto``, for this route only.
         rank: the accuracy gate fell short: measure what each layer costs.
-        context: positions that a language model's artifact keeps, when the user said.
+        context: positions that a language model's artifact keeps, when the user said. decoder: of that model.
     """
 
     source: Source
@@ -101,6 +102,7 @@ class Request:
     spare_bytes: int = 0
     rank: bool = False
     context: int | None = None
+    decoder: Decoder | None = None
 
     @property
     def choice(self) -> Choice:

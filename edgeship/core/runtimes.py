@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edgeship.core.inventory import WeightOp, WeightUse
+    from edgeship.core.target import Target
     from edgeship.core.weights import ActivationEncoding, EncodedTensor, Encoding
 
 Arrays = Mapping[str, "npt.NDArray[Any]"]
@@ -61,6 +62,7 @@ class Runtime(ABC):
         eval_samples: how many samples an evaluation takes at most, fewer where a run here is slow.
         overhead_bytes: what the engine itself takes in an app, for the size check; not fitted to devices yet.
         language_of: of an engine for language models: the runtime whose format, targets and profiles it shares.
+        cache_bits: of one number in such an engine's cache of keys and values.
     """
 
     name: ClassVar[str]
@@ -74,6 +76,7 @@ class Runtime(ABC):
     eval_samples: ClassVar[int] = 2000
     overhead_bytes: ClassVar[int] = 30_000_000
     language_of: ClassVar[str] = ""
+    cache_bits: ClassVar[int] = 32
 
     @abstractmethod
     def open(self, artifact: Artifact) -> Session:
@@ -97,6 +100,14 @@ class Runtime(ABC):
     @abstractmethod
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """Empty when a weight of ``op`` can be stored so, exactly and safely; else the reason why not."""
+
+    def refused_by_system(self, encoding: Encoding, target: Target, options: Mapping[str, Mapping[str, str]]) -> str:
+        """Empty when the oldest system that is built for has the encoding too; else what it has instead.
+
+        Args:
+            options: ``--set`` values by pass name and field: they can ask for another system.
+        """
+        return ""
 
     def read_activations(self, artifact: Artifact) -> dict[str, ActivationEncoding] | None:
         """Static grids as the saved file holds them, by graph node; None where that cannot be read back."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -102,14 +102,33 @@ class Comparison:
 
 
 class Reference:
-    """A torch program as a callable on NumPy arrays by name."""
+    """A torch program as a callable on NumPy arrays by name.
 
-    def __init__(self, program: Any, *, quantized: bool = True) -> None:
-        self._module = program.module(quantized=quantized)
+    Args:
+        ahead: inputs that will be asked for. A program too large for memory answers them all in one go, weight by
+            weight, and inputs that were not announced one by one.
+    """
+
+    def __init__(self, program: Any, *, quantized: bool = True, ahead: Sequence[Mapping[str, Array]] = ()) -> None:
+        from edgeship.program.streamed import is_large, run_streamed
+
+        self._program = program if is_large(program) and not program.activations else None
         self._signature = program.signature
+        if self._program is None:
+            self._module = program.module(quantized=quantized)
+        else:
+            self._answers = dict(zip(map(_key, ahead), run_streamed(program, ahead) if ahead else [], strict=True))
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; inputs and outputs by the signature's names."""
+        from edgeship.program.streamed import run_streamed
+
+        if self._program is None:
+            return self._run(inputs)
+        known = self._answers.get(_key(inputs))
+        return run_streamed(self._program, [inputs])[0] if known is None else known
+
+    def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         import numpy as np
         import torch
 
@@ -118,3 +137,7 @@ class Reference:
             results = self._module(*tensors)
         outputs = self._signature.outputs
         return {spec.name: result.numpy() for spec, result in zip(outputs, results, strict=True)}
+
+
+def _key(inputs: Mapping[str, Array]) -> bytes:
+    return b"".join(name.encode() + value.tobytes() for name, value in sorted(inputs.items()))

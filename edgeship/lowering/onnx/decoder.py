@@ -1,7 +1,7 @@
 """A decoder for onnxruntime-genai: one graph of free lengths with GroupQueryAttention and past and present caches.
 
     input_ids [1, T], attention_mask [1, S + T], position_ids [1, T], past_key_values.N.key|value [1, KV, S, D]
-    -> logits [1, T, vocabulary], present.N.key|value [1, KV, S + T, D]
+    -> logits [1, 1, vocabulary] of the last token, present.N.key|value [1, KV, S + T, D]
 
 Positions are rotated as the model's authors wrote it, inside the graph; the operator only attends and keeps the cache.
 """
@@ -93,7 +93,9 @@ class _Step(torch.nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         _active.append(_Growing(past, attention_mask, self.decoder))
         try:
-            logits = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+            logits = self.model(
+                input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=1
+            ).logits
             present = _active[-1].present
         finally:
             _active.pop()

@@ -18,6 +18,8 @@ from edgeship.errors import DataError, UsageError
 # come to the same figure. Models above SAMPLE_MACS get fewer, in proportion, which keeps it at a few minutes.
 SAMPLE_MACS = 5 * 10**8
 LEAST = 100
+# A text is as many predictions as it has tokens.
+LEAST_TEXTS = 8
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class CheckAccuracy(Pass):
                 )
             return Verdict(self.name, self.runtime, True, f"the evaluation data has no labels: no {metric.name}")
         runtime = runtimes()[self.runtime]
-        baseline = Reference(program)
+        baseline = Reference(program, ahead=samples.inputs)
         count = len(samples)
         with runtime.open(model) as session:
             for done, batch in enumerate(samples.inputs):
@@ -120,4 +122,5 @@ def affordable_samples(request: Request) -> int:
 
     most = runtimes()[request.runtime].eval_samples
     macs = request.inventory.macs if request.inventory else 0
-    return min(most, max(LEAST, most * SAMPLE_MACS // macs)) if macs else most
+    least = LEAST_TEXTS if request.decoder is not None else LEAST
+    return min(most, max(least, most * SAMPLE_MACS // macs)) if macs else most

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from edgeship.core.decoder import Decoder, context_of
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Choice, Request
 from edgeship.core.report import Measurement, Verdict
 from edgeship.core.runtimes import ActivationMode
 from edgeship.core.units import human_bytes
+from edgeship.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeship.program.program import ProgramRecord
@@ -24,11 +26,14 @@ class CheckSize(Pass):
     Args:
         limit_bytes: what one app may use on the target. max_size_bytes: limit for the files (``--max-size``).
         choice: how the profile wants activations computed.
+        decoder, context: a language model's caches, and the positions that they keep.
         profiles: how every other profile would store this model, to say which one would fit.
     """
 
     name: ClassVar[str] = "check/size"
-    decided: ClassVar[Mapping[str, str]] = {"target": "--target", "profiles": "the profiles there are"}
+    decided: ClassVar[Mapping[str, str]] = {"target": "--target", "profiles": "the profiles there are",
+        "decoder": "the source", "context": "--context",
+    }  # fmt: skip
     limits: ClassVar[tuple[str, ...]] = ("limit_bytes", "max_size_bytes")
 
     runtime: str = ""
@@ -36,6 +41,8 @@ class CheckSize(Pass):
     limit_bytes: int = 0
     max_size_bytes: int | None = None
     choice: Choice = field(default_factory=Choice)
+    decoder: Decoder | None = None
+    context: int | None = None
     profiles: dict[str, Choice] = field(default_factory=dict)
 
     @classmethod
@@ -51,8 +58,55 @@ class CheckSize(Pass):
             int(request.target.app_memory_bytes.value),
             request.max_size_bytes,
             request.choice,
+            request.decoder,
+            request.context,
             others,
         )
+
+    def confirm(self, request: Request) -> None:
+        """Refuse what cannot fit whatever is done, before minutes of conversion show it.
+
+        Raises `UsageError` when even the smallest profile needs more memory than the target allows.
+        """
+        from edgeship.core.memory import predict
+        from edgeship.core.registry import runtimes
+
+        if request.inventory is None:
+            return
+        runtime, cache = runtimes()[self.runtime], self._cache_bytes()
+        needs = {
+            name: predict(request.inventory, runtime, choice).memory + cache
+            for name, choice in {**self.profiles, request.profile.name: self.choice}.items()
+        }
+        least = min(needs, key=lambda name: needs[name])
+        # What is predicted here is counted at the end; a tenth is left for what a prediction cannot know.
+        if needs[least] > 1.1 * self.limit_bytes:
+            longest = self._longest_context(needs[least] - cache)
+            words = f", of which {human_bytes(cache)} for {self._positions()} positions" if cache else ""
+            raise UsageError(
+                f"{request.source.reference} needs {human_bytes(needs[least])} on {self.target} even with --profile "
+                f"{least}{words}; an app gets {human_bytes(self.limit_bytes)}",
+                fix=f"--context {longest} would fit" if longest else "choose a smaller model, or a larger target",
+            )
+
+    def _positions(self) -> int:
+        return context_of(self.decoder, self.context) if self.decoder else 0
+
+    def _cache_bytes(self) -> int:
+        from edgeship.core.registry import runtimes
+
+        if self.decoder is None:
+            return 0
+        return self.decoder.cache_bytes(self._positions(), runtimes()[self.runtime].cache_bits)
+
+    def _longest_context(self, without_cache: int) -> int:
+        """The most positions, of those the model has, whose cache fits beside the rest; 0 when none do."""
+        from edgeship.core.registry import runtimes
+
+        if self.decoder is None:
+            return 0
+        each = self.decoder.cache_bytes(1, runtimes()[self.runtime].cache_bits)
+        return max(0, min(self.decoder.context, (self.limit_bytes - without_cache) // each))
 
     def run(self, model: Artifact, reference: TorchModel, ctx: Context) -> Verdict:
         """Files as they are; memory from what was decided: weights as the engine keeps them, activations, engine."""
@@ -67,13 +121,20 @@ class CheckSize(Pass):
         needs = footprint(
             record.inventory, runtime, record.encodings, self._activations(record), halves=halves, tied=tied
         )
+        needs = replace(needs, cache=self._cache_bytes())
         files = total_bytes(model.path)
-        figures = (
+        figures: tuple[Measurement, ...] = (
             Measurement("file_bytes", files, "bytes", "measured", runtime=self.runtime),
             Measurement("memory_bytes", needs.memory, "bytes", "estimated", self.target, self.runtime),
             Measurement("memory_weights", needs.weights, "bytes", "estimated", self.target, self.runtime),
             Measurement("memory_activations", needs.activations, "bytes", "estimated", self.target, self.runtime),
         )
+        longest = self._longest_context(needs.memory - needs.cache)
+        if self.decoder is not None:
+            figures += (
+                Measurement("memory_cache", needs.cache, "bytes", "estimated", self.target, self.runtime),
+                Measurement("longest_context", longest, "positions", "estimated", self.target, self.runtime),
+            )
         over = []
         if needs.memory > self.limit_bytes:
             over.append(
@@ -87,17 +148,21 @@ class CheckSize(Pass):
         if not over:
             memory = f"about {human_bytes(needs.memory)} of {human_bytes(self.limit_bytes)} in memory"
             summary = f"{human_bytes(files)} on disk, {memory}"
+            if self.decoder is not None:
+                cache = f"{human_bytes(needs.cache)} of it for {self._positions()} positions"
+                summary += f", {cache}; the longest context that fits is {longest}"
             return Verdict(self.name, self.runtime, True, summary, figures)
         fitting = []
         for name, choice in self.profiles.items():
             other = predict(record.inventory, runtime, choice, tied=tied)
             small_enough = self.max_size_bytes is None or other.stored <= self.max_size_bytes
-            if other.memory <= self.limit_bytes and small_enough:
+            if other.memory + needs.cache <= self.limit_bytes and small_enough:
                 fitting.append((other.stored, name))
         smallest = min(
             predict(record.inventory, runtime, choice, tied=tied).stored for choice in self.profiles.values()
         )
-        fix = (
+        shorter = f"--context {longest} or " if needs.memory > self.limit_bytes and longest else ""
+        fix = shorter + (
             f"--profile {' or '.join(name for _, name in sorted(fitting, reverse=True))} would fit"
             if fitting
             else f"no profile fits; the smallest makes about {human_bytes(smallest)}"

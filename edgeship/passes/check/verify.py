@@ -81,7 +81,8 @@ class VerifyArtifact(Pass):
         given = load_batches(self.data.reference, signature, self.samples) if self.data else []
         batches = [*given, *generate_batches(signature, self.samples - len(given), self.seed)]
         lowering, total, engines = Comparison(), Comparison(), Comparison()
-        decided, loaded = Reference(program), Reference(TorchProgram.open(original))
+        decided = Reference(program, ahead=batches)
+        loaded = Reference(TorchProgram.open(original), ahead=given or batches)
         with runtime.open(model) as session:
             for done, batch in enumerate(batches):
                 ctx.progress(done, len(batches), "comparing")
@@ -151,7 +152,10 @@ def _fewest(runtime: str) -> int:
     """How many inputs are enough to trust a comparison, and no fewer are."""
     from edgeship.core.registry import runtimes
 
-    return EMULATED_SAMPLES if runtimes()[runtime].execution == "emulated" else NATIVE_SAMPLES
+    engine = runtimes()[runtime]
+    # A text is as many comparisons as it has tokens.
+    few = engine.execution == "emulated" or engine.language_of
+    return EMULATED_SAMPLES if few else NATIVE_SAMPLES
 
 
 def stored_problem(runtime: Runtime, model: Artifact, program: TorchProgram) -> tuple[str, int]:
