@@ -88,6 +88,15 @@ def stored_bits(
     return use.elements * container_bits + _side_bits(encoding, use, container_bits, scale_bits)
 
 
+def without_zeros(encoding: Encoding, use: WeightUse, sparsity: float) -> Encoding:
+    """Sparse where leaving a pruned weight's zeros out takes fewer bytes than storing them; else as it is."""
+    if isinstance(encoding, Sparse) or (isinstance(encoding, Affine) and not encoding.symmetric):
+        return encoding
+    sparse, bits = Sparse(encoding), encoding.bits
+    smaller = stored_bits(sparse, use, bits, sparsity) < stored_bits(encoding, use, bits)
+    return sparse if smaller else encoding
+
+
 def _side_bits(encoding: Encoding, use: WeightUse, container_bits: int, scale_bits: int) -> int:
     if isinstance(encoding, Palette):
         tables = use.shape[0] // encoding.group_channels if encoding.group_channels else 1

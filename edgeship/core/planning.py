@@ -8,7 +8,7 @@ from typing import Literal, cast, get_args
 from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, short_name
 from edgeship.core.inventory import WeightOp, WeightUse
 from edgeship.core.profile import Request
-from edgeship.core.weights import Affine, Encoding
+from edgeship.core.weights import Affine, Encoding, Sparse
 from edgeship.errors import EncodingError
 
 Method = Literal["nearest", "clipped", "gptq", "awq"]
@@ -53,6 +53,16 @@ def planned_affine(request: Request) -> str:
     bits = given.get("bits", str(base.bits))
     reach = {"group": f"-g{size}", "tensor": "-tensor"}.get(granularity, "")
     return short_name(encoding_named(f"int{bits}{reach}{'' if symmetric else '-asym'}"))
+
+
+def sparse_ops(request: Request) -> tuple[WeightOp, ...]:
+    """Operators whose pruned weights the runtime stores without their zeros; none when nothing is pruned."""
+    from edgeship.core.registry import runtimes
+
+    if "compress/prune" not in request.options:
+        return ()
+    runtime, probe = runtimes()[request.runtime], Sparse(Affine(8))
+    return tuple(op for op in ENCODED_OPS if not runtime.holds(op, probe, request.choice.activations))
 
 
 def rounding_method(request: Request) -> Method:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,10 @@ def test_a_gate_that_bits_cannot_meet_fails_with_the_ranking(cli, root, tmp_path
     notes = json.loads(ran.out)["notes"]
     assert any("layers by what they cost" in note for note in notes)
     assert any("stored densely: the file gains nothing" in note for note in notes)
+    # Losses of layers are taken against the pruned model: what pruning took is said beside them.
+    (pruning,) = [note for note in notes if "pruning came first" in note]
+    assert "95%" in pruning
+    assert float(re.search(r"noise over signal at the outputs (\S+);", pruning)[1]) > 0.01
     assert not (tmp_path / "b").exists()
 
 

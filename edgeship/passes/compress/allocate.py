@@ -6,10 +6,11 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from edgeship.core.encodings import ENCODED_OPS, short_name
+from edgeship.core.encodings import ENCODED_OPS, short_name, without_zeros
+from edgeship.core.inventory import WeightOp
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.planning import Candidates, held_candidates, ways_to_store
+from edgeship.core.planning import Candidates, held_candidates, sparse_ops, ways_to_store
 from edgeship.core.profile import Request
 from edgeship.errors import GateError, UsageError
 
@@ -32,6 +33,7 @@ class AllocateBits(Pass):
         candidates: (operator, short names of encodings that the runtime holds for it).
         max_bytes: for all encoded weights together.
         points: of the trade-off curve in the report.
+        sparse: operators whose pruned weights the runtime stores without their zeros.
     """
 
     name: ClassVar[str] = "compress/allocate"
@@ -44,13 +46,14 @@ class AllocateBits(Pass):
     candidates: Candidates = ()
     max_bytes: int = 0
     points: int = 12
+    sparse: tuple[WeightOp, ...] = ()
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Planned for profiles whose weights are ``auto``."""
         if request.choice.weights != "auto":
             return Skip(f"profile {request.profile.name} decides the weights itself")
-        return cls(request.runtime, held_candidates(request), _budget(request))
+        return cls(request.runtime, held_candidates(request), _budget(request), sparse=sparse_ops(request))
 
     def confirm(self, request: Request) -> None:
         """Refuse a budget that is used up before a single weight is stored."""
@@ -97,9 +100,11 @@ class AllocateBits(Pass):
         return TorchModel(ctx.folder / "program", model.signature)
 
     def _bytes(self, use: WeightUse, encoding: Encoding, sparsity: float = 0.0) -> int:
-        """What a weight takes in the runtime's file."""
+        """What a weight takes in the runtime's file; compress/quantize will leave zeros out where that is smaller."""
         from edgeship.core.registry import runtimes
 
+        if sparsity and use.op in self.sparse:
+            encoding = without_zeros(encoding, use, sparsity)
         return -(-runtimes()[self.runtime].stored_bits(use, encoding, sparsity) // 8)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, stored_bits
+from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, without_zeros
 from edgeship.core.inventory import WeightOp
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.planning import Method, rounding_method
+from edgeship.core.planning import Method, rounding_method, sparse_ops
 from edgeship.core.profile import DataRef, Request
-from edgeship.core.weights import Affine, Encoding, Float, Granularity, Palette, Sparse
+from edgeship.core.weights import Affine, Encoding, Float, Granularity, Palette
 from edgeship.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -66,21 +66,15 @@ class QuantizeWeights(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Configured from the profile. Below 8 bits rounding to nearest loses what calibration data can save."""
-        from edgeship.core.registry import runtimes
-
         choice = request.choice
         if choice.weights == "float32":
             return Skip(f"profile {request.profile.name} keeps weights in float32")
-        runtime = runtimes()[request.runtime]
-        probe = Sparse(Affine(8))
-        zeros = "compress/prune" in request.options
-        sparse = tuple(op for op in ENCODED_OPS if zeros and not runtime.holds(op, probe, choice.activations))
         common = cls(
             embeddings=choice.embeddings,
             method=rounding_method(request),
             data=request.calibration,
             raised=request.raised,
-            sparse=sparse,
+            sparse=sparse_ops(request),
         )
         if choice.weights == "auto":
             return replace(common, form="auto", bits=0)
@@ -195,18 +189,7 @@ class QuantizeWeights(Pass):
                 encoding = record.assignment.get(use.name)
             if encoding is None or use.name in record.aliases:
                 continue
-            if use.name in record.pruned and use.op in self.sparse and not isinstance(encoding, Sparse):
-                encoding = self._without_zeros(use, encoding, record.pruned[use.name])
+            if use.name in record.pruned and use.op in self.sparse:
+                encoding = without_zeros(encoding, use, record.pruned[use.name])
             wanted[use.name] = encoding
         return wanted
-
-    @staticmethod
-    def _without_zeros(use: WeightUse, encoding: Encoding, sparsity: float) -> Encoding:
-        """Sparse when that takes fewer bytes than storing the zeros."""
-        assert not isinstance(encoding, Sparse)
-        if isinstance(encoding, Affine) and not encoding.symmetric:
-            return encoding
-        sparse = Sparse(encoding)
-        bits = encoding.bits
-        smaller = stored_bits(sparse, use, bits, sparsity) < stored_bits(encoding, use, bits)
-        return sparse if smaller else encoding

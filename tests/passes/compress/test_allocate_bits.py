@@ -114,3 +114,28 @@ def test_a_budget_that_nothing_fits_says_the_smallest_that_would(planned, reques
     with pytest.raises(GateError, match="no choice of encodings fits onnx into") as error:
         AllocateBits.plan(request).confirm(request)
     assert "the smallest takes about" in error.value.fix
+
+
+def test_pruned_layers_are_counted_without_their_zeros(request_for, saved, calibration, tmp_path):
+    from edgeship.passes.compress.prune import PruneWeights
+
+    request = request_for("coreml", "auto", calibration=calibration, options={"compress/prune": {"sparsity": "0.6"}})
+    planned = dataclasses.replace(AllocateBits.plan(request), max_bytes=1 << 20)
+    assert "linear" in planned.sparse
+
+    def ran(step, model):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        return step.run(model, Context(folder))
+
+    pruned = ran(PruneWeights(sparsity=0.6, data=calibration), saved)
+    model = ran(dataclasses.replace(MeasureSensitivity.plan(request), samples=4), pruned)
+    (smallest, _), *_ = read_record(ran(planned, model)).curve
+    (dense, _), *_ = read_record(ran(dataclasses.replace(planned, sparse=()), model)).curve
+    assert smallest < dense
+    tight = ran(dataclasses.replace(planned, max_bytes=smallest), model)
+    stored = read_record(ran(QuantizeWeights.plan(request), tight))
+    assert any(item.kind == "sparse" for item in stored.encodings.values())
+    runtime, uses = runtimes()["coreml"], {use.name: use for use in stored.inventory.weights}
+    bits = [runtime.stored_bits(uses[name], item, stored.pruned[name]) for name, item in stored.encodings.items()]
+    assert sum(-(-count // 8) for count in bits) == smallest
