@@ -4,14 +4,14 @@
 
 Calibrated on 500 images set aside; ONNX Runtime's ``quantize_static``, ai-edge-quantizer and coremltools' weight quantizers
 take our own float artifacts of the same model. Every figure is taken on the saved artifact. Emulated runtimes are slow and
-see the first of the images, with the float model's accuracy on the same ones beside it.
+see some of the images, spread evenly, with the float model's accuracy on the same ones beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,18 @@ def ours(model: str, source: list[str], images: int) -> Iterator[Row]:
             yield model, encoding, runtime, "edgeship", found["accuracy"], found["accuracy_original"], built.bytes
 
 
-def others(model: str, source: list[str], folder: Path, images: int) -> Iterator[Row]:
-    """The same for the other tools, each on our float artifact for its runtime."""
+def others(
+    model: str, source: list[str], folder: Path, images: int, runtimes: Collection[str] = ("onnx", "tflite", "coreml")
+) -> Iterator[Row]:
+    """The same for the other tools, each on our float artifact for its runtime and on the images that ours saw."""
+    from edgeship.core.model import Signature, TensorSpec
+    from edgeship.data.batches import load_samples
+
     calibration = np.load(folder / "calibration.npz")["image"]
-    data = np.load(folder / "eval.npz")
+    signature = Signature((TensorSpec("image", "f32", (1, 3, 32, 32)),), ())
     for runtime, make in (("onnx", onnxruntime_static), ("tflite", ai_edge_quantizer), ("coreml", coremltools)):
+        if runtime not in runtimes:
+            continue
         bundle = folder / f"{model}-{runtime}"
         options = ["--profile", "exact", "--max-drop", "100%", "--set", "check/accuracy.limit=100"]
         if runtime != "coreml":
@@ -54,16 +61,12 @@ def others(model: str, source: list[str], folder: Path, images: int) -> Iterator
         built = build(source, runtime, options, keep=bundle)
         if built.error:
             raise SystemExit(f"float {runtime}: {built.error}")
-        count = min(LIMITS[runtime], images)
-        order = np.arange(len(data["label"]))[:count] if runtime != "coreml" else _spread(len(data["label"]), count)
-        pixels, labels = data["image"][order], data["label"][order]
+        samples = load_samples(str(folder / "eval.npz"), signature, min(LIMITS[runtime], images))
+        pixels, labels = np.concatenate([item["image"] for item in samples.inputs]), samples.labels
+        assert labels is not None
         float_accuracy = _accuracy(_float_runner(runtime, bundle), pixels, labels)
         for encoding, tool, run, size in make(bundle, folder, calibration):
             yield model, encoding, runtime, tool, _accuracy(run, pixels, labels), float_accuracy, size
-
-
-def _spread(count: int, limit: int) -> np.ndarray:
-    return np.linspace(0, count - 1, limit).round().astype(int)
 
 
 Runner = Callable[[np.ndarray], np.ndarray]
