@@ -305,3 +305,53 @@ def lower_to_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Onn
         return artifact
 
     return lower
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a small random language model by its family; each is written once."""
+    folder = tmp_path_factory.mktemp("families")
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import families
+
+    def make(name: str) -> Path:
+        made = folder / name
+        return made if made.is_dir() else families.make_family(name, made)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def decoder_model(family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TorchModel]:
+    """A family's program as the loader leaves it, texts of 32 tokens; each is loaded once."""
+    from edgeship.frontends.decoder import load_decoder
+
+    folder = tmp_path_factory.mktemp("decoders")
+    made: dict[str, TorchModel] = {}
+
+    def load(name: str) -> TorchModel:
+        if name not in made:
+            program = load_decoder(family(name), 32).program
+            program.save(folder / name)
+            made[name] = TorchModel(folder / name, program.signature)
+        return made[name]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def continued(family: Callable[[str], Path]) -> Callable[[str], tuple[list[int], list[int]]]:
+    """A prompt of 20 tokens and the 32 that transformers itself writes after it, by its own attention and cache."""
+    import torch
+    import transformers
+
+    def write(name: str) -> tuple[list[int], list[int]]:
+        from edgeship.llm import openelm
+
+        openelm.register()
+        model = transformers.AutoModelForCausalLM.from_pretrained(family(name), dtype=torch.float32).eval()
+        prompt = torch.randint(2, 256, (1, 20), generator=torch.Generator().manual_seed(1))
+        written = model.generate(prompt, max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0)
+        return prompt[0].tolist(), written[0, 20:].tolist()
+
+    return write
