@@ -8,12 +8,21 @@ from typing import Literal, cast, get_args
 from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, short_name
 from edgeship.core.inventory import WeightOp, WeightUse
 from edgeship.core.profile import Request
-from edgeship.core.weights import Affine, Encoding, Sparse
+from edgeship.core.weights import Affine, Encoding, Float, Palette, Sparse
 from edgeship.errors import EncodingError
 
 Method = Literal["nearest", "clipped", "gptq", "awq"]
 # For each operator the short names of the encodings that it may have.
 Candidates = tuple[tuple[WeightOp, tuple[str, ...]], ...]
+
+
+def refusal(request: Request, op: WeightOp, encoding: Encoding) -> str:
+    """Empty when the runtime holds a weight so, on the oldest system that the target names too; else why not."""
+    from edgeship.core.registry import runtimes
+
+    runtime = runtimes()[request.runtime]
+    held = runtime.holds(op, encoding, request.choice.activations)
+    return held or runtime.refused_by_system(encoding, request.target, request.options)
 
 
 def refuse_unholdable(request: Request, decide: Callable[[WeightUse], Encoding | None]) -> None:
@@ -32,7 +41,7 @@ def refuse_unholdable(request: Request, decide: Callable[[WeightUse], Encoding |
         if encoding is None or (use.op, encoding) in asked:
             continue
         asked.add((use.op, encoding))
-        reason = runtime.holds(use.op, encoding, request.choice.activations)
+        reason = refusal(request, use.op, encoding)
         if reason:
             raise EncodingError(
                 f"{runtime.title} cannot hold {encoding} for {use.op} ({use.name}): {reason}",
@@ -40,29 +49,31 @@ def refuse_unholdable(request: Request, decide: Callable[[WeightUse], Encoding |
             )
 
 
-def planned_affine(request: Request) -> str:
-    """Short name of the integers that compress/quantize will make of this request, its ``--set`` options counted;
-    ``int8`` when it makes others."""
+def planned_encoding(request: Request) -> str:
+    """Short name of what compress/quantize will make of this request, its ``--set`` options counted; ``int8`` for
+    ``auto``, which decides layer by layer."""
     given = request.options.get("compress/quantize", {})
-    choice = request.choice.weights
-    base = encoding_named(choice) if choice != "auto" else Affine()
-    base = base if isinstance(base, Affine) else Affine()
-    granularity = given.get("granularity", base.granularity)
-    size = given.get("group_size", str(base.group_size or 32))
-    symmetric = given["symmetric"].lower() == "true" if "symmetric" in given else base.symmetric
-    bits = given.get("bits", str(base.bits))
+    base = encoding_named(request.choice.weights) if request.choice.weights != "auto" else Affine()
+    form = given.get("form", "")
+    if form in ("float16", "float32") or (isinstance(base, Float) and not form):
+        return form or short_name(base)
+    bits = given.get("bits", "8" if isinstance(base, Float) else str(base.bits))
+    if form == "palette" or (isinstance(base, Palette) and not form):
+        channels = given.get("group_channels", base.group_channels if isinstance(base, Palette) else None)
+        return short_name(encoding_named(f"palette{bits}{f'-c{channels}' if channels else ''}"))
+    grid = base if isinstance(base, Affine) else Affine()
+    granularity = given.get("granularity", grid.granularity)
+    size = given.get("group_size", str(grid.group_size or 32))
+    symmetric = given["symmetric"].lower() == "true" if "symmetric" in given else grid.symmetric
     reach = {"group": f"-g{size}", "tensor": "-tensor"}.get(granularity, "")
     return short_name(encoding_named(f"int{bits}{reach}{'' if symmetric else '-asym'}"))
 
 
 def sparse_ops(request: Request) -> tuple[WeightOp, ...]:
     """Operators whose pruned weights the runtime stores without their zeros; none when nothing is pruned."""
-    from edgeship.core.registry import runtimes
-
     if "compress/prune" not in request.options:
         return ()
-    runtime, probe = runtimes()[request.runtime], Sparse(Affine(8))
-    return tuple(op for op in ENCODED_OPS if not runtime.holds(op, probe, request.choice.activations))
+    return tuple(op for op in ENCODED_OPS if not refusal(request, op, Sparse(Affine(8))))
 
 
 def rounding_method(request: Request) -> Method:
@@ -87,14 +98,9 @@ def _without_data(request: Request) -> Method:
 
 def held_candidates(request: Request) -> Candidates:
     """What profile ``auto`` may choose, for each operator what the runtime holds of it."""
-    from edgeship.core.registry import runtimes
-
-    runtime, choice = runtimes()[request.runtime], request.choice
 
     def held(op: WeightOp) -> tuple[str, ...]:
-        return tuple(
-            name for name in choice.candidates if not runtime.holds(op, encoding_named(name), choice.activations)
-        )
+        return tuple(name for name in request.choice.candidates if not refusal(request, op, encoding_named(name)))
 
     return tuple((op, held(op)) for op in ENCODED_OPS)
 

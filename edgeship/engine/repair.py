@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from edgeship.core.encodings import encoding_named, fitted, short_name
 from edgeship.core.inventory import WeightUse
 from edgeship.core.model import TorchModel
+from edgeship.core.planning import refusal
 from edgeship.core.profile import Request
 from edgeship.core.registry import runtimes
 from edgeship.core.report import ArtifactRow, Report
@@ -122,7 +123,7 @@ def larger_encoding(request: Request, use: WeightUse, encoding: Encoding) -> Enc
         room = runtime.container_bits(use.op, candidate)
         # Of those that take the same bytes, the last: 4 bits, not 3 in a container of 4.
         fits = room > width if found is None else room == runtime.container_bits(use.op, found)
-        if candidate.bits > inner.bits and fits and not runtime.holds(use.op, candidate, request.choice.activations):
+        if candidate.bits > inner.bits and fits and not refusal(request, use.op, candidate):
             found = candidate
     return found
 

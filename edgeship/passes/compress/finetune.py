@@ -10,7 +10,7 @@ from edgeship.core.artifact import script_digest
 from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.planning import planned_affine
+from edgeship.core.planning import planned_encoding
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.weights import Affine
 from edgeship.errors import DataError, UsageError
@@ -61,7 +61,7 @@ class FinetuneWeights(Pass):
         given = request.options.get(cls.name)
         if given is None:
             return Skip("not asked for: --set compress/finetune.steps=200")
-        weights = planned_affine(request)
+        weights = planned_encoding(request)
         digest = script_digest(given.get("loss", ""))
         # As compress/quantize will round them: what auto chose, and fewer than 8 bits, in clipped ranges.
         clip = encoding_named(weights).bits < 8 or request.choice.weights == "auto"
@@ -74,6 +74,8 @@ class FinetuneWeights(Pass):
             raise DataError("training needs data", fix="add --calibration DATA")
         if self.steps < 1 or self.batch < 1 or self.samples < 1 or self.lr <= 0:
             raise UsageError(f"{self.name} needs steps, batch, samples and lr above zero", fix="leave them out")
+        if not isinstance(encoding_named(self.weights), Affine):
+            raise UsageError(f"training is for integer weights, not {self.weights}", fix="leave it out")
         if self.loss and not self.loss.rpartition(":")[2].isidentifier():
             raise UsageError(f"{self.name}.loss={self.loss} names no function", fix="give path/to/file.py:function")
         script = Path(self.loss.rpartition(":")[0])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from edgeship.core.encodings import encoding_named, fitted
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.planning import planned_affine
+from edgeship.core.planning import planned_encoding
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.weights import Affine
 from edgeship.errors import DataError, UsageError
@@ -56,7 +56,7 @@ class SmoothScales(Pass):
             return Skip("not asked for: --set compress/smooth.method=smoothquant")
         static = request.choice.activations in ("int8", "int16")
         method: Literal["awq", "smoothquant"] = "smoothquant" if static and not awq else "awq"
-        return cls(method, weights=planned_affine(request), data=request.calibration)
+        return cls(method, weights=planned_encoding(request), data=request.calibration)
 
     def confirm(self, request: Request) -> None:
         """Refuse to work without data, and scales that are not for integers."""

@@ -10,12 +10,15 @@ from edgeship.core.model import Artifact, CoreMLModel, Signature
 from edgeship.core.runtimes import ActivationMode, Arrays, Execution, Runtime, Session, as_numpy
 from edgeship.errors import ArtifactError, DataError, EdgeshipError
 from edgeship.runtimes.apple import resident_bits
-from edgeship.runtimes.coreml.forms import container_bits, refusal
+from edgeship.runtimes.coreml.forms import IOS18, container_bits, refusal, refusal_before_ios18
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
 
     from edgeship.core.inventory import WeightOp
+    from edgeship.core.target import Target
     from edgeship.core.weights import ActivationEncoding, EncodedTensor, Encoding
 
 ON_MAC = sys.platform == "darwin"
@@ -72,8 +75,18 @@ class CoreMLRuntime(Runtime):
             raise _damaged(artifact.path, error) from error
 
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
-        """See `edgeship.runtimes.coreml.forms`; before iOS 18 the lowering refuses more, and says what."""
+        """See `edgeship.runtimes.coreml.forms`; `refused_by_system` for what iOS 16 and 17 lack."""
         return refusal(op, encoding, activations)
+
+    def refused_by_system(self, encoding: Encoding, target: Target, options: Mapping[str, Mapping[str, str]]) -> str:
+        """Before iOS 18 Core ML has fewer forms."""
+        oldest = str(target.setting("coreml.minimum_deployment_target", "iOS17"))
+        oldest = options.get("lower/torch_to_coreml", {}).get("target", oldest)
+        version = oldest.removeprefix("iOS")
+        # The lowering refuses names that are none.
+        old = version.isdigit() and int(version) < IOS18
+        reason = refusal_before_ios18(encoding) if old else ""
+        return reason and f"{oldest} is built for, and {reason}"
 
     def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
         """Four bits for some integers of fewer; see `edgeship.runtimes.coreml.forms`."""
