@@ -32,6 +32,13 @@ class OpenedProgram:
     weights: tuple[str, ...]
 
 
+def stored_weights(program: TorchProgram) -> list[str]:
+    """Weights that are stored after conversion: all that compression decided, and all that layers multiply with."""
+    aliases = program.record.aliases
+    large = [weight.name for weight in program.record.inventory.weights if weight.op != "other"]
+    return list(dict.fromkeys([*program.encoded, *(aliases.get(name, name) for name in large)]))
+
+
 def open_weights(program: TorchProgram, names: Iterable[str]) -> OpenedProgram:
     """``program`` with the named weights as inputs; the others are constants in float32.
 

@@ -49,7 +49,7 @@ class TorchToTFLite(Pass):
         from edgeship.lowering.litert.integer import IntegerGraph
         from edgeship.lowering.litert.interface import name_interface, on_device
         from edgeship.lowering.litert.names import shorten_names
-        from edgeship.lowering.litert.opened import open_weights
+        from edgeship.lowering.litert.opened import open_weights, stored_weights
         from edgeship.lowering.litert.store import WeightStorer, refuse_encodings
         from edgeship.lowering.litert.survey import survey
         from edgeship.program.program import TorchProgram
@@ -90,13 +90,6 @@ class TorchToTFLite(Pass):
         missing = [name for name in read_record(inputs["model"]).encodings if name not in placed]
         if missing:
             raise LoweringError(f"weight {missing[0]} is not in {output.path.name}", fix="report this as a bug")
-
-
-def stored_weights(program: TorchProgram) -> list[str]:
-    """Weights that are stored after conversion: all that compression decided, and all that layers multiply with."""
-    aliases = program.record.aliases
-    large = [weight.name for weight in program.record.inventory.weights if weight.op != "other"]
-    return list(dict.fromkeys([*program.encoded, *(aliases.get(name, name) for name in large)]))
 
 
 def _as_stored(program: TorchProgram, name: str) -> EncodedTensor:

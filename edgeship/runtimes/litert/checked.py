@@ -59,10 +59,17 @@ class _Damaged(Exception):
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """A ``.tflite`` whose structure holds. ``root`` is the schema's ``Model``; ``content`` the mapped file."""
+    """A ``.tflite`` whose structure holds.
+
+    Args:
+        root: the schema's ``Model``. content: the mapped model.
+        path, start: the file, and where in it the model begins.
+    """
 
     root: Any
-    content: mmap.mmap
+    content: memoryview
+    path: Path
+    start: int = 0
 
     def data(self, buffer: int) -> npt.NDArray[Any]:
         """The bytes of one buffer, inside the flatbuffer or behind it."""
@@ -70,23 +77,29 @@ class CheckedFile:
 
         entry = self.root.Buffers(buffer)
         if entry.Offset() > 1:
-            return np.frombuffer(self.content, np.uint8, entry.Size(), entry.Offset())
+            # Read, not mapped: mapped pages count as memory of this process, and these may be gigabytes.
+            return np.fromfile(self.path, np.uint8, entry.Size(), offset=self.start + entry.Offset())
         return np.empty(0, np.uint8) if entry.DataIsNone() else np.asarray(entry.DataAsNumpy())
 
 
-def open_checked(path: Path) -> CheckedFile:
-    """Map a file and check it. Raises `ArtifactError` when it is missing, truncated or damaged."""
+def open_checked(path: Path, start: int = 0, size: int | None = None) -> CheckedFile:
+    """Map a file and check it. Raises `ArtifactError` when it is missing, truncated or damaged.
+
+    Args:
+        start, size: where in the file the model lies, when it is one section of several.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
     try:
         with path.open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing", fix="build again") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}", fix="build again") from None
+    content = whole[start:] if size is None else whole[start : start + size]
     try:
-        if len(content) < 16 or content[4:8] != b"TFL3":
+        if len(content) < 16 or bytes(content[4:8]) != b"TFL3":
             raise _Damaged("it is not a LiteRT flatbuffer")
         _Walk(content).table(_follow(content, 0), "Model")
         root = schema.Model.GetRootAs(content, 0)
@@ -102,17 +115,17 @@ def open_checked(path: Path) -> CheckedFile:
         AttributeError,
     ) as error:
         raise ArtifactError(f"{path} is damaged: {error}", fix="build again") from None
-    return CheckedFile(root, content)
+    return CheckedFile(root, content, path, start)
 
 
-def _follow(content: mmap.mmap, position: int) -> int:
+def _follow(content: memoryview, position: int) -> int:
     return position + int(struct.unpack_from("<I", content, position)[0])
 
 
 class _Walk:
     """Follows every offset once, each checked against the size of the file."""
 
-    def __init__(self, content: mmap.mmap) -> None:
+    def __init__(self, content: memoryview) -> None:
         self.content, self.size = content, len(content)
 
     def table(self, position: int, name: str) -> None:

@@ -1,0 +1,1 @@
+"""LiteRT-LM: LiteRT's engine for language models."""

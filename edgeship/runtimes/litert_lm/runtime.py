@@ -1,0 +1,82 @@
+"""LiteRT-LM: LiteRT's engine for language models, on this machine's CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from edgeship.core.model import Artifact, LiteRTLMModel
+from edgeship.core.runtimes import ActivationMode, Runtime
+from edgeship.core.weights import EncodedTensor, Encoding
+from edgeship.runtimes.litert.runtime import RUNTIME as FAMILY
+
+if TYPE_CHECKING:
+    from edgeship.core.inventory import WeightOp
+    from edgeship.llm.session import LanguageSession
+
+
+class LiteRTLM(Runtime):
+    """LiteRT-LM with its CPU backend, which runs LiteRT's own kernels (XNNPACK)."""
+
+    name: ClassVar[str] = "litert-lm"
+    title: ClassVar[str] = "LiteRT-LM"
+    artifact: ClassVar[type[Artifact]] = LiteRTLMModel
+    packages: ClassVar[tuple[str, ...]] = ("litert-lm-api", "litert-lm-builder")
+    extra: ClassVar[str] = "litert-lm"
+    language_of: ClassVar[str] = "tflite"
+    timed: ClassVar[bool] = True
+    eval_samples: ClassVar[int] = 200
+    overhead_bytes: ClassVar[int] = 60_000_000
+
+    def open(self, artifact: Artifact) -> LanguageSession:
+        """Check the file, then load its signatures. Raises `ArtifactError` when it is damaged."""
+        from edgeship.runtimes.litert_lm.session import open_session
+
+        self.versions()
+        FAMILY.versions()
+        return open_session(artifact, load=True)
+
+    def open_fast(self, artifact: Artifact) -> LanguageSession:
+        """Check the file. Timing runs LiteRT-LM itself, so signatures load only when they are asked for."""
+        from edgeship.runtimes.litert_lm.session import open_session
+
+        self.versions()
+        FAMILY.versions()
+        return open_session(artifact, load=False)
+
+    def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
+        """Every placed weight, from the graph of ``decode``; the prefill graphs must hold the same constants."""
+        self.versions()
+        FAMILY.versions()
+        from edgeship.runtimes.litert.stored import read_placed, refuse_other_weights
+        from edgeship.runtimes.litert_lm.session import open_graphs
+
+        file, graphs, _ = open_graphs(artifact.path)
+        for key, number in graphs.items():
+            if key != "decode":
+                refuse_other_weights(file, graphs["decode"], number, artifact)
+        return read_placed(file, graphs["decode"], artifact)
+
+    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
+        """As LiteRT; activations stay float or are rounded while running."""
+        if activations in ("int8", "int16"):
+            return "its caches and attention are float32; use dynamic"
+        return FAMILY.holds(op, encoding, activations)
+
+    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
+        """As LiteRT."""
+        return FAMILY.container_bits(op, encoding)
+
+    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
+        """As LiteRT."""
+        return FAMILY.resident_bits(op, encoding, activations)
+
+    def scale_bits(self, encoding: Encoding) -> int:
+        """As LiteRT."""
+        return FAMILY.scale_bits(encoding)
+
+    def warm_imports(self) -> None:
+        """Import the engine."""
+        import litert_lm  # noqa: F401
+
+
+RUNTIME = LiteRTLM()
