@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
+from edgeship.core.encodings import encoding_named
+from edgeship.core.planning import planned_encoding
 from edgeship.core.profile import Request
+from edgeship.core.registry import runtimes
 from edgeship.core.report import LOSS_OF, ArtifactRow
 from edgeship.core.units import human_bytes
+from edgeship.core.weights import Affine, Sparse
 from edgeship.program.program import ProgramRecord
 
 SHOWN = 5
@@ -28,6 +33,8 @@ def notes_of(
     for row, record in zip(rows, records, strict=True):
         found += [_zeros(row, record)] if record.pruned else []
         found += [_curve(row, record)] if record.curve else []
+        found += _ungrouped(requests, row, record)
+        found += _widened(row, record)
         found += [_ranking(row)] if losses_of(row) and not row.passed else []
         found += [_pruning(row, record)] if record.pruned and not row.passed else []
     found += [_given_back(request) for request in requests if request.raised]
@@ -52,6 +59,51 @@ def _zeros(row: ArtifactRow, record: ProgramRecord) -> str:
     return f"{head}, and stored densely{near}: the file gains nothing by it"
 
 
+def _ungrouped(requests: Sequence[Request], row: ArtifactRow, record: ProgramRecord) -> list[str]:
+    """What asked-for groups of input channels do not divide."""
+    request = next(item for item in requests if item.runtime == row.runtime)
+    wanted = encoding_named(planned_encoding(request))
+    if not isinstance(wanted, Affine) or wanted.granularity != "group":
+        return []
+    size = wanted.group_size or 1
+    names = [
+        f"{use.name} ({use.shape[1]})"
+        for use in record.inventory.weights
+        if use.op in ("linear", "embedding") and use.shape[1] % size and _reach(record, use.name) == "channel"
+    ]
+    if not names:
+        return []
+    return [
+        f"{row.runtime}: groups of {size} do not divide the inputs of {len(names)} layers, which have one scale a "
+        f"channel and lose more for it: {_some(names)}"
+    ]
+
+
+def _reach(record: ProgramRecord, name: str) -> str:
+    encoding = record.encodings.get(name)
+    encoding = encoding.inner if isinstance(encoding, Sparse) else encoding
+    return encoding.granularity if isinstance(encoding, Affine) else ""
+
+
+def _widened(row: ArtifactRow, record: ProgramRecord) -> list[str]:
+    """Widths that the format lacks."""
+    runtime, counts = runtimes()[row.runtime], Counter[tuple[int, int]]()
+    for use in record.inventory.weights:
+        if use.name in record.encodings:
+            encoding = record.encodings[use.name]
+            counts[encoding.bits, runtime.container_bits(use.op, encoding)] += 1
+    return [
+        f"{row.runtime}: {count} layers of {bits} bits take {room} in the file: it has no {bits}-bit form for them"
+        for (bits, room), count in sorted(counts.items())
+        if room > bits
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
 def _curve(row: ArtifactRow, record: ProgramRecord) -> str:
     decided = next((entry for entry in reversed(record.history) if entry.startswith("compress/allocate")), "")
     points = ", ".join(f"{human_bytes(size)} {loss:.2g}" for size, loss in record.curve)
@@ -72,9 +124,8 @@ def _pruning(row: ArtifactRow, record: ProgramRecord) -> str:
 
 
 def _given_back(request: Request) -> str:
-    shown = ", ".join(f"{name} {text}" for name, text in request.raised[:SHOWN])
-    more = f" and {len(request.raised) - SHOWN} more" if len(request.raised) > SHOWN else ""
-    return f"{request.runtime}: the accuracy gate gave {len(request.raised)} layers more bits: {shown}{more}"
+    shown = _some([f"{name} {text}" for name, text in request.raised])
+    return f"{request.runtime}: the accuracy gate gave {len(request.raised)} layers more bits: {shown}"
 
 
 def _budget(request: Request) -> str:

@@ -1,0 +1,47 @@
+"""Sentences under the table: what could not be stored as asked, and what takes more than its bits."""
+
+from pathlib import Path
+
+from edgeship.core.inventory import Inventory, WeightUse
+from edgeship.core.model import Signature, Source
+from edgeship.core.profile import Choice, Profile, Request
+from edgeship.core.registry import targets
+from edgeship.core.report import ArtifactRow
+from edgeship.core.weights import Affine
+from edgeship.engine.notes import notes_of
+from edgeship.program.program import ProgramRecord
+
+USES = (WeightUse("even", "linear", (8, 64)), WeightUse("odd", "linear", (8, 172)), WeightUse("conv", "conv", (8, 3)))
+
+
+def notes(runtime="onnx", weights="int3-g32", **options):
+    source = Source(Path("model.py"), (), reference="model.py:f")
+    inventory = Inventory(USES, (), 0)
+    request = Request(
+        source, targets()["iphone15pro"], runtime, Profile("mine", "of a test", Choice(weights)), inventory,
+        options=options,
+    )  # fmt: skip
+    encodings = {"even": Affine(3, True, "group", 32), "odd": Affine(3), "conv": Affine(3)}
+    record = ProgramRecord(Signature((), ()), inventory, encodings)
+    row = ArtifactRow("iphone15pro", runtime, "model.onnx", 1, "", "", "measured", ())
+    return notes_of([request], [row], [record])
+
+
+def test_groups_that_do_not_divide_and_widths_that_a_format_lacks_are_said():
+    assert notes() == (
+        "onnx: groups of 32 do not divide the inputs of 1 layers, which have one scale a channel and lose more for it: "
+        "odd (172)",
+        "onnx: 3 layers of 3 bits take 4 in the file: it has no 3-bit form for them",
+    )
+
+
+def test_nothing_is_said_where_it_is_as_asked():
+    assert [note for note in notes(weights="int3") if "groups" in note] == []
+    # Core ML has 3 bits in lists of numbers, but not for groups.
+    (said,) = [note for note in notes(runtime="coreml", weights="int3") if "no 3-bit" in note]
+    assert said.startswith("coreml: 1 layers")
+
+
+def test_the_group_is_the_one_asked_for_by_hand():
+    asked = notes(weights="int8", **{"compress/quantize": {"bits": "3", "granularity": "group", "group_size": "64"}})
+    assert asked[0].startswith("onnx: groups of 64 do not divide the inputs of 1 layers")
