@@ -85,7 +85,7 @@ def convert(program: TorchProgram, target: str, compute: Compute) -> tuple[Any, 
     except EdgeshipError:
         raise
     except Exception as error:
-        raise _explained(error, exported) from error
+        raise explained(error, exported) from error
     if what.waiting:
         weight, _ = next(iter(what.waiting.values()))
         raise LoweringError(
@@ -134,7 +134,7 @@ def _check_activations(program: TorchProgram, compute: Compute, target: str) -> 
             raise EncodingError(f"the activation scale {encoding.scale} of {node} is not a float16 number")
 
 
-def _explained(error: Exception, exported: ExportedProgram) -> EdgeshipError:
+def explained(error: Exception, exported: ExportedProgram) -> EdgeshipError:
     """The operator that coremltools was at, found in the frames of its error."""
     message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
     for frame, _ in traceback.walk_tb(error.__traceback__):

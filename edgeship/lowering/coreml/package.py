@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import coremltools as ct
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 # Any fixed namespace will do: identifiers only have to differ inside one manifest.
@@ -25,6 +26,23 @@ def save(model: Any, path: Path) -> None:
     _stable_manifest(path / "Manifest.json")
 
 
+def write_package(spec: Any, path: Path, facts: Mapping[str, str]) -> None:
+    """Write the model and the manifest of a package whose weight file is in its place already.
+
+    Args:
+        spec: the model. facts: strings for its metadata.
+    """
+    spec.description.metadata.userDefined.update(facts)
+    folder = path / "Data" / "com.apple.CoreML"
+    (folder / "model.mlmodel").write_bytes(spec.SerializeToString(deterministic=True))
+    items = (("model.mlmodel", "CoreML Model Specification"), ("weights", "CoreML Model Weights"))
+    entries = [
+        {"author": "com.apple.CoreML", "description": text, "name": name, "path": f"com.apple.CoreML/{name}"}
+        for name, text in items
+    ]
+    _write_manifest(path / "Manifest.json", "1.0.0", entries, entries[0]["path"])
+
+
 def _stable_spec(path: Path) -> None:
     spec = ct.proto.Model_pb2.Model()
     spec.ParseFromString(path.read_bytes())
@@ -37,8 +55,12 @@ def _stable_manifest(path: Path) -> None:
     manifest = json.loads(path.read_text())
     root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
     items = sorted(manifest["itemInfoEntries"].values(), key=lambda item: str(item["path"]))
-    entries = {_identifier(item["path"]): item for item in items}
-    stable = {"fileFormatVersion": manifest["fileFormatVersion"], "itemInfoEntries": entries}
+    _write_manifest(path, manifest["fileFormatVersion"], items, root)
+
+
+def _write_manifest(path: Path, version: str, items: Sequence[Mapping[str, str]], root: str) -> None:
+    entries = {_identifier(item["path"]): dict(item) for item in items}
+    stable = {"fileFormatVersion": version, "itemInfoEntries": entries}
     path.write_text(json.dumps({**stable, "rootModelIdentifier": _identifier(root)}, indent=4) + "\n")
 
 

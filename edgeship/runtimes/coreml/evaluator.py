@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.errors import ArtifactError, DataError, UnsupportedOpError
-from edgeship.runtimes.coreml.program import Block, Constant, Function, Operation, Port, Reference, load_program
+from edgeship.runtimes.coreml.program import (
+    Block,
+    Constant,
+    Function,
+    Operation,
+    Port,
+    Program,
+    Reference,
+    load_program,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,15 +57,19 @@ class Evaluator:
     is rounded once to float16; what is too large becomes infinite, as it does on a device.
     """
 
-    def __init__(self, package: Path, function: str | None = None) -> None:
+    def __init__(self, package: Path, function: str | None = None, beside: Evaluator | None = None) -> None:
         """Reads ``package`` and decompresses the constants of ``function`` (default: the package's own).
+
+        Constants that it shares with ``beside``, another function of the same package, are not held twice.
 
         Raises ArtifactError if a file is damaged or missing, UnsupportedOpError if an operation is not known.
         """
-        program = load_program(Path(package))
+        program = load_program(Path(package)) if beside is None else beside.program
+        self.program: Program = program
         name = function or program.default_function
         if name not in program.functions:
             raise ArtifactError(f"{package} has no function {name!r}", fix=f"it has {', '.join(program.functions)}")
+        self.name = name
         self.function_names: tuple[str, ...] = tuple(program.functions)
         self._function = program.functions[name]
         self._check_known(self._function)
@@ -73,8 +86,7 @@ class Evaluator:
         self.outputs: tuple[Feature, ...] = tuple(
             Feature(n, ports[n].type.shape, ports[n].type.dtype) for n in self._function.block.outputs
         )
-        self._widened: dict[int, Tensor] = {}
-        self._widened_bytes = 0
+        self._shared: _Shared = _Shared() if beside is None else beside._shared
         self._literals: dict[int, Value] = {}
         self._constants: dict[str, Value] = {}
         self._fold(self._function.block)
@@ -95,17 +107,22 @@ class Evaluator:
         Arrays are converted to the declared types. Raises DataError if a name, shape or type does not fit.
         A classifier's label is an array of no axes, its probabilities an array in the order of the labels.
         """
+        states = self._given_states(state)
+        results = self.advance(inputs, states)
+        if state is not None:
+            state.update({name: tensor.numpy().copy() for name, tensor in states.items()})
+        return results
+
+    def advance(self, inputs: Mapping[str, npt.NDArray[Any]], states: dict[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
+        """As `run`, with states as tensors that are replaced in the dictionary as the program goes, never copied."""
         import torch
 
         values = dict(self._constants)
         values.update(self._given_inputs(inputs))
-        states = self._given_states(state)
         # A state goes by its name, so that it is looked up when an operation runs.
         values.update({name: name for name in states})
         with torch.no_grad():
             results = self._run_block(self._function.block, values, states)
-        if state is not None:
-            state.update({name: tensor.numpy().copy() for name, tensor in states.items()})
         return {f.name: _to_numpy(result) for f, result in zip(self.outputs, results, strict=True)}
 
     def _default_shape(self, port: Port) -> tuple[int, ...] | None:
@@ -124,26 +141,49 @@ class Evaluator:
                     fix="verify this package on a Mac, or add the operation to edgeship/runtimes/coreml/ops",
                 )
 
+    def _read(self, operation: Operation) -> Value:
+        """A plain constant, unless it was read for another function."""
+        (stored,) = operation.inputs["val"]
+        assert isinstance(stored, Constant)
+        if stored.location is None:
+            return _to_value(stored.read())
+        kept = self._shared.constants
+        key = _key(operation)
+        if key not in kept:
+            kept[key] = [_to_value(stored.read())]
+        return kept[key][0]
+
+    def _decompress(self, operation: Operation) -> None:
+        """Runs a constexpr operation, unless it was run for another function."""
+        operands = [operand for operands in operation.inputs.values() for operand in operands]
+        stored = [operand for operand in operands if isinstance(operand, Constant)]
+        whole = len(stored) == len(operands) and all(constant.location for constant in stored)
+        kept = self._shared.constants
+        key = _key(operation)
+        names = [port.name for port in operation.outputs]
+        if whole and key in kept:
+            self._constants.update(zip(names, kept[key], strict=True))
+            return
+        self._literals.update({id(constant): _to_value(constant.read()) for constant in stored})
+        self._execute(operation, self._constants, {})
+        # What only served this operation would be held twice: packed and decompressed.
+        for constant in stored:
+            del self._literals[id(constant)]
+        if whole:
+            kept[key] = [self._constants[name] for name in names]
+
     def _fold(self, block: Block) -> None:
         """Decodes constants and runs the constexpr operations: once, here, not in every run."""
         for operation in block.operations:
             for operand in (o for operands in operation.inputs.values() for o in operands):
-                if isinstance(operand, Constant) and operation.kind != "const":
+                if isinstance(operand, Constant) and not _is_constant(operation):
                     self._literals[id(operand)] = _to_value(operand.read())
             if operation.kind == "const":
-                (stored,) = operation.inputs["val"]
-                assert isinstance(stored, Constant)
-                self._constants[operation.outputs[0].name] = _to_value(stored.read())
+                self._constants[operation.outputs[0].name] = self._read(operation)
             elif operation.kind.startswith("constexpr_"):
-                self._execute(operation, self._constants, {})
+                self._decompress(operation)
             for nested in operation.blocks:
                 self._fold(nested)
-        # What only served a constexpr operation would be held twice: packed and decompressed.
-        for operation in block.operations:
-            if operation.kind.startswith("constexpr_"):
-                for operands in operation.inputs.values():
-                    for operand in operands:
-                        self._literals.pop(id(operand), None)
 
     def _given_inputs(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Value]:
         expected = {f.name for f in self.inputs}
@@ -163,7 +203,7 @@ class Evaluator:
     def _run_block(self, block: Block, values: dict[str, Value], states: dict[str, Tensor]) -> list[Value]:
         last_use = self._last_use[id(block)]
         for index, operation in enumerate(block.operations):
-            if operation.kind == "const" or operation.kind.startswith("constexpr_"):
+            if _is_constant(operation):
                 continue
             self._execute(operation, values, states)
             for name in last_use.get(index, ()):
@@ -202,14 +242,42 @@ class Evaluator:
 
         if tensor.dtype == torch.float32:
             return tensor
-        kept = self._widened.get(id(tensor))
-        if kept is None:
-            kept = tensor.to(torch.float32)
-            size = kept.numel() * 4
-            if id(tensor) in self._constant_ids and self._widened_bytes + size <= MAX_WIDENED_BYTES:
-                self._widened[id(tensor)] = kept
-                self._widened_bytes += size
-        return kept
+        shared = self._shared
+        if id(tensor) in shared.widened:
+            return shared.widened[id(tensor)][1]
+        wide = tensor.to(torch.float32)
+        size = wide.numel() * 4
+        if id(tensor) in self._constant_ids and shared.widened_bytes + size <= MAX_WIDENED_BYTES:
+            shared.widened[id(tensor)] = tensor, wide
+            shared.widened_bytes += size
+        return wide
+
+
+@dataclass
+class _Shared:
+    """What functions of one package hold together: constants by where they lie, and float32 forms by identity.
+
+    The tensor that a float32 form belongs to is kept with it, so that its identity is not given away again.
+    """
+
+    constants: dict[tuple[Any, ...], list[Value]] = field(default_factory=dict)
+    widened: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    widened_bytes: int = 0
+
+
+def _key(operation: Operation) -> tuple[Any, ...]:
+    """What tells constants apart: the operation, where its operands lie, and what it gives."""
+    places = tuple(
+        (name, operand.location, operand.type)
+        for name, operands in operation.inputs.items()
+        for operand in operands
+        if isinstance(operand, Constant)
+    )
+    return (operation.kind, places, tuple(port.type for port in operation.outputs))
+
+
+def _is_constant(operation: Operation) -> bool:
+    return operation.kind == "const" or operation.kind.startswith("constexpr_")
 
 
 def _round(operation: Operation, port: Port, value: Value) -> Value:

@@ -58,15 +58,18 @@ def unpack(data: npt.NDArray[np.uint8], dtype: str, count: int) -> npt.NDArray[A
         return data[: count * bits // 8].view(numpy_dtype(dtype))
     if bits == 4:
         values = np.empty(data.size * 2, np.uint8)
-        values[0::2] = data & 15
-        values[1::2] = data >> 4
+        np.bitwise_and(data, 15, out=values[0::2])
+        np.right_shift(data, 4, out=values[1::2])
         values = values[:count]
     else:
         stream = np.unpackbits(data, bitorder="little", count=count * bits).reshape(count, bits)
         values = stream @ (1 << np.arange(bits, dtype=np.uint8))
     if dtype.startswith("int"):
-        sign = 1 << (bits - 1)
-        return ((values ^ sign).astype(np.int16) - sign).astype(np.int8)
+        # In place, and modulo 256: a table of 128k tokens is large.
+        sign = np.uint8(1 << (bits - 1))
+        values ^= sign
+        values -= sign
+        return values.view(np.int8)
     return values
 
 

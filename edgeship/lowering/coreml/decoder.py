@@ -1,0 +1,202 @@
+"""A language model for Core ML: prefill and decode as two functions of one package, with states for keys and values.
+
+    prefill: input_ids i32[1, chunk], position i32[1] -> next_position i32[1]
+    decode:  input_ids i32[1, 1],     position i32[1] -> logits [1, 1, vocabulary]
+
+Both keep ``k_cache_i`` and ``v_cache_i``, ``[1, kv_heads, context, head_dim]`` in float16, and share every weight.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import coremltools as ct
+import numpy as np
+import torch
+from coremltools.converters.mil import Builder as mb
+from coremltools.converters.mil import register_torch_op
+from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipeline, PassPipelineManager
+
+from edgeship.core.model import Placement
+from edgeship.core.weights import FloatTensor
+from edgeship.errors import EdgeshipError, LoweringError
+from edgeship.llm.models import REAL_ELEMENTS, build_hollow, read_config
+from edgeship.llm.names import program_names
+from edgeship.lowering.coreml.convert import explained
+from edgeship.lowering.coreml.places import HOLD, SETTLE, Places, Shape, shape_of, stored_name
+from edgeship.lowering.coreml.rewrites import in_coreml_operators
+from edgeship.lowering.coreml.stateful import NAME, StatefulStep, prepare, register
+from edgeship.lowering.coreml.stream import write
+from edgeship.program.hollow import fit_scalars
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from torch.export import ExportedProgram
+
+    from edgeship.core.weights import EncodedTensor
+    from edgeship.program.program import TorchProgram
+
+TARGET = "iOS18"
+# They look at the content of constants, which is not there.
+HASHING = {"common::const_deduplication"}
+
+
+@register_torch_op(torch_alias=["edgeship::write_rows", "edgeship.write_rows"], override=True)  # type: ignore[untyped-decorator]
+def write_rows(context: Any, node: Any) -> None:
+    """New keys or values in a state: one slice, open on all axes but that of positions."""
+    cache, rows, position = _get_inputs(context, node, expected=3)
+    end = mb.add(x=position, y=np.int32(rows.shape[2]))
+    zeros = np.zeros(2, np.int32)
+    whole = np.array([True, True, False, True])
+    updated = mb.slice_update(
+        x=cache,
+        update=rows,
+        begin=mb.concat(values=[zeros, position, zeros[:1]], axis=0),
+        end=mb.concat(values=[zeros, end, zeros[:1]], axis=0),
+        begin_mask=whole,
+        end_mask=whole,
+        name=node.name,
+    )
+    context.add(updated)
+
+
+def lower_generic(
+    program: TorchProgram, path: Path, context: int, chunk: int, half: bool, facts: Mapping[str, str]
+) -> tuple[Placement, ...]:
+    """Write the package of any decoder, its layers as transformers defines them; where it keeps each weight.
+
+    Args:
+        context: positions in the caches. chunk: tokens of a prefill. half: compute in float16.
+
+    Raises:
+        UnsupportedOpError: an operator has no lowering. LoweringError: a weight was lost.
+        EncodingError: an encoding has no form.
+    """
+    assert program.origin is not None
+    assert program.record.decoder is not None
+    register()
+    weights = Weights(program, half)
+    functions = {}
+    for name, tokens in (("prefill", chunk), ("decode", 1)):
+        config = read_config(program.origin)
+        config._attn_implementation = NAME
+        model = build_hollow(config)
+        names = program_names(model, program)
+        prepare(model, context, half)
+        weights.fill(model, names)
+        step = StatefulStep(model, program.record.decoder.layers, context, logits=tokens == 1).eval()
+        constants = {f"model.{key}": weight for key, weight in names.items() if weights.is_apart(weight)}
+        functions[name] = convert(step, tokens, constants, weights, "logits" if tokens == 1 else "next_position")
+    write(functions, weights.read, path, ct.target.iOS18.value, facts)
+    return weights.placements()
+
+
+class Weights:
+    """A program's weights as a package will hold them.
+
+    Args:
+        half: floats become float16.
+    """
+
+    def __init__(self, program: TorchProgram, half: bool) -> None:
+        self.program, self.half = program, half
+        self._shapes: dict[str, Shape] = {}
+
+    def placements(self) -> tuple[Placement, ...]:
+        """Where the package keeps each weight that was decided. Raises `LoweringError` when it has none for one."""
+        for weight in self.program.encoded:
+            if weight not in self._shapes:
+                raise LoweringError(f"no function of the language model uses {weight}", fix="report this as a bug")
+        return tuple(Placement(weight, stored_name(weight)) for weight in self.program.encoded)
+
+    def is_apart(self, weight: str) -> bool:
+        """Whether a weight is only a place until the package is written: what was decided, and all that is large."""
+        return weight in self.program.encoded or self.program.weights[weight].numel() > REAL_ELEMENTS
+
+    def shape(self, weight: str) -> Shape:
+        """The shape of a weight that is apart."""
+        if weight not in self._shapes:
+            self._shapes[weight] = shape_of(weight, self.read(weight))
+        return self._shapes[weight]
+
+    def read(self, weight: str) -> EncodedTensor:
+        """One weight, for the file."""
+        encoded = self.program.encoded.get(weight)
+        if encoded is not None:
+            return encoded
+        values = self.program.weights[weight].numpy()
+        return FloatTensor(values.astype(np.float16 if self.half else np.float32, copy=False))
+
+    def fill(self, model: torch.nn.Module, names: Mapping[str, str]) -> None:
+        """Give a hollow model its small weights, which the converter may fold."""
+        small = {
+            name: torch.nn.Parameter(self.program.weights[weight].float(), requires_grad=False)
+            for name, weight in names.items()
+            if not self.is_apart(weight)
+        }
+        for name, value in small.items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, value)
+
+
+def convert(step: torch.nn.Module, tokens: int, constants: Mapping[str, str], weights: Weights, output: str) -> Any:
+    """One function: an mlprogram of coremltools, whose weights are places.
+
+    Args:
+        tokens: that it takes. constants: name of a parameter of ``step`` -> weight that is apart.
+    """
+    ids, position = torch.zeros(1, tokens, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(step, (ids, position), strict=False)
+    except Exception as error:  # of many types
+        raise LoweringError(f"torch.export failed: {' '.join(str(error).split())[:300]}", fix="report it") from error
+    exported = in_coreml_operators(exported)
+    if weights.half:
+        fit_scalars(exported.graph)
+    found = {node: constants[target] for node, target in _parameters(exported) if target in constants}
+    places = Places(found, {weight: weights.shape(weight) for weight in found.values()}, weights.half)
+    pipeline = ct.PassPipeline.DEFAULT
+    pipeline.insert_pass(0, HOLD)
+    pipeline.set_options(HOLD, {"places": places})
+    pipeline.remove_passes(HASHING)
+    kind = np.float16 if weights.half else np.float32
+    try:
+        converted = ct.convert(
+            exported,
+            convert_to="milinternal",
+            inputs=[
+                ct.TensorType(name="input_ids", shape=(1, tokens), dtype=np.int32),
+                ct.TensorType(name="position", shape=(1,), dtype=np.int32),
+            ],
+            outputs=[ct.TensorType(name=output, dtype=kind if output == "logits" else np.int32)],
+            minimum_deployment_target=getattr(ct.target, TARGET),
+            compute_precision=ct.precision.FLOAT16 if weights.half else ct.precision.FLOAT32,
+            pass_pipeline=pipeline,
+        )
+        _finish(converted, places)
+    except EdgeshipError:
+        raise
+    except Exception as error:
+        raise explained(error, exported) from error
+    return converted
+
+
+def _parameters(exported: ExportedProgram) -> Iterator[tuple[str, str]]:
+    """(name of the constant, name of the parameter) of everything that the program holds."""
+    for spec in exported.graph_signature.input_specs:
+        if spec.target is not None:
+            yield spec.arg.name, spec.target
+
+
+def _finish(program: Any, places: Places) -> None:
+    """What coremltools does before it writes, without looking at the content of constants."""
+    pipeline = PassPipeline.get_pipeline("backend_mlprogram")
+    pipeline.remove_passes(HASHING)
+    PassPipelineManager.apply_pipeline(program, pipeline)
+    last = PassPipeline(["common::dead_code_elimination", SETTLE], "edgeship")
+    last.set_options(SETTLE, {"places": places})
+    PassPipelineManager.apply_pipeline(program, last)

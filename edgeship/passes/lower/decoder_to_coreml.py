@@ -1,0 +1,77 @@
+"""lower/decoder_to_coreml: a language model to a Core ML package with states."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+from edgeship.core.decoder import context_of
+from edgeship.core.model import CoreMLDecoder, TorchModel
+from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.profile import Request
+from edgeship.errors import LoweringError, UsageError
+
+
+@dataclass(frozen=True)
+class DecoderToCoreML(Pass):
+    """Write a Core ML package of prefill and decode, which share weights and keep keys and values in states (iOS 18).
+
+    Args:
+        context: positions of the caches; the model's own, at most 2048, when None.
+        chunk: tokens that prefill takes at once.
+        compute: arithmetic of the program. The Neural Engine computes in float16; caches are float16 either way.
+    """
+
+    name: ClassVar[str] = "lower/decoder_to_coreml"
+    tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", "coremltools")
+    decided: ClassVar[dict[str, str]] = {"context": "--context"}
+
+    context: int | None = None
+    chunk: int = 64
+    compute: Literal["float16", "float32"] = "float16"
+
+    @classmethod
+    def plan(cls, request: Request) -> Self | Skip:
+        """Itself for Core ML's language models."""
+        if request.runtime != CoreMLDecoder.runtime:
+            return Skip(f"only for runtime {CoreMLDecoder.runtime}")
+        compute: Literal["float16", "float32"] = "float32" if request.choice.weights == "float32" else "float16"
+        return cls(request.context, compute=compute)
+
+    def confirm(self, request: Request) -> None:
+        """Refuse a chunk of no tokens."""
+        if self.chunk < 1:
+            raise UsageError(f"{self.name}.chunk={self.chunk} takes no tokens", fix="leave it out for 64")
+
+    def run(self, model: TorchModel, ctx: Context) -> CoreMLDecoder:
+        """Write ``model.mlpackage`` and the tokenizer's files.
+
+        Raises:
+            UnsupportedOpError: an operator has no lowering. LoweringError: a weight was lost.
+            EncodingError: an encoding has no form. UsageError: a context that the model has not.
+        """
+        from edgeship.lowering.coreml.decoder import lower_generic
+        from edgeship.lowering.locate import check_floats
+        from edgeship.program.program import TorchProgram
+
+        program = TorchProgram.open(model)
+        decoder = program.record.decoder
+        if decoder is None or program.origin is None:
+            raise LoweringError("this program is no language model", fix="give a folder with one")
+        context = context_of(decoder, self.context)
+        chunk = min(self.chunk, context)
+        check_floats(program.encoded, self.compute, "Core ML")
+        facts = {"context": str(context), "chunk": str(chunk), "minimum_deployment_target": "iOS18"}
+        path = ctx.folder / "model.mlpackage"
+        placements = lower_generic(program, path, context, chunk, self.compute == "float16", facts)
+        for name in decoder.files:
+            shutil.copyfile(program.origin / name, ctx.folder / name)
+        return CoreMLDecoder(
+            path,
+            program.signature,
+            files=(path.name, *decoder.files),
+            placements=placements,
+            compute="f16" if self.compute == "float16" else "f32",
+            facts=facts,
+        )
