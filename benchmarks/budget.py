@@ -14,10 +14,9 @@ from typing import Any
 from builds import Built, build, sets
 from encoder import source as minilm_source
 from language import tinystories
-from models import SHARED, cifar_files
+from models import cifar_files, cifar_source
 from results import RESULTS, write_page
 
-HERE = Path(__file__).resolve().parent
 GROUPED = {"bits": 4, "granularity": "group", "group_size": 32}
 # Samples that losses are measured on: each layer and each encoding runs all of them.
 FEW = ["--set", "compress/sensitivity.samples=6"]
@@ -37,12 +36,9 @@ def sources(folder: Path) -> dict[str, tuple[list[str], str, list[str]]]:
     found: dict[str, tuple[list[str], str, list[str]]] = {}
     found["tinystories-llama-5m"] = (tinystories(text)[0], "perplexity", sets(**GROUPED, method="gptq"))
     found["all-MiniLM-L6-v2"] = (minilm_source(place, 500), "cosine", sets(**GROUPED, method="gptq"))
-    for depth, name in ((20, "resnet20-12fca82f.th"), (56, "resnet56-4bfd9763.th")):
-        arguments = [
-            str(SHARED / "models" / "resnet_cifar10" / name), "--factory", f"{HERE / 'models.py'}:resnet{depth}",
-            "--input", "image:f32[1,3,32,32]", "--calibration", str(calibration), "--eval", str(evaluation),
-            "--max-drop", "100%", "--set", f"check/accuracy.limit={IMAGES}",
-        ]  # fmt: skip
+    for depth in (20, 56):
+        gate = ["--max-drop", "100%", "--set", f"check/accuracy.limit={IMAGES}"]
+        arguments = [*cifar_source(depth, calibration, evaluation), *gate]
         found[f"ResNet-{depth}"] = (arguments, "accuracy", sets(bits=4, method="gptq"))
     return found
 

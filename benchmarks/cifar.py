@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 from builds import build
-from models import SHARED, cifar_files
+from models import cifar_files, cifar_source
 from results import write_page
 
 HERE = Path(__file__).resolve().parent
-WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
+DEPTHS = {"resnet20": 20, "resnet56": 56}
 # Images that an engine sees at most: evaluators and the emulator take up to a second a run.
 LIMITS = {"onnx": 10_000, "tflite": 10_000, "coreml": 500, "coreai": 500, "qnn": 200}
 WANTED = {"W8A8": 0.003, "W4 per channel": 0.010}
@@ -198,7 +198,7 @@ def coremltools(bundle: Path, folder: Path, calibration: np.ndarray) -> Iterator
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=list(WEIGHTS))
+    parser.add_argument("--model", choices=list(DEPTHS))
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--only", choices=["ours", "others"])
     given = parser.parse_args()
@@ -206,13 +206,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         calibration, evaluation = cifar_files(folder, evaluation=given.images)
-        for model, weights in WEIGHTS.items():
+        for model, depth in DEPTHS.items():
             if given.model not in (None, model):
                 continue
-            source = [
-                str(SHARED / "models" / "resnet_cifar10" / weights), "--factory", f"{HERE / 'models.py'}:{model}",
-                "--input", "image:f32[1,3,32,32]", "--calibration", str(calibration), "--eval", str(evaluation),
-            ]  # fmt: skip
+            source = cifar_source(depth, calibration, evaluation)
             for part, make in (("ours", ours), ("others", others)):
                 if given.only in (None, part):
                     arguments = (

@@ -22,20 +22,14 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from models import ARCHITECTURES, SHARED, cifar_files
+from builds import TARGETS
+from models import ARCHITECTURES, SHARED, cifar_files, cifar_source
 
 from edgeship.core.units import human_bytes
 from edgeship.engine.gathering import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-RUNTIMES = {
-    "onnx": "iphone15pro",
-    "tflite": "iphone15pro",
-    "coreml": "iphone15pro",
-    "coreai": "iphone15pro",
-    "qnn": "galaxy-s24",
-}
 LIMIT_SECONDS = 1500
 TRAINED = (
     "digits_cnn",
@@ -64,12 +58,8 @@ def sources(folder: Path, only: str | None) -> dict[str, list[str]]:
     if SHARED.is_dir():
         found["UltraFace slim-320 (ONNX)"] = [str(SHARED / "models" / "ultraface" / "version-slim-320.onnx")]
         calibration, evaluation = cifar_files(folder, evaluation=1000)
-        for depth, name in ((20, "resnet20-12fca82f.th"), (56, "resnet56-4bfd9763.th")):
-            found[f"ResNet-{depth} (CIFAR-10)"] = [
-                str(SHARED / "models" / "resnet_cifar10" / name),
-                "--factory", f"{ROOT / 'benchmarks' / 'models.py'}:resnet{depth}", "--input", "image:f32[1,3,32,32]",
-                "--calibration", str(calibration), "--eval", str(evaluation), "--max-drop", "1%",
-            ]  # fmt: skip
+        for depth in (20, 56):
+            found[f"ResNet-{depth} (CIFAR-10)"] = [*cifar_source(depth, calibration, evaluation), "--max-drop", "1%"]
     for name, (factory, spec) in ARCHITECTURES.items():
         if only is not None and only != name:
             found[name] = []
@@ -87,7 +77,7 @@ def sources(folder: Path, only: str | None) -> dict[str, list[str]]:
 def run(arguments: list[str], runtime: str, profile: str, output: Path) -> dict[str, Any]:
     """One cell: the figures of a build, or the line in which it failed."""
     command = [
-        str(Path(sys.executable).parent / "edgeship"), "build", *arguments, "--target", RUNTIMES[runtime],
+        str(Path(sys.executable).parent / "edgeship"), "build", *arguments, "--target", TARGETS[runtime],
         "--runtime", runtime, "--profile", profile, "-o", str(output), "--json",
     ]  # fmt: skip
     begin = time.perf_counter()
@@ -124,17 +114,17 @@ def write(cells: dict[str, dict[str, Any]], profile: str) -> None:
         for cell in row.values():
             versions.update(cell.get("versions") or {})
     tools = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    header = " | ".join(RUNTIMES)
+    header = " | ".join(TARGETS)
     lines = [
         INTRODUCTION.format(profile=profile, date=datetime.date.today(), versions=tools, **about),
         f"| model | {header} |",
-        "|---|" + "---|" * len(RUNTIMES),
+        "|---|" + "---|" * len(TARGETS),
     ]
     reasons = []
     for model in (*TRAINED, *ARCHITECTURES):
         row = cells.get(model, {})
         texts = []
-        for runtime in RUNTIMES:
+        for runtime in TARGETS:
             cell = row.get(runtime)
             if cell is None:
                 texts.append("not run")
@@ -174,7 +164,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for model, arguments in sources(folder, given.only).items():
-            for runtime in RUNTIMES:
+            for runtime in TARGETS:
                 if given.runtime not in (None, runtime):
                     continue
                 cell = run(arguments, runtime, given.profile, folder / "bundle")

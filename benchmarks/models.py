@@ -208,6 +208,15 @@ def cifar_files(folder: Path, calibration: int = 500, evaluation: int = 2000) ->
     return paths[0], paths[1]
 
 
+def cifar_source(depth: int, calibration: Path, evaluation: Path) -> list[str]:
+    """The trained CIFAR ResNet of 20 or 56 layers with its data, as arguments of ``edgeship build``."""
+    weights = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}[depth]
+    return [
+        str(SHARED / "models" / "resnet_cifar10" / weights), "--factory", f"{Path(__file__).resolve()}:resnet{depth}",
+        "--input", "image:f32[1,3,32,32]", "--calibration", str(calibration), "--eval", str(evaluation),
+    ]  # fmt: skip
+
+
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 # name -> (factory, --input, or None when the saved folder says it itself)
