@@ -89,8 +89,8 @@ class LiteRTRuntime(Runtime):
         return resident_bits(op, encoding, activations)
 
     def scale_bits(self, encoding: Encoding) -> int:
-        """Scales of blocks are float16 in the file, others float32."""
-        return 16 if isinstance(encoding, Affine) and encoding.granularity == "group" else 32
+        """Scales of blocks are float16 in the file; others float32, each with a zero point of 64 bits beside it."""
+        return 16 if isinstance(encoding, Affine) and encoding.granularity == "group" else 32 + 64
 
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """See `edgeship.runtimes.litert.kernels`."""

@@ -60,3 +60,17 @@ def test_writing_leaves_the_model_as_it_was(artifact, tmp_path):
     write(model, tmp_path / "behind.tflite", max_inline_bytes=0)
     write(model, tmp_path / "inline.tflite")
     assert (tmp_path / "inline.tflite").read_bytes() == artifact.path.read_bytes()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_take_the_bytes_that_are_stated(bits, layers_program, with_encoded, lower_to_tflite):
+    encoding = Affine(bits)
+    encoded = {"first.weight": quantize_nearest(layers_program.weight("first.weight"), encoding)}
+    artifact = lower_to_tflite(with_encoded(layers_program, encoded))
+    model = parse(artifact.path.read_bytes())
+    (stored,) = [item.stored for item in artifact.placements if item.weight == "first.weight"]
+    (tensor,) = [item for item in model.subgraphs[0].tensors if item.name.decode() == stored]
+    grid = tensor.quantization
+    size = len(model.buffers[tensor.buffer].data) + 4 * len(grid.scale) + 8 * len(grid.zeroPoint)
+    use = next(use for use in layers_program.record.inventory.weights if use.name == "first.weight")
+    assert size == RUNTIME.stored_bits(use, encoding) // 8
