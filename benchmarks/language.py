@@ -22,9 +22,11 @@ from typing import Any
 
 import numpy as np
 from builds import Built, build, sets
-from llama2c import Tokenizer, read_checkpoint
+from llama2c import Tokenizer
 from models import SHARED
 from results import RESULTS, write_page
+
+from edgeship.frontends.llama2c import read_checkpoint
 
 WINDOWS, TOKENS, CALIBRATION = 60, 256, 128
 GROUPED = {"bits": 4, "granularity": "group", "group_size": 32}

@@ -28,6 +28,7 @@ from edgeship.engine.sources import find_source
 from edgeship.errors import GateError, MissingToolError, UsageError
 
 MAX_BENCH_SECONDS = 3600
+LANGUAGE_FORMS = ("decoder", "llama2c")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class BuildOrder:
         source: factory, file or folder. targets: names. runtimes: names; empty means each target's own list.
         output: bundle folder; ``<name>.edgeship`` here when None. options: ``{"compress/quantize": {"bits": "8"}}``.
         metric: see `edgeship.data.metrics`; accuracy when None.
-        context: positions that a language model's artifacts keep.
+        context: positions that a language model's artifacts keep. lora: folder of a PEFT adapter to merge.
         max_drop: fraction. max_size_bytes: limit for each artifact's files.
     """
 
@@ -56,6 +57,7 @@ class BuildOrder:
     max_size_bytes: int | None = None
     max_drop: float | None = None
     context: int | None = None
+    lora: str | None = None
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     use_cache: bool = True
 
@@ -151,11 +153,13 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
         if asked and evaluation is None:
             raise UsageError(f"{option} needs data to measure on", fix="add --eval DATA")
     metric = order.metric or (None if order.evaluation else found.metric)
-    if found.source.form == "decoder":
+    if found.source.form in LANGUAGE_FORMS:
         metric = metric or "perplexity"
-    language = found.source.form == "decoder"
+    language = found.source.form in LANGUAGE_FORMS
     if order.context is not None and not language:
         raise UsageError("--context is for language models", fix="leave it out; sizes are part of --input")
+    if order.lora is not None and found.source.form != "decoder":
+        raise UsageError("--lora is for language models in Hugging Face folders", fix="leave it out")
     requests: list[Request] = []
     for target in chosen:
         for name in _engines(order.runtimes or target.runtime_names, language, asked=bool(order.runtimes)):
@@ -164,7 +168,8 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
             requests.append(
                 Request(
                     found.source, target, name, profile, None, calibration_ref, evaluation_ref,
-                    metric, order.max_size_bytes, order.max_drop, options=order.options, load=found.load,
+                    metric, order.max_size_bytes, order.max_drop, options=order.options,
+                    load={**found.load, "lora": order.lora},
                     context=order.context,
                 )
             )  # fmt: skip

@@ -49,6 +49,7 @@ def order_options(command: F) -> F:
         click.option("--eval", "evaluation", metavar="DATA", help="Inputs to compare on, with labels for accuracy."),
         click.option("--metric", metavar="NAME", help="accuracy, perplexity, cosine, snr, or file.py:function."),
         click.option("--context", type=int, metavar="N", help="Positions that a language model keeps."),
+        click.option("--lora", metavar="DIR", help="A PEFT adapter to merge into a language model."),
         click.option("--max-size", metavar="SIZE", help="Limit for each artifact's files, such as 3GB."),
         click.option("--max-drop", metavar="SHARE", help="Largest drop of the metric allowed, such as 1%."),
         click.option("--set", "settings", multiple=True, metavar="PASS.FIELD=VALUE", help="Set an option of a pass."),

@@ -14,6 +14,7 @@ from edgeship.core.artifact import file_digest, list_files, source_digest
 from edgeship.core.model import Signature, Source
 from edgeship.core.records import read_toml, suggest
 from edgeship.errors import SourceError, UsageError
+from edgeship.frontends.llama2c import is_checkpoint
 
 SAMPLE_FILE = "sample.toml"
 PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".pkl")
@@ -114,6 +115,8 @@ def _form(path: Path) -> str:
         return "export"
     if suffix == ".safetensors":
         return "safetensors"
+    if suffix == ".bin" and is_checkpoint(path):
+        return "llama2c"
     if suffix in PICKLES:
         if zipfile.is_zipfile(path) and any(name.endswith("archive_format") for name in _names(path)):
             return "export"
@@ -137,7 +140,7 @@ def _writes_text(folder: Path) -> bool:
 
 _KNOWN = (
     "give file.py:function, package.module:function, a .pt2, a Hugging Face folder, an .onnx, "
-    "or .safetensors with --factory"
+    "a llama2.c .bin, or .safetensors with --factory"
 )
 
 
@@ -171,6 +174,8 @@ def _is_factory(reference: str) -> bool:
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         return [item for item in list_files(path) if not item.name.startswith(".")]
+    if path.suffix == ".bin":
+        return [path, *sorted(item for item in path.parent.glob("tok*.bin") if item != path)]
     # External data of ONNX lies beside the file under names only the file knows: take likely ones.
     beside = [item for item in path.parent.glob(f"{path.stem}*") if item.is_file() and item.suffix in (".data", ".bin")]
     return [path, *sorted(item for item in beside if item != path)]

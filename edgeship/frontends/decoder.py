@@ -38,8 +38,14 @@ class LoadedDecoder:
     files: tuple[Path, ...]
 
 
-def load_decoder(folder: Path, tokens: int | None = None, note: str = "") -> LoadedDecoder:
+def load_decoder(
+    folder: Path, tokens: int | None = None, note: str = "", *, keep: bool = False, lora: Path | None = None
+) -> LoadedDecoder:
     """The program ``input_ids [1, tokens] -> logits [1, tokens, vocabulary]`` of a folder's language model.
+
+    Args:
+        keep: keep copies of the weights with the program, because the folder will not stay.
+        lora: folder of a PEFT adapter that is merged into them.
 
     Raises:
         SourceError: no such architecture, or no tokenizer. WeightsError: weights missing or of another shape.
@@ -62,7 +68,7 @@ def load_decoder(folder: Path, tokens: int | None = None, note: str = "") -> Loa
         )
     check_shards(folder)
     model = build_hollow(config)
-    weights, files = _locate(model, folder, config)
+    weights, files = (_load(folder, config), ()) if keep else _locate(model, folder, config)
     spec = TensorSpec("input_ids", "i64", (1, tokens), low=0, high=config.vocab_size - 1)
     example = torch.randint(0, config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
     _make_real(model, weights, {n for n, p in model.named_parameters() if p.numel() <= REAL_ELEMENTS})
@@ -73,6 +79,8 @@ def load_decoder(folder: Path, tokens: int | None = None, note: str = "") -> Loa
             _make_real(model, weights, folded)
             exported = export_normalised(Whole(model), (example,), ("input_ids",), prefix="model")
     floats, tied = _weights_of(exported, model, weights, folded)
+    if lora is not None:
+        floats = _adapted(lora, model, weights, floats, exported)
     record = ProgramRecord(
         Signature((spec,), (TensorSpec("logits", "f32", (1, tokens, config.vocab_size)),)),
         take_inventory(exported),
@@ -82,9 +90,9 @@ def load_decoder(folder: Path, tokens: int | None = None, note: str = "") -> Loa
     )
     program = TorchProgram(exported, floats, {}, record, folder)
     size = 4 * record.inventory.parameters
-    if size <= MAX_COMPARED_BYTES:
+    if lora is None and size <= MAX_COMPARED_BYTES:
         _compare(program, folder, example)
-    else:
+    elif lora is None:
         remark = f"{size / 1e9:.1f} GB: the export was not compared with the eager model"
         program.record = replace(record, history=(*record.history, remark))
     return LoadedDecoder(program, files)
@@ -211,6 +219,24 @@ def _weights_of(
             else:
                 values[name] = weights[source]
     return (Overlay(WeightStore(places), values) if places else values), tied
+
+
+def _adapted(
+    folder: Path,
+    model: torch.nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    floats: Mapping[str, torch.Tensor],
+    exported: Any,
+) -> Mapping[str, torch.Tensor]:
+    """The program's weights with an adapter merged into them."""
+    from edgeship.frontends.lora import Merged, read_adapter
+
+    parameters = _all_parameters(model)
+    adapter = read_adapter(folder, {name: tuple(held.shape) for name, held in parameters.items()})
+    # A weight may have another of its names in the program.
+    own = {id(parameters[name]): name for name in floats if name in parameters}
+    names = {own[id(parameters[name])]: name for name in adapter.pairs if id(parameters[name]) in own}
+    return Overlay(floats, Merged(floats, adapter, names))
 
 
 def _compare(program: TorchProgram, folder: Path, example: torch.Tensor) -> None:

@@ -100,7 +100,7 @@ def _falcon_forward(
     fused = self.query_key_value(hidden_states)
     if self.new_decoder_architecture:
         groups = self.num_heads // self.num_kv_heads + 2
-        parts = fused.view(1, fused.shape[1], -1, groups, self.head_dim)
+        parts = fused.view(*fused.shape[:2], -1, groups, self.head_dim)
         query = parts[:, :, :, :-2].flatten(2, 3)
         key, value = parts[:, :, :, -2], parts[:, :, :, -1]
     else:
@@ -113,4 +113,4 @@ def _falcon_forward(
         key, value = layer_past.update(key, value, self.layer_idx)
     attend = AttentionInterface()[self.config._attn_implementation]
     mixed, _ = attend(self, query, key, value, attention_mask, scaling=self.head_dim**-0.5)
-    return self.dense(mixed.reshape(1, mixed.shape[1], -1)), None
+    return self.dense(mixed.reshape(*mixed.shape[:2], -1)), None

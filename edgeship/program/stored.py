@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import struct
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -229,7 +230,10 @@ class Overlay(Mapping[str, "torch.Tensor"]):
     def __init__(self, base: Mapping[str, torch.Tensor], changed: Mapping[str, torch.Tensor]) -> None:
         inner = base if isinstance(base, Overlay) else None
         self.base: Mapping[str, torch.Tensor] = base if inner is None else inner.base
-        self.changed: dict[str, torch.Tensor] = dict(changed) if inner is None else {**inner.changed, **changed}
+        # A chain and no copy: merged adapters are computed weight by weight.
+        self.changed: Mapping[str, torch.Tensor] = (
+            changed if inner is None else ChainMap(changed, inner.changed)  # type: ignore[arg-type]
+        )
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.changed[name] if name in self.changed else self.base[name]

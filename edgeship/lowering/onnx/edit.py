@@ -30,7 +30,7 @@ def insert(
     model.graph.insert_before(before, node)
     (output,) = node.outputs
     output.name, output.dtype = name, dtype
-    output.shape = None if shape is None else ir.Shape([int(size) for size in shape])
+    output.shape = None if shape is None else ir.Shape(list(shape))
     return output
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Self
 
 from edgeship.core.model import Source, TorchModel
@@ -18,26 +19,37 @@ class LoadDecoder(Pass):
     Args:
         tokens: length of the texts that artifacts are compared on, and that calibration sees; 128, or all positions
             of a model that has fewer, when None.
+        lora: folder of a PEFT adapter to merge into the weights; ``lora_digest`` is of what it holds.
     """
 
     name: ClassVar[str] = "load/decoder"
     tools: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    decided: ClassVar[dict[str, str]] = {"lora": "--lora", "lora_digest": "--lora"}
 
     tokens: int | None = None
+    lora: str = ""
+    lora_digest: str = ""
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Takes a folder whose ``config.json`` names a language model."""
         if request.source.form != "decoder":
             return Skip(f"{request.source.reference} is no language model")
-        return cls()
+        lora = str(request.load.get("lora") or "")
+        if not lora:
+            return cls()
+        from edgeship.frontends.lora import adapter_digest
+
+        return cls(lora=str(Path(lora).absolute()), lora_digest=adapter_digest(Path(lora)))
 
     def run(self, model: Source, ctx: Context) -> TorchModel:
         """Export the whole text without a cache: the reference that every engine is compared with."""
         from edgeship.core.artifact import source_digest
         from edgeship.frontends.decoder import load_decoder
 
-        loaded = load_decoder(model.path, self.tokens, note=f"{self.name}: {model.path.name}")
+        loaded = load_decoder(
+            model.path, self.tokens, note=f"{self.name}: {model.path.name}", lora=Path(self.lora) if self.lora else None
+        )
         folder = ctx.folder / "program"
         loaded.program.save(folder)
         digests = {str(file.absolute()): source_digest(file) for file in loaded.files}

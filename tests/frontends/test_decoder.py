@@ -1,0 +1,177 @@
+"""Language models from folders: what is read, and what is refused before anything expensive."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from edgeship.errors import EdgeshipError, SourceError, UsageError, WeightsError
+from edgeship.frontends.decoder import load_decoder
+from edgeship.frontends.llama2c import is_checkpoint, write_folder
+from edgeship.frontends.lora import read_adapter
+from edgeship.program.program import TorchProgram
+from edgeship.program.stored import Overlay, WeightStore
+
+
+@pytest.fixture
+def folder(family, tmp_path):
+    return shutil.copytree(family("llama"), tmp_path / "llama")
+
+
+def edit(path, **changes) -> None:
+    data = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not ...}))
+
+
+def test_weights_stay_in_the_users_files(decoder_model, family) -> None:
+    program = TorchProgram.open(decoder_model("llama"))
+    assert isinstance(program.weights, WeightStore)
+    places = program.weights.places
+    files = {place.file for name, place in places.items() if name.startswith("model.")}
+    assert files == {family("llama") / "model.safetensors"}
+    assert program.record.decoder.family == "llama"
+    assert [layer.window for layer in TorchProgram.open(decoder_model("gemma3")).record.decoder.layers] == [12, 12, None]
+
+
+def test_a_missing_shard_is_named(folder) -> None:
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(weights)
+    index = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(names)}
+    for shard in set(index.values()):
+        part = {name: weights[name] for name in names if index[name] == shard}
+        save_file(part, folder / shard, metadata={"format": "pt"})
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    assert load_decoder(folder, 16).program.record.decoder is not None
+    (folder / "model-1.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"lacks model-1\.safetensors"):
+        load_decoder(folder, 16)
+
+
+def test_a_cut_shard_is_refused(folder) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="header"):
+        load_decoder(folder, 16)
+
+
+def test_a_missing_tokenizer_is_refused(folder) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(SourceError, match=r"no tokenizer\.json"):
+        load_decoder(folder, 16)
+
+
+def test_tied_weights_given_twice_must_be_the_same(folder) -> None:
+    weights = load_file(folder / "model.safetensors")
+    table = weights["model.embed_tokens.weight"]
+    save_file({**weights, "lm_head.weight": table.clone()}, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load_decoder(folder, 16).files
+    save_file({**weights, "lm_head.weight": table + 1}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=r"ties lm_head\.weight to model\.embed_tokens\.weight.*two different"):
+        load_decoder(folder, 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"model_type": "lama"}, "knows no language model of type 'lama'"),
+        ({"model_type": "lama", "auto_map": {"AutoModel": "x.Y"}}, "brings its own model code"),
+        ({"model_type": ...}, "cannot be read"),
+        ({"num_attention_heads": "four"}, "num_attention_heads|config"),
+        ({"hidden_size": 128}, "cannot be loaded"),
+        ({"num_hidden_layers": 4}, "lacks the weight"),
+    ],
+)
+def test_configurations_that_do_not_fit_are_refused(folder, changes, error) -> None:
+    edit(folder / "config.json", **changes)
+    with pytest.raises(EdgeshipError, match=error):
+        load_decoder(folder, 16)
+
+
+def test_texts_longer_than_the_model_are_refused(folder) -> None:
+    with pytest.raises(UsageError, match="tokens=129, and the model has 128 positions"):
+        load_decoder(folder, 129)
+
+
+def adapter(folder, layers=("q_proj", "v_proj"), rank=4, width=64, **config):
+    folder.mkdir()
+    made = {}
+    torch.manual_seed(5)
+    for name in layers:
+        out = {"q_proj": 64, "v_proj": 32}.get(name, 64)
+        stem = f"base_model.model.model.layers.1.self_attn.{name}"
+        made[f"{stem}.lora_A.weight"] = torch.randn(rank, width)
+        made[f"{stem}.lora_B.weight"] = torch.randn(out, rank)
+    save_file(made, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "base_model_name_or_path": "someone/base", **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder, made
+
+
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 2.0), (True, 4.0)])
+def test_an_adapter_is_merged(folder, tmp_path, rslora, scale) -> None:
+    place, made = adapter(tmp_path / "lora", use_rslora=rslora)
+    plain = load_decoder(folder, 16).program
+    program = load_decoder(folder, 16, lora=place).program
+    for name in ("q_proj", "v_proj"):
+        stem = f"base_model.model.model.layers.1.self_attn.{name}"
+        wanted = plain.weight(f"model.layers.1.self_attn.{name}.weight") + scale * (
+            made[f"{stem}.lora_B.weight"] @ made[f"{stem}.lora_A.weight"]
+        )
+        assert torch.allclose(program.weight(f"model.layers.1.self_attn.{name}.weight"), wanted, atol=1e-5)
+    untouched = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(program.weight(untouched), plain.weight(untouched))
+    assert isinstance(program.weights, Overlay)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"layers": ("c_attn",)}, "belongs to another base"),
+        ({"width": 128}, "of 64x128, the model has 64x64"),
+        ({"peft_type": "IA3"}, "an adapter of kind IA3"),
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "trained biases"),
+        ({"r": "many"}, "cannot be read"),
+    ],
+)
+def test_adapters_that_do_not_fit_are_refused(family, tmp_path, given, error) -> None:
+    place, _ = adapter(tmp_path / "lora", **given)
+    shapes = {f"model.layers.1.self_attn.{name}.weight": (out, 64) for name, out in (("q_proj", 64), ("v_proj", 32))}
+    with pytest.raises(EdgeshipError, match=error):
+        read_adapter(place, shapes)
+
+
+def test_an_adapter_without_its_files_is_refused(tmp_path) -> None:
+    with pytest.raises(SourceError, match=r"no adapter_config\.json"):
+        read_adapter(tmp_path, {})
+
+
+def test_llama2c_checkpoints_become_folders(shared, tmp_path) -> None:
+    path = shared / "data" / "models" / "stories260k" / "stories260K.bin"
+    assert is_checkpoint(path)
+    write_folder(path, tmp_path / "hf")
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    text = "Once upon a time, there was a little girl named Zoë."
+    ids = tokenizer(text).input_ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    with torch.no_grad():
+        loss = model(torch.tensor([[1, *ids]]), labels=torch.tensor([[1, *ids]])).loss
+    assert loss < 2.5, "a random model answers 6.2"
+
+
+def test_a_cut_llama2c_checkpoint_is_none(tmp_path) -> None:
+    path = tmp_path / "m.bin"
+    path.write_bytes(struct.pack("7i", 64, 172, 5, 8, 4, 512, 512) + np.zeros(1000, np.float32).tobytes())
+    assert not is_checkpoint(path)
+    path.write_bytes(b"short")
+    assert not is_checkpoint(path)
