@@ -36,7 +36,11 @@ def test_weights_stay_in_the_users_files(decoder_model, family) -> None:
     files = {place.file for name, place in places.items() if name.startswith("model.")}
     assert files == {family("llama") / "model.safetensors"}
     assert program.record.decoder.family == "llama"
-    assert [layer.window for layer in TorchProgram.open(decoder_model("gemma3")).record.decoder.layers] == [12, 12, None]
+    assert [layer.window for layer in TorchProgram.open(decoder_model("gemma3")).record.decoder.layers] == [
+        12,
+        12,
+        None,
+    ]
 
 
 def test_a_missing_shard_is_named(folder) -> None:
@@ -165,8 +169,11 @@ def test_llama2c_checkpoints_become_folders(shared, tmp_path) -> None:
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     with torch.no_grad():
+        ids = tokenizer(
+            "Once upon a time, there was a little girl named Lily. She loved to play with her toys."
+        ).input_ids
         loss = model(torch.tensor([[1, *ids]]), labels=torch.tensor([[1, *ids]])).loss
-    assert loss < 2.5, "a random model answers 6.2"
+    assert loss < 1.5, "a random model answers 6.2"
 
 
 def test_a_cut_llama2c_checkpoint_is_none(tmp_path) -> None:

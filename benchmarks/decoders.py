@@ -1,0 +1,134 @@
+"""Every family of decoders in every engine for language models: greedy tokens beside transformers' own.
+
+    python benchmarks/decoders.py [--family NAME] [--engine NAME] [--again]
+
+Each family is a small random model (see families.py), in float. A prompt of 20 tokens goes in by chunks of 8, and 32
+tokens come out, past the sliding window of 12 where the family has one. A cell says how many of the 32 are the tokens
+that transformers writes with its own attention and cache; where the engine computes in float16 and a token differs, how
+close transformers' two best were there. What is known already is kept in llm-coverage.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from families import FAMILIES, make_family
+from results import RESULTS, write_page
+
+from edgeship.core.registry import passes, runtimes
+
+CONTEXT, CHUNK, PROMPT, NEW = 64, 8, 20, 32
+KEPT = RESULTS / "llm-coverage.json"
+
+
+def engines() -> list[str]:
+    return [name for name, runtime in runtimes().items() if runtime.language_of]
+
+
+def lower(engine: str, model: Any, folder: Path) -> Any:
+    """The artifact of a loaded program, by the pass that makes that engine's."""
+    from edgeship.core.passes import Context
+
+    cls = next(cls for cls in passes().values() if cls.edges()[1] is runtimes()[engine].artifact)
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    given = {name: value for name, value in (("context", CONTEXT), ("chunk", CHUNK)) if name in known}
+    return cls(**given).run(model, ctx=Context(folder))
+
+
+def measure(family: str, engine: str) -> dict[str, Any]:
+    """In a process of its own: load, lower, generate, compare."""
+    import torch
+    import transformers
+
+    from edgeship.core.model import TorchModel
+    from edgeship.frontends.decoder import load_decoder
+    from edgeship.llm import openelm
+    from edgeship.llm.generation import generate
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = make_family(family, Path(temporary) / "model")
+        program = load_decoder(folder, 32).program
+        program.save(Path(temporary) / "program")
+        made = Path(temporary) / "made"
+        made.mkdir()
+        artifact = lower(engine, TorchModel(Path(temporary) / "program", program.signature), made)
+        openelm.register()
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        prompt = torch.randint(2, 256, (1, PROMPT), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            answer = model.generate(
+                prompt, max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0, output_logits=True,
+                return_dict_in_generate=True,
+            )  # fmt: skip
+        wanted = answer.sequences[0, PROMPT:].tolist()
+        with runtimes()[engine].open(artifact) as session:
+            if hasattr(session.stepper, "chunk") and "chunk" not in artifact.facts:
+                session.stepper.chunk = CHUNK
+            found = list(generate(session.stepper, prompt[0].tolist(), NEW))
+        same = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b), NEW)
+        margin = None
+        if same < NEW:
+            best = answer.logits[same][0].topk(2).values
+            margin = float((best[0] - best[1]) / answer.logits[same][0].abs().max())
+        return {"same": same, "margin": margin, "compute": artifact.compute, "distinct": len(set(wanted))}
+
+
+def cell(known: dict[str, Any] | None) -> str:
+    if known is None:
+        return "not run"
+    if "error" in known:
+        return known["error"]
+    if known["same"] == NEW:
+        return f"{NEW} of {NEW}"
+    return (
+        f"{known['same']} of {NEW}; there transformers' two best are {known['margin']:.1%} of the largest logit apart"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--family", choices=list(FAMILIES))
+    parser.add_argument("--engine", choices=engines())
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print("\n" + json.dumps(measure(*given.one)))
+        return
+    known: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
+    for family in FAMILIES:
+        for engine in engines():
+            name = f"{family} {engine}"
+            if given.family not in (None, family) or given.engine not in (None, engine):
+                continue
+            if name in known and not given.again:
+                continue
+            order = [sys.executable, "-W", "ignore", __file__, "--one", family, engine]
+            done = subprocess.run(order, capture_output=True, text=True, check=False)
+            lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            known[name] = json.loads(lines[-1]) if lines else {"error": last[:200]}
+            print(name, known[name], flush=True)
+            KEPT.write_text(json.dumps(known, indent=1) + "\n")
+    write_page(
+        "llm-coverage",
+        "Families of language models in each engine",
+        "python benchmarks/decoders.py",
+        ("edgeship", "torch", "transformers", "onnxruntime-genai", "ai-edge-litert", "coremltools", "coreai-core"),
+        ("family", *engines()),
+        [[family, *(cell(known.get(f"{family} {engine}")) for engine in engines())] for family in FAMILIES],
+        before=f"Greedy tokens equal to transformers' own, of {NEW}, after a prompt of {PROMPT} in chunks of {CHUNK}; "
+        "float weights, float32 arithmetic where the engine has it (coreml-lm rounds each operator to float16 as the "
+        "device does). Small random models; see benchmarks/families.py.",
+    )
+
+
+if __name__ == "__main__":
+    main()
