@@ -53,7 +53,9 @@ def rewritten(
     """
     defaults = torch.export.default_decompositions()
     table: dict[Any, Rewrite] = {**(base or {}), **rewrites}
-    for _ in range(MAX_ROUNDS):
+    for number in range(MAX_ROUNDS):
+        if number:
+            loosen_views(exported)
         exported = exported.run_decompositions(dict(table))
         drop_copies(exported)
         lacking = [node for node in exported.graph.nodes if node.op == "call_function" and not known(node)]
@@ -86,6 +88,14 @@ def drop_copies(exported: ExportedProgram) -> None:
         elif node.target in same and not any(user.op == "output" for user in node.users):
             node.replace_all_uses_with(node.args[0])
             exported.graph.erase_node(node)
+    exported.graph_module.recompile()
+
+
+def loosen_views(exported: ExportedProgram) -> None:
+    """Views become reshapes, which are traced into views again: a copy that made their memory contiguous may be gone."""
+    for node in exported.graph.nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
     exported.graph_module.recompile()
 
 

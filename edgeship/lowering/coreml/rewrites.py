@@ -27,6 +27,7 @@ REWRITES: dict[Any, Rewrite] = {
     aten.bitwise_or.Tensor: on_masks(torch.logical_or),
     aten.index_copy.default: index_copy,
     aten.prod.dim_int: product,
+    aten.where.ScalarOther: lambda condition, x, other: torch.where(condition, x, x.new_full((), other)),
 }
 POOLS = (
     aten.max_pool1d.default,
