@@ -92,7 +92,7 @@ def drop_copies(exported: ExportedProgram) -> None:
 
 
 def loosen_views(exported: ExportedProgram) -> None:
-    """Views become reshapes, which are traced into views again: a copy that made their memory contiguous may be gone."""
+    """Views become reshapes, which are traced anew: a copy that made their memory contiguous may be gone."""
     for node in exported.graph.nodes:
         if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
