@@ -8,7 +8,7 @@ JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: setup demo lint test test-all docs clean
+.PHONY: setup demo demo-llm lint test test-all docs clean
 
 setup: $(STAMP)
 
@@ -20,6 +20,11 @@ $(STAMP): pyproject.toml
 
 demo: setup
 	OMP_NUM_THREADS=2 $(BIN)/edgeship build samples/digits_cnn --target iphone15pro --target galaxy-s24 -o bundles/digits_cnn
+
+demo-llm: setup
+	OMP_NUM_THREADS=2 $(BIN)/edgeship build samples/storyteller --target iphone15pro --target galaxy-s24 --profile small -o bundles/storyteller
+	@for engine in onnx tflite coreml; do echo; echo "-- $$engine --"; \
+	  $(BIN)/edgeship chat bundles/storyteller --runtime $$engine --plain --prompt "ROMEO:" --max-tokens 60 || exit 1; done
 
 lint: setup
 	$(BIN)/ruff check .
