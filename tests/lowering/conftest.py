@@ -83,6 +83,19 @@ SPARSE = [
     *(Sparse(palette) for palette in PALETTES),
 ]
 # Converters take longer than twice as long for twice as many layers.
+# Computed in float32, which leaves no room for a number that is nearly right.
+EXACT: list[Encoding] = [
+    Affine(3),
+    Affine(2, False),
+    Affine(4, False, "group", 32),
+    Palette(3),
+    Palette(4, 8),
+    Sparse(Affine()),
+    Sparse(Affine(3)),
+    Sparse(Affine(2, True, "group", 32)),
+    Sparse(Palette(6, 8)),
+]
+
 FAMILIES: dict[str, list[Encoding]] = {
     **{f"integers_{place // 12}": list(AFFINE[place : place + 12]) for place in range(0, len(AFFINE), 12)},
     "palettes": list(PALETTES),
@@ -204,6 +217,14 @@ def program_of_all(
 def decibels(runtime: Runtime, artifact: Artifact, program: TorchProgram) -> float:
     """The worst signal-to-noise ratio of any output, against the program's own reference."""
     return min(decibels_by_output(runtime, artifact, program).values())
+
+
+def check(runtime: Runtime, lower: Callable[..., Artifact], program: TorchProgram, step: Any, decibels: float) -> None:
+    """Lower; the file holds each weight as it was decided, and each output is as the reference says."""
+    artifact = lower(program, step)
+    assert unequal(runtime, artifact, program) == {}
+    ratios = decibels_by_output(runtime, artifact, program)
+    assert {name: ratio for name, ratio in ratios.items() if ratio < decibels} == {}
 
 
 def decibels_by_output(runtime: Runtime, artifact: Artifact, program: TorchProgram) -> dict[str, float]:

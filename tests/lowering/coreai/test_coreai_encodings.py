@@ -13,39 +13,20 @@ from edgeship.program.export import make_program
 from edgeship.runtimes.coreai.runtime import RUNTIME
 
 FAMILIES = ("integers_0", "integers_1", "integers_2", "integers_3", "palettes", "sparse_0", "sparse_1")
-# Arithmetic in float32 leaves no room for a number that is nearly right.
-EXACT = [
-    Affine(3),
-    Affine(2, False),
-    Affine(4, False, "group", 32),
-    Palette(3),
-    Palette(4, 8),
-    Sparse(Affine()),
-    Sparse(Affine(3)),
-    Sparse(Affine(2, True, "group", 32)),
-    Sparse(Palette(6, 8)),
-]
 
 
 def held(op, encoding) -> str:
     return RUNTIME.holds(op, encoding, "float")
 
 
-def check(program, step, lower, apple, decibels: float) -> None:
-    artifact = lower(program, step)
-    assert apple.unequal(RUNTIME, artifact, program) == {}
-    ratios = apple.decibels_by_output(RUNTIME, artifact, program)
-    assert {name: ratio for name, ratio in ratios.items() if ratio < decibels} == {}
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_cell(family, lower, apple) -> None:
     program = apple.cells_program(apple.FAMILIES[family], held)
-    check(program, TorchToCoreAI("float16"), lower, apple, 55)
+    apple.check(RUNTIME, lower, program, TorchToCoreAI("float16"), 55)
 
 
 def test_in_float32(lower, apple) -> None:
-    check(apple.cells_program(EXACT, held), TorchToCoreAI("float32"), lower, apple, 110)
+    apple.check(RUNTIME, lower, apple.cells_program(apple.EXACT, held), TorchToCoreAI("float32"), 110)
 
 
 def test_all_families_are_tested(apple) -> None:

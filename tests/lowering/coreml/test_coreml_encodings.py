@@ -21,45 +21,26 @@ OLD = [
     *(Palette(bits) for bits in (1, 2, 4, 6, 8)),
     Sparse(Float(16)),
 ]
-# Arithmetic in float32 leaves no room for a number that is nearly right; iOS 26 scales what it looked up.
-EXACT = [
-    Affine(3),
-    Affine(2, False),
-    Affine(4, False, "group", 32),
-    Palette(3),
-    Palette(4, 8),
-    Sparse(Affine()),
-    Sparse(Affine(3)),
-    Sparse(Affine(2, True, "group", 32)),
-    Sparse(Palette(6, 8)),
-]
 
 
 def held(op, encoding) -> str:
     return RUNTIME.holds(op, encoding, "float")
 
 
-def check(program, step, lower, apple, decibels: float) -> None:
-    artifact = lower(program, step)
-    assert apple.unequal(RUNTIME, artifact, program) == {}
-    ratios = apple.decibels_by_output(RUNTIME, artifact, program)
-    assert {name: ratio for name, ratio in ratios.items() if ratio < decibels} == {}
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_cell(family, lower, apple) -> None:
     program = apple.cells_program(apple.FAMILIES[family], held)
-    check(program, TorchToCoreML("iOS18"), lower, apple, 55)
+    apple.check(RUNTIME, lower, program, TorchToCoreML("iOS18"), 55)
 
 
 @pytest.mark.parametrize("target", ["iOS18", "iOS26"])
 def test_in_float32(target, lower, apple) -> None:
-    check(apple.cells_program(EXACT, held), TorchToCoreML(target, "float32"), lower, apple, 110)
+    apple.check(RUNTIME, lower, apple.cells_program(apple.EXACT, held), TorchToCoreML(target, "float32"), 110)
 
 
 def test_before_ios18(lower, apple) -> None:
     assert [encoding for encoding in OLD if refusal_before_ios18(encoding)] == []
-    check(apple.cells_program(OLD, held), TorchToCoreML("iOS16"), lower, apple, 55)
+    apple.check(RUNTIME, lower, apple.cells_program(OLD, held), TorchToCoreML("iOS16"), 55)
 
 
 def test_all_families_are_tested(apple) -> None:
