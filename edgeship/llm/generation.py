@@ -106,7 +106,7 @@ def find_loop(tokens: Sequence[int]) -> Loop | None:
     for length in range(1, LOOP_LENGTH + 1):
         cycle = tuple(tokens[-length:])
         times = 0
-        while tuple(tokens[len(tokens) - (times + 1) * length : len(tokens) - times * length]) == cycle:
+        while (start := len(tokens) - (times + 1) * length) >= 0 and tuple(tokens[start : start + length]) == cycle:
             times += 1
         if times >= LOOP_REPEATS and length * times >= LOOP_LENGTH:
             return Loop(cycle, times)

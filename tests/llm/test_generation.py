@@ -64,3 +64,4 @@ def test_a_repeated_tail_is_a_loop(head, cycle) -> None:
 def test_ordinary_text_is_no_loop() -> None:
     assert find_loop(list(range(100))) is None
     assert find_loop([1, 2, 3] * 3) is None
+    assert find_loop([]) is None

@@ -41,7 +41,8 @@ class LiteRTLMSession(LanguageSession):
     def _text(self, prompt: tuple[int, ...], new: int) -> tuple[int, ...]:
         if (prompt, new) not in self._written:
             written = self.engine.write(self.engine.text_of(list(prompt)), new)
-            self._written[prompt, new] = tuple(self.engine.tokens_of(written))
+            # The sign for bytes that are no character would look like a loop when it is made tokens again.
+            self._written[prompt, new] = tuple(self.engine.tokens_of(written.replace("\N{REPLACEMENT CHARACTER}", "")))
         return self._written[prompt, new]
 
     def close(self) -> None:
