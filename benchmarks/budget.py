@@ -101,29 +101,34 @@ def _row(model: str, label: str, metric: str, built: Built, same: Built) -> list
 
 
 def files(found: dict[str, tuple[list[str], str, list[str]]]) -> None:
-    """A quarter, a half and three quarters off the float16 file: file bytes beside what the report says of bits."""
+    """Float16 files and smaller ones: file bytes beside what the report says of bits.
+
+    ONNX by --max-size, a quarter, a half and three quarters less; the others in 8 and 4 bits, which is quicker.
+    """
     rows: list[list[str]] = []
     arguments: list[str] = found["tinystories-llama-5m"][0]
     # Bytes are what is looked at: rounding with calibration data would take longer and store the same.
-    quiet: list[str] = ["--set", "check/accuracy.limit=4"]
-    quick = [*FEW, *sets(method="clipped")]
-    for runtime in ("onnx", "coreml", "tflite", "coreai"):
-        half = build(arguments, runtime, ["--profile", "exact", *quiet])
+    quiet: list[str] = ["--set", "check/accuracy.limit=1", *sets(method="clipped")]
+    for runtime in ("onnx", "tflite", "coreml", "coreai"):
+        half = build(arguments, runtime, ["--profile", "exact", "--set", "check/accuracy.limit=1"])
+        asked = {"8 bits": ["--profile", "balanced"], "4 bits": ["--profile", "balanced", *sets(bits=4)]}
+        if runtime == "onnx":
+            asked = {
+                f"{less}% smaller": ["--profile", "auto", "--max-size", f"{half.bytes * (100 - less) // 100}B", *FEW]
+                for less in (25, 50, 75)
+            }
         rows.append(_file_row(runtime, "float16", half, half))
-        for share in (0.75, 0.5, 0.25):
-            # LiteRT's candidates begin at 8 bits: there a quarter less is not less than it has.
-            limit = int(half.bytes * share)
-            built = build(arguments, runtime, ["--profile", "auto", "--max-size", f"{limit}B", *quick, *quiet])
-            rows.append(_file_row(runtime, f"{1 - share:.0%} smaller", built, half))
+        for label, options in asked.items():
+            rows.append(_file_row(runtime, label, build(arguments, runtime, [*options, *quiet]), half))
             print(rows[-1], flush=True)
-        _write_files(rows)
+            _write_files(rows)
 
 
 def _write_files(rows: list[list[str]]) -> None:
     write_page(
         "file-sizes", "Smaller files", "python benchmarks/budget.py --part files", PACKAGES,
         ("runtime", "asked for", "file", "of float16", "bits per weight", "weights say", "difference", "within 2 %", "graph"), rows,
-        before="tinystories-llama-5m, profile auto. ``weights say`` is parameters times the bits per weight that the "
+        before="tinystories-llama-5m; ONNX with profile auto. ``weights say`` is parameters times the bits per weight that the "
         "manifest states; ``graph`` is what the rest of the file takes, whatever the weights are stored in.",
     )  # fmt: skip
 

@@ -21,11 +21,12 @@ WANTED = 0.015
 CELLS: tuple[tuple[str, bool, tuple[str, ...]], ...] = (
     ("", False, RUNTIMES),
     ("measured", True, RUNTIMES),
-    ("global", True, RUNTIMES),
-    ("layer", True, RUNTIMES),
-    ("measured", False, ("onnx",)),
+    # Runtimes store the same numbers: one of them shows what another schedule loses.
+    ("global", True, ("onnx",)),
+    ("layer", True, ("onnx",)),
     ("global", False, ("onnx",)),
     ("layer", False, ("onnx",)),
+    ("measured", False, ("onnx",)),
 )
 
 
