@@ -24,7 +24,7 @@ demo: setup
 demo-llm: setup
 	OMP_NUM_THREADS=2 $(BIN)/edgeship build samples/storyteller --target iphone15pro --target galaxy-s24 --profile small -o bundles/storyteller
 	@for engine in onnx tflite coreml; do echo; echo "-- $$engine --"; \
-	  $(BIN)/edgeship chat bundles/storyteller --runtime $$engine --plain --prompt "ROMEO:" --max-tokens 60 || exit 1; done
+	  $(BIN)/edgeship chat bundles/storyteller --runtime $$engine --plain --prompt "ROMEO:" --max-tokens 60 --temperature 0.8 || exit 1; done
 
 lint: setup
 	$(BIN)/ruff check .

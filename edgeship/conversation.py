@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from edgeship.core.artifact import TOKENIZER
 from edgeship.core.registry import runtimes
 from edgeship.core.units import human_bytes
 from edgeship.errors import GateError, SourceError, UsageError
+from edgeship.llm.generation import likeliest
 
 if TYPE_CHECKING:
     from edgeship.llm.session import LanguageSession
@@ -22,12 +23,17 @@ class Conversation:
     Args:
         tokenizer: transformers' tokenizer of the model. eos: tokens that end an answer.
         plain: continue the text instead of answering in the chat template.
+
+    Attributes:
+        pick: chooses the next token from logits; greedy unless set. written: tokens of the last answer.
+        remark: what is to be said of it.
     """
 
     def __init__(self, session: LanguageSession, tokenizer: Any, eos: tuple[int, ...], title: str, plain: bool) -> None:
         self.session, self.tokenizer, self.eos, self.title = session, tokenizer, eos, title
         self.templated = bool(getattr(tokenizer, "chat_template", None)) and not plain
         self.turns: list[dict[str, str]] = []
+        self.pick: Callable[[Any], int] = likeliest
         self.written = 0
         self.remark = ""
 
@@ -53,7 +59,7 @@ class Conversation:
         stepper.reset()
         tokens: list[int] = []
         shown = ""
-        for token in generate(stepper, prompt, limit, self.eos):
+        for token in generate(stepper, prompt, limit, self.eos, self.pick):
             if token in self.eos:
                 break
             tokens.append(token)

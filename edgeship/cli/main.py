@@ -235,13 +235,30 @@ def _depths(text: str) -> tuple[int, ...]:
 @click.option("--runtime", metavar="NAME", help="Engine; the first of the bundle that is quick here by default.")
 @click.option("--prompt", metavar="TEXT", help="Say this, print the answer, and end.")
 @click.option("--max-tokens", default=256, show_default=True, help="Longest answer, in tokens.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token; 0.8 varies.")
+@click.option("--top-k", default=40, show_default=True, help="Draw among this many.")
+@click.option("--seed", default=0, show_default=True, help="Of what is drawn.")
 @click.option("--plain", is_flag=True, help="Continue the text as it is, without the model's chat template.")
-def chat(bundle: str, runtime: str | None, prompt: str | None, max_tokens: int, plain: bool) -> None:
+def chat(
+    bundle: str,
+    runtime: str | None,
+    prompt: str | None,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    plain: bool,
+) -> None:
     """Talk to a built language model through its own engine."""
     from edgeship.cli.talking import converse
     from edgeship.conversation import open_conversation
+    from edgeship.llm.generation import sampler
 
+    if max_tokens < 1:
+        raise UsageError(f"--max-tokens {max_tokens} writes nothing", fix="give at least 1")
+    pick = sampler(temperature, top_k, seed)
     with open_conversation(Path(bundle), runtime, plain=plain) as talk:
+        talk.pick = pick
         converse(talk, prompt, max_tokens)
 
 

@@ -57,6 +57,7 @@ def load_decoder(
     from edgeship.llm.models import REAL_ELEMENTS, build_hollow, describe, read_config
     from edgeship.llm.step import Whole
 
+    folder = folder.absolute()
     config = read_config(folder)
     if not (folder / "tokenizer.json").is_file():
         raise SourceError(f"{folder} has no tokenizer.json", fix="save it with tokenizer.save_pretrained(folder)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,11 +64,47 @@ class Stepper(ABC):
         return self.decode(tokens[-1])
 
 
-def generate(model: Stepper, prompt: Sequence[int], limit: int, eos: Sequence[int] = ()) -> Iterator[int]:
-    """The likeliest next tokens, one by one, until one of ``eos``, ``limit`` tokens, or the end of the context."""
+def likeliest(logits: npt.NDArray[np.float32]) -> int:
+    """The token that a greedy reader takes."""
+    return int(logits.argmax())
+
+
+def sampler(temperature: float, top_k: int, seed: int) -> Callable[[npt.NDArray[np.float32]], int]:
+    """Draws among the ``top_k`` likeliest tokens, by ``softmax(logits / temperature)``; greedy at temperature 0.
+
+    Raises `UsageError` for a negative temperature or no tokens to draw from.
+    """
+    import numpy as np
+
+    if temperature < 0 or top_k < 1:
+        raise UsageError("nothing can be drawn so", fix="give a temperature of 0 or more, and top-k of 1 or more")
+    if temperature == 0:
+        return likeliest
+    generator = np.random.default_rng(seed)
+
+    def draw(logits: npt.NDArray[np.float32]) -> int:
+        best = np.argsort(logits)[-top_k:]
+        weights = np.exp((logits[best] - logits[best].max()).astype(np.float64) / temperature)
+        return int(generator.choice(best, p=weights / weights.sum()))
+
+    return draw
+
+
+def generate(
+    model: Stepper,
+    prompt: Sequence[int],
+    limit: int,
+    eos: Sequence[int] = (),
+    pick: Callable[[npt.NDArray[np.float32]], int] = likeliest,
+) -> Iterator[int]:
+    """The next tokens, one by one, until one of ``eos``, ``limit`` tokens, or the end of the context.
+
+    Args:
+        pick: chooses a token from logits ``[vocabulary]``.
+    """
     logits = model.read(prompt)
     for count in range(1, limit + 1):
-        token = int(logits.argmax())
+        token = pick(logits)
         yield token
         if token in eos or count == limit or model.position >= model.context:
             return

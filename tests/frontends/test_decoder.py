@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from edgeship.core.model import Signature, TorchModel
 from edgeship.errors import EdgeshipError, SourceError, UsageError, WeightsError
 from edgeship.frontends.decoder import load_decoder
 from edgeship.frontends.llama2c import is_checkpoint, write_folder
@@ -41,6 +42,16 @@ def test_weights_stay_in_the_users_files(decoder_model, family) -> None:
         12,
         None,
     ]
+
+
+def test_a_folder_named_from_here_is_found_from_anywhere(folder, tmp_path, monkeypatch) -> None:
+    from pathlib import Path
+
+    monkeypatch.chdir(folder.parent)
+    load_decoder(Path(folder.name), 16).program.save(tmp_path / "program")
+    monkeypatch.chdir("/")
+    program = TorchProgram.open(TorchModel(tmp_path / "program", Signature((), ())))
+    assert program.weight("model.norm.weight").shape == (64,)
 
 
 def test_a_missing_shard_is_named(folder) -> None:
