@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgeship.core.model import Signature, TensorSpec
+from edgeship.errors import LoweringError
 from edgeship.llm.attention import additive_mask
 from edgeship.llm.cache import FixedCache
 from edgeship.llm.models import build_hollow, read_config
 from edgeship.llm.names import program_names
 from edgeship.llm.step import run
-from edgeship.lowering.litert.opened import OpenedProgram, open_weights
-from edgeship.program.inventory import weight_nodes
-from edgeship.program.normalize import export_normalised
+from edgeship.lowering.litert.opened import OpenedProgram, constant_nodes, open_weights
 from edgeship.program.stored import Overlay
 
 if TYPE_CHECKING:
@@ -67,23 +66,39 @@ class StepGraphs:
         """The graph for ``tokens`` tokens, with those of ``weights`` that it uses as inputs.
 
         Raises:
-            SourceError: torch cannot trace it.
+            LoweringError: torch cannot trace it.
         """
         interface = step_interface(self.decoder, tokens, self.context, decode=decode)
         examples = tuple(_example(spec) for spec in interface.inputs)
         step = _Step(self.model, len(self.decoder.layers), decode=decode).eval()
-        exported = export_normalised(step, examples, tuple(spec.name for spec in interface.inputs), prefix="model")
-        names = {name: self.names.get(name, name) for name in exported.state_dict}
-        folded = {name: value for name, value in exported.state_dict.items() if name not in self.names}
+        try:
+            with torch.no_grad():
+                exported = torch.export.export(step, examples, strict=False)
+        except Exception as error:  # of many types
+            raise LoweringError(
+                f"the step of {tokens} tokens cannot be traced: {error}", fix="report this as a bug"
+            ) from error
+        _drop_unused(exported.graph)
+        names = {f"model.{own}": name for own, name in self.names.items()}
+        computed = {**exported.state_dict, **exported.constants}
         program = replace(
             self.program,
             exported=exported,
-            weights=Overlay(self.program.weights, folded),
+            weights=Overlay(self.program.weights, {k: v for k, v in computed.items() if k not in names}),
             record=replace(self.program.record, aliases=names),
         )
-        used = {names[name] for name, node in weight_nodes(exported).items() if node.users}
+        used = {names.get(name, name) for name, node in constant_nodes(exported).items() if node.users}
         opened = open_weights(program, [name for name in weights if name in used])
         return OpenedStep(DECODE if decode else f"prefill_{tokens}", opened, interface)
+
+
+def _drop_unused(graph: torch.fx.Graph) -> None:
+    """Prefill reads nothing but the caches: the last layer ends with its keys and values."""
+    for node in list(graph.nodes):
+        # They check what cannot change here, and keep alive what they check.
+        if "_assert" in str(node.target) and not node.users:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 def step_interface(decoder: Decoder, tokens: int, context: int, *, decode: bool) -> Signature:

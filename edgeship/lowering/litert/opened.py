@@ -14,6 +14,8 @@ from edgeship.program.inventory import weight_nodes
 
 if TYPE_CHECKING:
     import torch
+    from torch.export import ExportedProgram
+    from torch.fx import Node
 
     from edgeship.program.program import TorchProgram
 
@@ -39,6 +41,13 @@ def stored_weights(program: TorchProgram) -> list[str]:
     return list(dict.fromkeys([*program.encoded, *(aliases.get(name, name) for name in large)]))
 
 
+def constant_nodes(exported: ExportedProgram) -> dict[str, Node]:
+    """Every weight, buffer and constant of a graph by name, those included that tracing made of numbers in the code."""
+    lifted = exported.graph_signature.inputs_to_lifted_tensor_constants
+    named = {lifted[node.name]: node for node in exported.graph.nodes if node.name in lifted}
+    return {**weight_nodes(exported), **named}
+
+
 def open_weights(program: TorchProgram, names: Iterable[str]) -> OpenedProgram:
     """``program`` with the named weights as inputs; the others are constants in float32.
 
@@ -50,7 +59,7 @@ def open_weights(program: TorchProgram, names: Iterable[str]) -> OpenedProgram:
 
     wanted = list(dict.fromkeys(names))
     aliases = program.record.aliases
-    by_node = {node: name for name, node in weight_nodes(program.exported).items()}
+    by_node = {node: name for name, node in constant_nodes(program.exported).items()}
     graph, holder = Graph(), torch.nn.Module()
     mapping: dict[torch.fx.Node, torch.fx.Node] = {}
     placeholders = [node for node in program.exported.graph.nodes if node.op == "placeholder"]
@@ -84,7 +93,7 @@ def open_weights(program: TorchProgram, names: Iterable[str]) -> OpenedProgram:
         else:
             mapping[node] = graph.node_copy(node, lambda value: mapping[value])
         mapping.get(node, node).meta = dict(node.meta)
-    metas = {name: node.meta["val"] for node, name in by_node.items()}
+    metas = {aliases.get(name, name): node.meta["val"] for node, name in by_node.items()}
     examples: list[Any] = [torch.as_tensor(value) for value in program.example_inputs()]
     examples += [torch.zeros((), dtype=metas[name].dtype).expand(metas[name].shape) for name in opened]
     module = GraphModule(holder, graph)
