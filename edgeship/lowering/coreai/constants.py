@@ -36,7 +36,7 @@ def build(name: str, tensor: EncodedTensor, *, half: bool) -> tuple[Value, str]:
         return constant(name, tensor.values, F16Type.get() if half else F32Type.get())
     if isinstance(tensor, PaletteTensor):
         indices, stored = _indices(name, tensor, None)
-        return coreai.lut_to_dense(indices, _table(name, tensor, half), _first_axis()), stored
+        return coreai.lut_to_dense(indices, _table(name, tensor, half), first_axis()), stored
     if isinstance(tensor, SparseTensor):
         return _sparse(name, tensor, half)
     if not isinstance(tensor, AffineTensor):
@@ -82,7 +82,7 @@ def _sparse(name: str, tensor: SparseTensor, half: bool) -> tuple[Value, str]:
     elif isinstance(inner, PaletteTensor):
         indices, stored = _indices(name, inner, inside)
         sparse = coreai.build_sparse_with_bitmask(indices, mask)
-        looked_up = coreai.lut_to_sparse_with_bitmask(sparse, _table(name, inner, half), _first_axis())
+        looked_up = coreai.lut_to_sparse_with_bitmask(sparse, _table(name, inner, half), first_axis())
         return coreai.sparse_with_bitmask_to_dense(looked_up), stored
     elif inner.encoding.bits == 8:
         values, stored = _integers(name, inner, inside)
@@ -95,18 +95,18 @@ def _sparse(name: str, tensor: SparseTensor, half: bool) -> tuple[Value, str]:
 
 def _listed(name: str, tensor: AffineTensor, inside: Array, mask: Value) -> tuple[Value, str]:
     """Signed integers of fewer than 8 bits cannot be sparse; indices into the list of those integers can."""
-    bits = _container(tensor.encoding)
+    bits = container(tensor.encoding)
     low = -(1 << (bits - 1))
     listed = (tensor.values[inside].astype(np.int16) - low).astype(np.uint8)
     indices, stored = constant(name, pack(listed, bits), IntegerType.get_unsigned(bits), listed.shape)
     shape = (*[1] * len(tensor.shape), 1 << bits, 1)
     table, _ = constant(f"{name}.integers", np.arange(low, -low, dtype=np.int8).reshape(shape), _int8())
-    sparse = coreai.lut_to_sparse_with_bitmask(coreai.build_sparse_with_bitmask(indices, mask), table, _first_axis())
+    sparse = coreai.lut_to_sparse_with_bitmask(coreai.build_sparse_with_bitmask(indices, mask), table, first_axis())
     return coreai.sparse_with_bitmask_to_dense(sparse), stored
 
 
 def _integers(name: str, tensor: AffineTensor, inside: Array | None) -> tuple[Value, str]:
-    bits = _container(tensor.encoding)
+    bits = container(tensor.encoding)
     values = tensor.values if inside is None else tensor.values[inside]
     return constant(name, pack(values, bits), _integer(tensor), values.shape)
 
@@ -123,7 +123,7 @@ def _scaled(name: str, integers: Value, tensor: AffineTensor, half: bool, intege
     if tensor.zero_point is None:
         zero = coreai.constant(np.zeros(blocks, np.int8), dtype=integer)
     else:
-        bits = _container(tensor.encoding)
+        bits = container(tensor.encoding)
         zero, _ = constant(f"{name}.zero_point", pack(tensor.zero_point, bits), integer, blocks)
     offset = coreai.constant(np.zeros(blocks, np.float16 if half else np.float32))
     return coreai.blockwise_shift_scale(integers, scale, zero, offset)
@@ -144,11 +144,12 @@ def _floats(name: str, numbers: Array, half: bool) -> tuple[Value, str]:
 
 
 def _integer(tensor: AffineTensor) -> Type:
-    bits = _container(tensor.encoding)
+    bits = container(tensor.encoding)
     return IntegerType.get_signed(bits) if tensor.encoding.symmetric else IntegerType.get_unsigned(bits)
 
 
-def _container(encoding: Affine) -> int:
+def container(encoding: Affine) -> int:
+    """Bits of one integer in the file."""
     # There are no 3-bit integers; 4 bits hold them exactly.
     return 4 if encoding.bits == 3 else encoding.bits
 
@@ -157,6 +158,7 @@ def _int8() -> Type:
     return IntegerType.get_signed(8)
 
 
-def _first_axis() -> Value:
+def first_axis() -> Value:
+    """The axis along which a palette's vectors lie."""
     # Where vectors lie, which ours have none of; a 16-bit scalar all the same.
     return coreai.constant(np.array(0, np.int16))

@@ -62,7 +62,7 @@ def convert(
     Raises:
         UnsupportedOpError: the converter failed on an operator. LoweringError: it failed as a whole.
     """
-    converter = _ExactConverter(encoded, aliases, weight_nodes(exported))
+    converter = _EncodedConverter(encoded, aliases, weight_nodes(exported))
     converter.register_torch_lowering("quantized_decomposed::quantize_per_tensor.default")(_quantize)
     converter.register_torch_lowering("quantized_decomposed::dequantize_per_tensor.default")(_dequantize)
     try:
@@ -77,7 +77,7 @@ def convert(
         raise
     except Exception as error:
         raise LoweringError(
-            f"Core AI's converter failed: {_first_line(error)}", fix="try another runtime, or report the model"
+            f"Core AI's converter failed: {first_line(error)}", fix="try another runtime, or report the model"
         ) from error
     _name_grids(program)
     return program, converter.stored
@@ -120,7 +120,22 @@ def save(program: AIProgram, path: Path) -> None:
     metadata.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
 
-class _ExactConverter(TorchConverter):  # type: ignore[misc]
+class ExactConverter(TorchConverter):  # type: ignore[misc]
+    """`TorchConverter` whose errors name the layer."""
+
+    def _handle_call_function_op(self, node: Node) -> None:
+        try:
+            super()._handle_call_function_op(node)
+        except EdgeshipError:
+            raise
+        except Exception as error:
+            raise UnsupportedOpError(
+                f"Core AI's converter cannot lower {node.target} at {where(node)}: {first_line(error)}",
+                fix="rewrite that layer, or leave Core AI out with --runtime",
+            ) from error
+
+
+class _EncodedConverter(ExactConverter):
     """`TorchConverter` that takes encoded weights from us instead of from the graph's state."""
 
     def __init__(
@@ -141,17 +156,6 @@ class _ExactConverter(TorchConverter):  # type: ignore[misc]
             half = node.meta["val"].dtype == torch.float16
             self._made[name], self.stored[name] = build(name, self._encoded[name], half=half)
         self._values_map[node.target] = self._made[name]
-
-    def _handle_call_function_op(self, node: Node) -> None:
-        try:
-            super()._handle_call_function_op(node)
-        except EdgeshipError:
-            raise
-        except Exception as error:
-            raise UnsupportedOpError(
-                f"Core AI's converter cannot lower {node.target} at {where(node)}: {_first_line(error)}",
-                fix="rewrite that layer, or leave Core AI out with --runtime",
-            ) from error
 
 
 def _quantize(values: Mapping[str, Value], node: Node, location: Any) -> Value:
@@ -184,6 +188,7 @@ def _grid(node: Node, element: Type) -> tuple[Value, Value, Value, Value]:
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

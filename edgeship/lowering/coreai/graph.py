@@ -15,7 +15,7 @@ from edgeship.program.provenance import keep_places
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-    from torch.fx import GraphModule, Node
+    from torch.fx import Graph, GraphModule, Node
 
     from edgeship.program.program import TorchProgram
 
@@ -51,6 +51,45 @@ def decomposed(program: TorchProgram, compute: Compute) -> ExportedProgram:
         for operator in (node, *node.users):
             operator.meta[ACTIVATION] = activation
     return lowered
+
+
+def computed_in_half(exported: ExportedProgram, examples: tuple[Any, ...]) -> ExportedProgram:
+    """A program in float16, its state included; inputs and outputs keep their dtypes, hollow weights stay hollow."""
+    for held in (exported.state_dict, exported.constants):
+        for name, value in list(held.items()):
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                half = _halved(value)
+                is_parameter = isinstance(value, torch.nn.Parameter)
+                held[name] = torch.nn.Parameter(half, requires_grad=False) if is_parameter else half
+    module = exported.module(check_guards=False)
+    fit_scalars(module.graph)
+    _halve_new(module.graph)
+    _compute_in_half(module)
+    module.recompile()
+    with torch.no_grad():
+        return torch.export.export(module, examples, strict=False)
+
+
+def _halved(value: torch.Tensor) -> torch.Tensor:
+    """In float16; one number seen from everywhere stays one."""
+    if value.numel() > 1 and not any(value.stride()):
+        return value.as_strided((), ()).half().expand(value.shape)
+    return value.half()
+
+
+def _halve_new(graph: Graph) -> None:
+    """Cast to float16 what is made of plain numbers or integers alone, such as ``where(mask, 0.0, -1e4)``."""
+    for node in list(graph.nodes):
+        made = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(made, torch.Tensor) or made.dtype != torch.float32:
+            continue
+        # Weights, casts that were just put in, and operators of several results are floats.
+        given = [item.meta.get("val") for item in node.all_input_nodes]
+        if any(not isinstance(item, torch.Tensor) or item.is_floating_point() for item in given):
+            continue
+        with graph.inserting_after(node):
+            half = graph.call_function(torch.ops.aten._to_copy.default, (node,), {"dtype": torch.float16})
+        node.replace_all_uses_with(half, delete_user_cb=lambda user, keep=half: user is not keep)
 
 
 def _compute_in_half(module: GraphModule) -> None:

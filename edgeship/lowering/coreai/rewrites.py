@@ -48,5 +48,5 @@ def _known(node: Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return True
     namespace, _, key = str(node.target).partition(".")
-    # The converter is told about quantized_decomposed by us.
-    return namespace == "quantized_decomposed" or (namespace == "aten" and key in _aten_to_core_resolver)
+    # The converter is told about these by us.
+    return namespace in ("quantized_decomposed", "edgeship") or (namespace == "aten" and key in _aten_to_core_resolver)

@@ -19,6 +19,16 @@ BLOB = 0
 
 def named_blobs(path: Path) -> dict[str, memoryview]:
     """The data of each named constant, read from the file without a copy."""
+    data, places = _read(path)
+    return {name: data[start : start + length] for name, (start, length) in places.items()}
+
+
+def blob_places(path: Path) -> dict[str, tuple[int, int]]:
+    """Where the data of each named constant begins in the file, and its bytes."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[memoryview, dict[str, tuple[int, int]]]:
     try:
         with path.open("rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -28,8 +38,8 @@ def named_blobs(path: Path) -> dict[str, memoryview]:
         sections = _sections(data)
         names = _strings(sections[STRINGS])
         if RESOURCES not in sections:
-            return {}
-        return _blobs(sections[RESOURCE_TABLE], sections[RESOURCES], names)
+            return data, {}
+        return data, _blobs(sections[RESOURCE_TABLE], sections[RESOURCES], names)
     except (IndexError, KeyError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is damaged: {error!r}", fix="build the asset again") from None
 
@@ -107,10 +117,10 @@ def _strings(section: _Section) -> list[str]:
     return names[::-1]
 
 
-def _blobs(table: _Section, resources: _Section, names: list[str]) -> dict[str, memoryview]:
+def _blobs(table: _Section, resources: _Section, names: list[str]) -> dict[str, tuple[int, int]]:
     rows, data = _Cursor(table.data), _Cursor(resources.data)
     external = rows.number()
-    found: dict[str, memoryview] = {}
+    found: dict[str, tuple[int, int]] = {}
     while not rows.done:
         rows.number()
         for _ in range(rows.number()):
@@ -121,6 +131,7 @@ def _blobs(table: _Section, resources: _Section, names: list[str]) -> dict[str, 
                 start = resources.start + data.at - size
                 alignment, length = entry.number(), entry.number()
                 entry.skip_padding(alignment, start)
-                found[name] = entry.take(length)
+                found[name] = (start + entry.at, length)
+                entry.take(length)
         external -= 1
     return found

@@ -1,0 +1,130 @@
+"""Core AI for language models: prefill, decode and states, in Core AI's own runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeship.core.model import Artifact, CoreAIDecoder
+from edgeship.core.runtimes import ActivationMode, Execution, Runtime
+from edgeship.core.weights import Sparse
+from edgeship.errors import ArtifactError
+from edgeship.llm.generation import Stepper
+from edgeship.llm.session import LanguageSession
+from edgeship.runtimes.coreai.asset import ON_MAC, LoadedAsset
+from edgeship.runtimes.coreai.runtime import RUNTIME as FAMILY
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from edgeship.core.inventory import WeightOp
+    from edgeship.core.weights import EncodedTensor, Encoding
+
+ENTRIES = ("prefill", "decode")
+
+
+class CoreAILanguage(Runtime):
+    """Core AI with states and several entry points."""
+
+    name: ClassVar[str] = "coreai-lm"
+    title: ClassVar[str] = "Core AI (language models)"
+    artifact: ClassVar[type[Artifact]] = CoreAIDecoder
+    packages: ClassVar[tuple[str, ...]] = FAMILY.packages
+    extra: ClassVar[str] = FAMILY.extra
+    language_of: ClassVar[str] = "coreai"
+    execution: ClassVar[Execution] = FAMILY.execution
+    eval_samples: ClassVar[int] = 200 if ON_MAC else 8
+    timed: ClassVar[bool] = FAMILY.timed
+    untimed_reason: ClassVar[str] = FAMILY.untimed_reason
+
+    def open(self, artifact: Artifact) -> LanguageSession:
+        """Load an asset. Raises `ArtifactError` when it is damaged."""
+        from edgeship.runtimes.coreai.stored import check_digest
+
+        self.versions()
+        check_digest(artifact.path)
+        return _Session(_Stepper(artifact))
+
+    def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
+        """Every placed weight, from the bytes of the saved program."""
+        return FAMILY.read_weights(artifact)
+
+    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
+        """As Core AI holds it; activations stay float, and zeros are not left out."""
+        if activations != "float":
+            return "a language model in Core AI computes in floats"
+        if isinstance(encoding, Sparse):
+            return "a language model's weights are stored dense"
+        return FAMILY.holds(op, encoding, activations)
+
+    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
+        """As Core AI's."""
+        return FAMILY.container_bits(op, encoding)
+
+    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
+        """As Core AI's."""
+        return FAMILY.resident_bits(op, encoding, activations)
+
+
+class _Session(LanguageSession):
+    stepper: _Stepper
+
+    def close(self) -> None:
+        """Free the program and end its thread."""
+        self.stepper.close()
+
+
+class _Stepper(Stepper):
+    """The entry points of an asset, over the same states."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.context, self.chunk = int(artifact.facts["context"]), int(artifact.facts["chunk"])
+        self._path = artifact.path
+        self._asset = LoadedAsset(artifact.path, ENTRIES)
+        try:
+            self._states = self._zeros()
+        except BaseException:
+            self._asset.close()
+            raise
+
+    def reset(self) -> None:
+        """Forget the text."""
+        self._states = self._zeros()
+        self.position = 0
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Take a chunk."""
+        self._run("prefill", tokens)
+
+    def decode(self, token: int) -> npt.NDArray[np.float32]:
+        """Take one token; logits of the next."""
+        import numpy as np
+
+        return self._run("decode", [token])["logits"].reshape(-1).astype(np.float32)
+
+    def close(self) -> None:
+        """Free the program and end its thread."""
+        self._states = {}
+        self._asset.close()
+
+    def _run(self, entry: str, tokens: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
+        import numpy as np
+
+        inputs = {"input_ids": np.array([tokens], np.int32), "position": np.array([self.position], np.int32)}
+        results = self._asset.run(entry, inputs, self._states)
+        self.position += len(tokens)
+        return results
+
+    def _zeros(self) -> dict[str, Any]:
+        """New states; both entry points have the same, of the length that the artifact says."""
+        from coreai.runtime import NDArray
+
+        found = [self._asset.new_states(entry) for entry in ENTRIES]
+        shapes = [{name: array.shape for name, array in states.items()} for states in found]
+        if shapes[0] != shapes[1] or any(shape[2] != self.context for shape in shapes[0].values()) or not shapes[0]:
+            raise ArtifactError(f"{self._path} has states of another shape", fix="build it again")
+        return {name: NDArray(array) for name, array in found[0].items()}
+
+
+RUNTIME = CoreAILanguage()
