@@ -115,7 +115,7 @@ def convert(model: Path, engine: str, out: Path) -> dict[str, Any]:
     (out / ARTIFACT).write_text(json.dumps(to_plain(artifact)))
     return {
         "seconds": seconds, "peak_bytes": peak_bytes("self"), "bytes": total_bytes(artifact.path), "steps": times,
-        "artifact": to_plain(artifact), "limit": getattr(fits, "limit_bytes", 0), "target": target,
+        "limit": getattr(fits, "limit_bytes", 0), "target": target,
     }  # fmt: skip
 
 

@@ -67,11 +67,26 @@ def round_to(value: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, encod
     """Every weight to the nearest point of a grid that is given, one scale and zero point a block."""
     import torch
 
-    quantized = (value / spread(scale, value.shape)).round() + spread(zero, value.shape)
-    quantized = quantized.clamp(encoding.low, encoding.high)
+    blocks = _blocked(value, scale)
+    if blocks is None:
+        quantized = value / spread(scale, value.shape)
+        offset = spread(zero, value.shape)
+    else:
+        quantized, offset = blocks / scale[..., None], zero[..., None]
+    quantized.round_()
+    if not encoding.symmetric:
+        quantized += offset
+    quantized = quantized.clamp_(encoding.low, encoding.high).reshape(value.shape)
     dtype = torch.int8 if encoding.symmetric else torch.uint8
     zeros: npt.NDArray[Any] | None = None if encoding.symmetric else zero.to(dtype).numpy()
     return AffineTensor(quantized.to(dtype).numpy(), scale.numpy(), zeros, encoding)
+
+
+def _blocked(value: torch.Tensor, scale: torch.Tensor) -> torch.Tensor | None:
+    """A matrix as ``[rows, blocks, size]``, so that scales need not be repeated; None for other scales."""
+    if value.dim() != 2 or scale.shape[0] != value.shape[0]:
+        return None
+    return value.reshape(*scale.shape, -1)
 
 
 def choose_scales(

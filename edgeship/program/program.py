@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from edgeship.core.model import Signature, TorchModel
 from edgeship.core.records import read_json, write_json
 from edgeship.core.weights import ActivationEncoding, Affine, EncodedTensor, Float, Palette, Sparse
 from edgeship.errors import ArtifactError, WeightsError
-from edgeship.program.stored import ENCODED, EncodedStore, open_floats, save_encoded, save_floats
+from edgeship.program.stored import ENCODED, EncodedStore, open_floats, link, save_encoded, save_floats
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 ORIGIN = "origin"
+GRAPH = "program.pt2"
 
 
 @dataclass(frozen=True)
@@ -57,24 +59,49 @@ def read_record(model: TorchModel) -> ProgramRecord:
     return read_json(ProgramRecord, model.path / "program.json")
 
 
+class StoredGraph:
+    """A saved graph, read when it is first asked for: reading takes seconds, and many passes look at weights alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read: ExportedProgram | None = None
+
+    def read(self) -> ExportedProgram:
+        """The graph. Raises `ArtifactError` when it is damaged."""
+        import torch
+
+        if self._read is None:
+            try:
+                self._read = torch.export.load(self.path)
+            except Exception as error:  # zip, JSON and schema errors of many types
+                reason = " ".join(str(error).split())[:200]
+                raise ArtifactError(f"{self.path} is no torch program: {reason}", fix="build again") from error
+        return self._read
+
+
 @dataclass
 class TorchProgram:
     """A torch program as compression and the converters see it.
 
     Args:
-        exported: the normalised ``ExportedProgram``; its ``state_dict`` may hold stride-0 placeholders, so take
-            weights from `weight`, or a filled copy from `filled`.
+        held: the normalised graph, or where it lies; `exported` is the graph either way.
         weights: float weights by name (tied names left out), read lazily.
         encoded: the weights that compression decided, as they will be stored.
         record: signature, inventory, activation encodings, aliases, history.
         origin: folder with the files of `Decoder.files`, for a language model.
     """
 
-    exported: ExportedProgram
+    held: ExportedProgram | StoredGraph
     weights: Mapping[str, torch.Tensor]
     encoded: Mapping[str, EncodedTensor]
     record: ProgramRecord
     origin: Path | None = None
+
+    @property
+    def exported(self) -> ExportedProgram:
+        """The normalised ``ExportedProgram``, read when first asked for; not to be changed in place. Its
+        ``state_dict`` may hold stride-0 placeholders, so take weights from `weight`, or a filled copy from `filled`."""
+        return self.held.read() if isinstance(self.held, StoredGraph) else self.held
 
     @property
     def signature(self) -> Signature:
@@ -136,9 +163,12 @@ class TorchProgram:
         import torch
 
         folder.mkdir(parents=True, exist_ok=True)
-        hollow = copy.copy(self.exported)
-        hollow._state_dict = {name: _placeholder(value) for name, value in self.exported.state_dict.items()}
-        torch.export.save(hollow, folder / "program.pt2")
+        if isinstance(self.held, StoredGraph):
+            link(self.held.path, folder / GRAPH)
+        else:
+            hollow = copy.copy(self.held)
+            hollow._state_dict = {name: _placeholder(value) for name, value in self.held.state_dict.items()}
+            torch.export.save(hollow, folder / GRAPH)
         save_floats(self.weights, folder)
         save_encoded(self.encoded, folder / ENCODED)
         if self.origin is not None and self.record.decoder is not None:
@@ -150,22 +180,17 @@ class TorchProgram:
     @classmethod
     def open(cls, model: TorchModel) -> TorchProgram:
         """Load a saved program. Weights stay on disk until asked for."""
-        import torch
-
         folder = model.path
         record = read_record(model)
-        try:
-            exported = torch.export.load(folder / "program.pt2")
-        except Exception as error:  # zip, JSON and schema errors of many types
-            reason = " ".join(str(error).split())[:200]
-            raise ArtifactError(f"{folder} does not hold a torch program: {reason}", fix="build again") from error
+        if not zipfile.is_zipfile(folder / GRAPH):
+            raise ArtifactError(f"{folder} does not hold a torch program: {GRAPH} is damaged", fix="build again")
         try:
             encoded = EncodedStore(folder / ENCODED, record.encodings)
             weights = open_floats(folder)
         except WeightsError as error:
             raise ArtifactError(f"{folder} does not hold a torch program: {error.what}", fix="build again") from error
         origin = folder / ORIGIN
-        return cls(exported, weights, encoded, record, origin if origin.is_dir() else None)
+        return cls(StoredGraph(folder / GRAPH), weights, encoded, record, origin if origin.is_dir() else None)
 
 
 def _placeholder(value: torch.Tensor) -> torch.Tensor:

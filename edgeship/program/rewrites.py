@@ -52,7 +52,7 @@ def for_static_activations(program: TorchProgram, bits: int = 16) -> TorchProgra
     reshape_freely(exported.graph_module.graph)
     exported.graph_module.recompile()
     record = dataclasses.replace(program.record, inventory=take_inventory(exported))
-    return dataclasses.replace(program, exported=exported, weights=weights, record=record)
+    return dataclasses.replace(program, held=exported, weights=weights, record=record)
 
 
 def _static_forms(bits: int) -> dict[Any, Callable[..., Any]]:

@@ -322,7 +322,7 @@ def save_floats(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
         if place.kept:
             file = place.file.name
             if file not in moved:
-                _link(place.file, folder / file)
+                link(place.file, folder / file)
                 moved.add(file)
         table[name] = [file, place.key, place.transposed]
     if fresh:
@@ -357,7 +357,7 @@ def save_encoded(encoded: Mapping[str, EncodedTensor], path: Path) -> None:
     """Write encoded weights, or link the file that they lie in already."""
     if isinstance(encoded, EncodedStore):
         if encoded.path != path:
-            _link(encoded.path, path)
+            link(encoded.path, path)
         return
     with TensorWriter(path, 4 * len(encoded)) as writer:
         for name, tensor in encoded.items():
@@ -365,7 +365,7 @@ def save_encoded(encoded: Mapping[str, EncodedTensor], path: Path) -> None:
                 writer.add(f"{name}::{role}", array)
 
 
-def _link(source: Path, path: Path) -> None:
+def link(source: Path, path: Path) -> None:
     """The same bytes under another name, without a copy where the file system allows it."""
     try:
         os.link(source, path)

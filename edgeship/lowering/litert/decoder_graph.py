@@ -83,7 +83,7 @@ class StepGraphs:
         computed = {**exported.state_dict, **exported.constants}
         program = replace(
             self.program,
-            exported=exported,
+            held=exported,
             weights=Overlay(self.program.weights, {k: v for k, v in computed.items() if k not in names}),
             record=replace(self.program.record, aliases=names),
         )
@@ -94,11 +94,13 @@ class StepGraphs:
 
 def _drop_unused(graph: torch.fx.Graph) -> None:
     """Prefill reads nothing but the caches: the last layer ends with its keys and values."""
-    for node in list(graph.nodes):
-        # They check what cannot change here, and keep alive what they check.
-        if "_assert" in str(node.target) and not node.users:
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
+
+    def kept(node: torch.fx.Node) -> bool:
+        # Checks, and dropout that drops nothing, keep alive what they read unless they are told not to.
+        writes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        return node.op in ("placeholder", "output") or writes
+
+    graph.eliminate_dead_code(is_impure_node=kept)
 
 
 def step_interface(decoder: Decoder, tokens: int, context: int, *, decode: bool) -> Signature:
@@ -118,8 +120,9 @@ def step_interface(decoder: Decoder, tokens: int, context: int, *, decode: bool)
 
 
 def _example(spec: TensorSpec) -> torch.Tensor:
+    """One number, seen from everywhere: caches of a long context are large."""
     dtype = torch.int32 if spec.dtype == "i32" else torch.float32
-    return torch.zeros(spec.shape, dtype=dtype)
+    return torch.zeros((), dtype=dtype).expand(spec.shape)
 
 
 class _Step(torch.nn.Module):

@@ -33,7 +33,7 @@ def with_marked_pairs(program: TorchProgram) -> TorchProgram:
     }
     exported = insert_pairs(program.exported, marks)
     _one_reader_each(exported.graph_module)
-    return replace(program, exported=exported)
+    return replace(program, held=exported)
 
 
 def _one_reader_each(module: GraphModule) -> None:
