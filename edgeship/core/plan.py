@@ -41,7 +41,7 @@ class Step:
         shown = " ".join(f"{key}={_brief(value)}" for key, value in self.options.items() if _brief(value))
         origin = ",".join("source" if index < 0 else str(index) for index in dict.fromkeys(self.inputs.values()))
         targets = ",".join(dict.fromkeys(target for target, _ in self.routes))
-        return f"{self.index:<3}{self.name:<25}{self.made:<13}{shown}  <- {origin}  [{targets}]"
+        return f"{self.index:<3}{self.name:<27}{self.made:<14}{shown}  <- {origin}  [{targets}]"
 
 
 def _brief(value: object) -> str:
@@ -62,7 +62,7 @@ class Plan:
     def text(self) -> str:
         """The plan as people read it."""
         lines = [step.describe() for step in self.steps]
-        lines += [f"-  {name:<25}skipped: {reason}" for name, reason in self.skipped.items()]
+        lines += [f"-  {name:<27}skipped: {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
 
     def plain(self) -> dict[str, object]:

@@ -16,12 +16,13 @@ from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.plan import made_name
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.records import from_plain, to_plain
-from edgeship.core.registry import STAGES, passes, profiles, targets
+from edgeship.core.registry import STAGES, passes, profiles, runtimes, targets
 from edgeship.core.report import Measurements, Verdict
 from edgeship.errors import EdgeshipError
 
 EVERY = sorted(passes().items())
-FORMS = ("torch", "export", "huggingface", "safetensors", "pickle", "onnx")
+FORMS = ("torch", "export", "huggingface", "safetensors", "pickle", "onnx", "decoder", "llama2c")
+ENGINES = {runtime.language_of: runtime.name for runtime in runtimes().values() if runtime.language_of}
 INVENTORY = Inventory((WeightUse("w", "linear", (4, 8)), WeightUse("b", "other", (4,))), (), 32)
 
 
@@ -31,7 +32,8 @@ def requests():
         source = Source(Path("m"), Signature((), ()), "0", form=form, reference="m")
         for target in targets().values():
             for profile in profiles().values():
-                for runtime in target.runtime_names:
+                names = target.runtime_names
+                for runtime in [ENGINES[name] for name in names if name in ENGINES] if form in FORMS[-2:] else names:
                     for data in (None, DataRef("d.npz", "1")):
                         yield Request(source, target, runtime, profile, INVENTORY, data, data, load=load)
                         asked = {"compress/prune": {"sparsity": "0.5"}, "compress/smooth": {}, "compress/finetune": {}}

@@ -1,4 +1,4 @@
-"""The plan of digits_cnn for two phones, as people read it. A refactor must plan the same steps.
+"""The plans of two samples, as people read it. A refactor must plan the same steps.
 
 When a plan was meant to change: ``EDGESHIP_UPDATE_GOLDEN=1 make test`` (or pytest tests/golden), then read the diff.
 """
@@ -10,15 +10,16 @@ import pytest
 
 PLANS = Path(__file__).parent / "plans"
 ORDERS = {
-    "iphone15pro": ("--target", "iphone15pro"),
-    "galaxy-s24": ("--target", "galaxy-s24"),
-    "both_fast": ("--target", "iphone15pro", "--target", "galaxy-s24", "--profile", "fast"),
+    "iphone15pro": ("samples/digits_cnn", "--target", "iphone15pro"),
+    "galaxy-s24": ("samples/digits_cnn", "--target", "galaxy-s24"),
+    "both_fast": ("samples/digits_cnn", "--target", "iphone15pro", "--target", "galaxy-s24", "--profile", "fast"),
+    "storyteller": ("samples/storyteller", "--target", "iphone15pro", "--profile", "small", "--context", "256"),
 }
 
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_the_plan_is_the_same(name, root, cli):
-    ran = cli("plan", "samples/digits_cnn", *ORDERS[name], cwd=root)
+    ran = cli("plan", *ORDERS[name], cwd=root)
     assert ran.code == 0, ran.err
     path = PLANS / f"{name}.txt"
     if os.environ.get("EDGESHIP_UPDATE_GOLDEN"):

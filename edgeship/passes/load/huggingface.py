@@ -25,6 +25,8 @@ class LoadHuggingFace(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Takes a folder with ``config.json``."""
+        if request.source.form == "decoder":
+            return Skip("it is a language model; with --input it is loaded as a network")
         if request.source.form != "huggingface":
             return Skip(f"{request.source.reference} is no Hugging Face folder")
         load = request.load
