@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeship.core.model import Artifact, CoreMLDecoder
+from edgeship.core.model import Artifact, CoreMLDecoder, Placement
 from edgeship.core.runtimes import ActivationMode, Execution, Runtime
 from edgeship.core.weights import Affine, Sparse
 from edgeship.errors import ArtifactError, EdgeshipError
@@ -49,8 +49,26 @@ class CoreMLLanguage(Runtime):
             return LanguageSession(_native(artifact) if ON_MAC else _evaluated(artifact))
 
     def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
-        """Every placed weight, from the saved program and its weight file."""
-        return FAMILY.read_weights(artifact)
+        """Every placed weight, from the saved program and its weight file, its pieces joined."""
+        self.versions()
+        from edgeship.runtimes.coreml.pieces import joined
+        from edgeship.runtimes.coreml.stored import encoded_weights
+
+        with _damage(artifact):
+            found = encoded_weights(artifact.path)
+            placed: dict[str, list[Placement]] = {}
+            for placement in artifact.placements:
+                placed.setdefault(placement.weight, []).append(placement)
+            weights: dict[str, EncodedTensor] = {}
+            for weight, places in placed.items():
+                missing = [place.stored for place in places if place.stored not in found]
+                if missing:
+                    raise ArtifactError(f"{artifact.path} does not hold {weight}", fix="build it again")
+                order = places[0].permutation
+                # What was read is let go as it is joined.
+                pieces = [found.pop(place.stored) for place in places]
+                weights[weight] = joined(pieces, None if order is None else len(order))
+        return weights
 
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """As Core ML holds it; activations stay float, and zeros are not left out."""
@@ -112,6 +130,8 @@ class _Stepper(Stepper):
             for name, run in self._stages.items():
                 if name.partition("_")[0] == function:
                     values.update(run(values))
+                    if "next_hidden" in values:
+                        values["hidden"] = values.pop("next_hidden")
         self.position += len(tokens)
         return values
 
@@ -135,7 +155,9 @@ def _evaluated(artifact: Artifact) -> _Stepper:
         return lambda values: evaluator.advance({name: values[name] for name in wanted}, states)
 
     forget()
-    return _Stepper({e.name: runner(e) for e in sorted((first, *others), key=lambda e: e.name)}, forget, artifact)
+    return _Stepper(
+        {e.name: runner(e) for e in sorted((first, *others), key=lambda e: _part(e.name))}, forget, artifact
+    )
 
 
 def _native(artifact: Artifact) -> _Stepper:
@@ -145,7 +167,7 @@ def _native(artifact: Artifact) -> _Stepper:
     from edgeship.runtimes.coreml.program import load_program
 
     functions = load_program(artifact.path).functions
-    models = {name: ct.models.MLModel(str(artifact.path), function_name=name) for name in sorted(functions)}
+    models = {name: ct.models.MLModel(str(artifact.path), function_name=name) for name in sorted(functions, key=_part)}
     inputs = {name: [port.name for port in f.inputs if port.type.kind != "state"] for name, f in functions.items()}
     # Parts of a long model have states of their own; prefill and decode of one part have the same.
     states: dict[str, Any] = {}
@@ -165,6 +187,12 @@ def _native(artifact: Artifact) -> _Stepper:
         return run
 
     return _Stepper({name: runner(name) for name in models}, forget, artifact)
+
+
+def _part(function: str) -> int:
+    """Which part of a long model a function is: the number at its end."""
+    number = function.partition("_")[2]
+    return int(number) if number else 0
 
 
 @contextmanager

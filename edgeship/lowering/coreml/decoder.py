@@ -24,7 +24,7 @@ from edgeship.errors import EdgeshipError, LoweringError
 from edgeship.llm.models import REAL_ELEMENTS, build_hollow, read_config
 from edgeship.llm.names import program_names
 from edgeship.lowering.coreml.convert import explained
-from edgeship.lowering.coreml.places import HOLD, SETTLE, Places, Shape, shape_of, stored_name
+from edgeship.lowering.coreml.places import HOLD, SETTLE, Piece, Places, Shape, shape_of
 from edgeship.lowering.coreml.rewrites import in_coreml_operators
 from edgeship.lowering.coreml.stateful import NAME, StatefulStep, prepare, register
 from edgeship.lowering.coreml.stream import write
@@ -47,18 +47,18 @@ HASHING = {"common::const_deduplication"}
 @register_torch_op(torch_alias=["edgeship::write_rows", "edgeship.write_rows"], override=True)  # type: ignore[untyped-decorator]
 def write_rows(context: Any, node: Any) -> None:
     """New keys or values in a state: one slice, open on all axes but that of positions."""
-    cache, rows, position = _get_inputs(context, node, expected=3)
-    end = mb.add(x=position, y=np.int32(rows.shape[2]))
-    zeros = np.zeros(2, np.int32)
-    whole = np.array([True, True, False, True])
+    cache, rows, position, axis = _get_inputs(context, node, expected=4)
+    place = int(axis.val)
+    whole = np.arange(4) != place
+
+    def at(number: Any) -> Any:
+        zeros = np.zeros(4, np.int32)
+        parts = [zeros[:place], number, zeros[place + 1 :]]
+        return mb.concat(values=[part for part in parts if part is number or len(part)], axis=0)
+
+    end = mb.add(x=position, y=np.int32(rows.shape[place]))
     updated = mb.slice_update(
-        x=cache,
-        update=rows,
-        begin=mb.concat(values=[zeros, position, zeros[:1]], axis=0),
-        end=mb.concat(values=[zeros, end, zeros[:1]], axis=0),
-        begin_mask=whole,
-        end_mask=whole,
-        name=node.name,
+        x=cache, update=rows, begin=at(position), end=at(end), begin_mask=whole, end_mask=whole, name=node.name
     )
     context.add(updated)
 
@@ -75,23 +75,18 @@ def lower_generic(
         UnsupportedOpError: an operator has no lowering. LoweringError: a weight was lost.
         EncodingError: an encoding has no form.
     """
-    assert program.origin is not None
     assert program.record.decoder is not None
     register()
     weights = Weights(program, half)
     functions = {}
     for name, tokens in (("prefill", chunk), ("decode", 1)):
-        config = read_config(program.origin)
-        config._attn_implementation = NAME
-        model = build_hollow(config)
-        names = program_names(model, program)
+        model, names = weights.model(NAME)
         prepare(model, context, half)
-        weights.fill(model, names)
         step = StatefulStep(model, program.record.decoder.layers, context, logits=tokens == 1).eval()
-        constants = {f"model.{key}": weight for key, weight in names.items() if weights.is_apart(weight)}
-        functions[name] = convert(step, tokens, constants, weights, "logits" if tokens == 1 else "next_position")
-    write(functions, weights.read, path, ct.target.iOS18.value, facts)
-    return weights.placements()
+        apart = {f"model.{key}": Piece(weight) for key, weight in names.items() if weights.is_apart(weight)}
+        output = "logits" if tokens == 1 else "next_position"
+        functions[name] = convert(step, {"input_ids": (1, tokens)}, output, apart, weights)
+    return weights.write(functions, path, facts)
 
 
 class Weights:
@@ -104,23 +99,52 @@ class Weights:
     def __init__(self, program: TorchProgram, half: bool) -> None:
         self.program, self.half = program, half
         self._shapes: dict[str, Shape] = {}
+        self._pieces: dict[str, Piece] = {}
 
-    def placements(self) -> tuple[Placement, ...]:
-        """Where the package keeps each weight that was decided. Raises `LoweringError` when it has none for one."""
-        for weight in self.program.encoded:
-            if weight not in self._shapes:
+    def model(self, attention: str | None = None) -> tuple[torch.nn.Module, dict[str, str]]:
+        """The hollow model with its small weights, and the program's name for each name of a parameter."""
+        assert self.program.origin is not None
+        config = read_config(self.program.origin)
+        if attention is not None:
+            config._attn_implementation = attention
+        model = build_hollow(config)
+        names = program_names(model, self.program)
+        for name, weight in names.items():
+            if not self.is_apart(weight):
+                owner, _, leaf = name.rpartition(".")
+                value = torch.nn.Parameter(self.program.weights[weight].float(), requires_grad=False)
+                setattr(model.get_submodule(owner), leaf, value)
+        return model, names
+
+    def write(self, functions: Mapping[str, Any], path: Path, facts: Mapping[str, str]) -> tuple[Placement, ...]:
+        """Write converted functions, and say where each weight that was decided lies: several pieces in order.
+
+        Raises `LoweringError` when there is none for one.
+        """
+        write(functions, self._pieces, self.read, path, ct.target.iOS18.value, facts)
+        placed: dict[str, list[Placement]] = {weight: [] for weight in self.program.encoded}
+        for piece in sorted(self._pieces.values(), key=lambda piece: piece.start):
+            if piece.weight in placed:
+                shape = self.shape(piece)
+                rank = len(self._shapes[piece.weight].shape)
+                same = piece.stop is None and piece.rank in (None, rank)
+                order = None if same else tuple(range(rank))
+                placed[piece.weight].append(Placement(piece.weight, piece.stored, order, None if same else shape.shape))
+        for weight, places in placed.items():
+            if not places:
                 raise LoweringError(f"no function of the language model uses {weight}", fix="report this as a bug")
-        return tuple(Placement(weight, stored_name(weight)) for weight in self.program.encoded)
+        return tuple(place for places in placed.values() for place in places)
 
     def is_apart(self, weight: str) -> bool:
         """Whether a weight is only a place until the package is written: what was decided, and all that is large."""
         return weight in self.program.encoded or self.program.weights[weight].numel() > REAL_ELEMENTS
 
-    def shape(self, weight: str) -> Shape:
-        """The shape of a weight that is apart."""
-        if weight not in self._shapes:
-            self._shapes[weight] = shape_of(weight, self.read(weight))
-        return self._shapes[weight]
+    def shape(self, piece: Piece) -> Shape:
+        """The shape of a weight that is apart, or of a piece of one."""
+        if piece.weight not in self._shapes:
+            self._shapes[piece.weight] = shape_of(piece.weight, self.read(piece.weight))
+        self._pieces[piece.stored] = piece
+        return self._shapes[piece.weight].of(piece)
 
     def read(self, weight: str) -> EncodedTensor:
         """One weight, for the file."""
@@ -130,49 +154,47 @@ class Weights:
         values = self.program.weights[weight].numpy()
         return FloatTensor(values.astype(np.float16 if self.half else np.float32, copy=False))
 
-    def fill(self, model: torch.nn.Module, names: Mapping[str, str]) -> None:
-        """Give a hollow model its small weights, which the converter may fold."""
-        small = {
-            name: torch.nn.Parameter(self.program.weights[weight].float(), requires_grad=False)
-            for name, weight in names.items()
-            if not self.is_apart(weight)
-        }
-        for name, value in small.items():
-            owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, value)
 
-
-def convert(step: torch.nn.Module, tokens: int, constants: Mapping[str, str], weights: Weights, output: str) -> Any:
+def convert(
+    step: torch.nn.Module,
+    given: Mapping[str, tuple[int, ...]],
+    output: str,
+    apart: Mapping[str, Piece],
+    weights: Weights,
+) -> Any:
     """One function: an mlprogram of coremltools, whose weights are places.
 
     Args:
-        tokens: that it takes. constants: name of a parameter of ``step`` -> weight that is apart.
+        given: its first input, by name; the second is ``position``. output: name of what it gives.
+        apart: name of a parameter of ``step`` -> what the package stores for it.
     """
-    ids, position = torch.zeros(1, tokens, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    ((name, shape),) = given.items()
+    kind = np.float16 if weights.half else np.float32
+    whole = name == "input_ids"
+    example = torch.zeros(shape, dtype=torch.int32 if whole else torch.float32)
     try:
         with torch.no_grad():
-            exported = torch.export.export(step, (ids, position), strict=False)
+            exported = torch.export.export(step, (example, torch.zeros(1, dtype=torch.int32)), strict=False)
     except Exception as error:  # of many types
         raise LoweringError(f"torch.export failed: {' '.join(str(error).split())[:300]}", fix="report it") from error
     exported = in_coreml_operators(exported)
     if weights.half:
         fit_scalars(exported.graph)
-    found = {node: constants[target] for node, target in _parameters(exported) if target in constants}
-    places = Places(found, {weight: weights.shape(weight) for weight in found.values()}, weights.half)
+    found = {node: apart[target] for node, target in _parameters(exported) if target in apart}
+    places = Places(found, {piece: weights.shape(piece) for piece in found.values()}, weights.half)
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.insert_pass(0, HOLD)
     pipeline.set_options(HOLD, {"places": places})
     pipeline.remove_passes(HASHING)
-    kind = np.float16 if weights.half else np.float32
     try:
         converted = ct.convert(
             exported,
             convert_to="milinternal",
             inputs=[
-                ct.TensorType(name="input_ids", shape=(1, tokens), dtype=np.int32),
+                ct.TensorType(name=name, shape=shape, dtype=np.int32 if whole else kind),
                 ct.TensorType(name="position", shape=(1,), dtype=np.int32),
             ],
-            outputs=[ct.TensorType(name=output, dtype=kind if output == "logits" else np.int32)],
+            outputs=[ct.TensorType(name=output, dtype=np.int32 if output == "next_position" else kind)],
             minimum_deployment_target=getattr(ct.target, TARGET),
             compute_precision=ct.precision.FLOAT16 if weights.half else ct.precision.FLOAT32,
             pass_pipeline=pipeline,

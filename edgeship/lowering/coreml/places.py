@@ -7,6 +7,7 @@ A converter that is given gigabytes carries them through some eighty passes. It 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,26 @@ PART = "::"
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Rows of a weight that a package stores as one constant.
+
+    Args:
+        stop: None for all rows to the end. rank: axes that the constant has; those beyond the weight's own are 1.
+    """
+
+    weight: str
+    start: int = 0
+    stop: int | None = None
+    rank: int | None = None
+
+    @property
+    def stored(self) -> str:
+        """What a package calls it."""
+        name = "".join(letter if letter.isalnum() else "_" for letter in self.weight)
+        return name if self.stop is None else f"{name}_rows_{self.start}"
+
+
+@dataclass(frozen=True)
 class Shape:
     """What is known of a weight before it is read.
 
@@ -42,20 +63,40 @@ class Shape:
     shape: tuple[int, ...]
     others: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
+    def of(self, piece: Piece) -> Shape:
+        """The shape of some rows, with the axes of the piece."""
+        total = self.shape[0] if self.shape else 1
+        rows = (total if piece.stop is None else piece.stop) - piece.start
+        extra = 0 if piece.rank is None else piece.rank - len(self.shape)
+
+        def cut(sizes: tuple[int, ...]) -> tuple[int, ...]:
+            first = sizes[0] if sizes[0] == 1 else sizes[0] * rows // total
+            own, table = (sizes[1:], ()) if len(sizes) == len(self.shape) else (sizes[1:-2], sizes[-2:])
+            return (first, *own, *[1] * extra, *table)
+
+        if not self.shape:
+            return self
+        return Shape(self.kind, cut(self.shape), {name: cut(sizes) for name, sizes in self.others.items()})
+
+    def stored_bytes(self, half: bool) -> int:
+        """Bytes in the file."""
+        bits = (16 if half else 32) if self.kind == "float" else int(self.kind.strip("uint"))
+        return math.prod(self.shape) * bits // 8 + sum((2 if half else 4) * math.prod(s) for s in self.others.values())
+
 
 @dataclass
 class Places:
     """Which constants stand for weights.
 
     Args:
-        constants: name of a constant in the program -> weight. shapes: of the weights.
+        constants: name of a constant in the program -> what it stands for. shapes: of those.
         half: floats are float16.
     """
 
-    constants: Mapping[str, str]
-    shapes: Mapping[str, Shape]
+    constants: Mapping[str, Piece]
+    shapes: Mapping[Piece, Shape]
     half: bool = True
-    held: dict[str, str] = field(default_factory=dict)
+    held: dict[str, Piece] = field(default_factory=dict)
 
 
 def shape_of(weight: str, tensor: EncodedTensor) -> Shape:
@@ -77,8 +118,23 @@ def shape_of(weight: str, tensor: EncodedTensor) -> Shape:
     )
 
 
-def parts(tensor: EncodedTensor) -> dict[str, Array]:
-    """The content of a weight's place, by parameter of its operation."""
+def parts(tensor: EncodedTensor, piece: Piece) -> dict[str, Array]:
+    """The content of a place, by parameter of its operation; the shapes are the weight's own."""
+    total = tensor.shape[0] if tensor.shape else 1
+    stop = total if piece.stop is None else piece.stop
+
+    def cut(array: Array) -> Array:
+        if not array.ndim or array.shape[0] == 1 or stop - piece.start == total:
+            return array
+        first, last = piece.start * array.shape[0], stop * array.shape[0]
+        if first % total or last % total:
+            raise EncodingError(f"{piece.weight}: rows {piece.start} to {stop} cut a group", fix="use smaller groups")
+        return array[first // total : last // total]
+
+    return {name: cut(array) for name, array in _whole(tensor).items()}
+
+
+def _whole(tensor: EncodedTensor) -> dict[str, Array]:
     if isinstance(tensor, FloatTensor):
         return {"val": tensor.values}
     if isinstance(tensor, PaletteTensor):
@@ -97,24 +153,24 @@ class _HoldPlaces(AbstractGraphPass):  # type: ignore[misc]
         if self.places is None:
             return
         for function in program.functions.values():
-            made: dict[str, Any] = {}
+            made: dict[Piece, Any] = {}
             with function:
                 for operation in list(function.operations):
-                    weight = self.places.constants.get(operation.name) if operation.op_type == "const" else None
-                    if weight is None:
+                    piece = self.places.constants.get(operation.name) if operation.op_type == "const" else None
+                    if piece is None:
                         continue
-                    if weight not in made:
-                        made[weight] = _place(self.places, weight, operation)
+                    if piece not in made:
+                        made[piece] = _place(self.places, piece, operation)
                     function.replace_uses_of_var_after_op(
-                        anchor_op=operation, old_var=operation.outputs[0], new_var=made[weight], force_replace=True
+                        anchor_op=operation, old_var=operation.outputs[0], new_var=made[piece], force_replace=True
                     )
                     function.remove_ops([operation])
 
 
-def _place(places: Places, weight: str, before: Any) -> Any:
-    shape = places.shapes[weight]
+def _place(places: Places, piece: Piece, before: Any) -> Any:
+    shape = places.shapes[piece]
     name = f"edgeship_{len(places.held)}_weight"
-    places.held[name] = weight
+    places.held[name] = piece
     arguments: dict[str, Any] = {"before_op": before, "name": name}
     if "lut" in shape.others:
         return mb.constexpr_lut_to_dense(
@@ -151,37 +207,32 @@ class _SettlePlaces(AbstractGraphPass):  # type: ignore[misc]
                     if not operation.op_type.startswith("constexpr_"):
                         continue
                     name = operation.name.partition("_weight")[0] + "_weight"
-                    weight = self.places.held.get(name)
-                    if weight is None:
+                    piece = self.places.held.get(name)
+                    if piece is None:
                         raise LoweringError(f"Core ML's converter made {operation.name} of its own", fix="report it")
-                    settled.add(weight)
-                    _settle(function, operation, weight, self.places)
-            lost = set(self.places.held.values()) - settled
+                    settled.add(piece)
+                    _settle(function, operation, piece, self.places)
+            lost = [piece.weight for piece in self.places.held.values() if piece not in settled]
             if lost:
-                raise LoweringError(f"Core ML's converter did not keep {min(lost)}", fix="report this as a bug")
+                raise LoweringError(f"Core ML's converter did not keep {lost[0]}", fix="report this as a bug")
 
 
-def _settle(function: Any, operation: Any, weight: str, places: Places) -> None:
-    name = stored_name(weight)
-    shape = places.shapes[weight]
+def _settle(function: Any, operation: Any, piece: Piece, places: Places) -> None:
+    name = piece.stored
+    shape = places.shapes[piece]
     if shape.kind != "float":
         operation.name = name
         operation.outputs[0].name = name
         for parameter, variable in operation.inputs.items():
             if variable.op.weight_id is None:
-                variable.op.weight_id = f"{weight}{PART}{parameter}"
+                variable.op.weight_id = f"{name}{PART}{parameter}"
         return
     value = mb.const(val=_hollow("fp16" if places.half else "fp32", shape.shape), before_op=operation, name=name)
-    value.op.weight_id = f"{weight}{PART}val"
+    value.op.weight_id = f"{name}{PART}val"
     function.replace_uses_of_var_after_op(
         anchor_op=operation, old_var=operation.outputs[0], new_var=value, force_replace=True
     )
     function.remove_ops([operation])
-
-
-def stored_name(weight: str) -> str:
-    """What a package calls a weight."""
-    return "".join(letter if letter.isalnum() else "_" for letter in weight)
 
 
 Reader = Callable[[str], "EncodedTensor"]

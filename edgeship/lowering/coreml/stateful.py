@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -28,17 +28,21 @@ LEAST_SCALE = 2.0**-10
 
 
 @torch.library.custom_op("edgeship::write_rows", mutates_args=())
-def write_rows(cache: torch.Tensor, rows: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """A cache ``[1, H, L, D]`` with ``rows`` ``[1, H, T, D]`` written from ``position`` ``[1]`` on."""
-    start = int(position)
+def write_rows(cache: torch.Tensor, rows: torch.Tensor, position: torch.Tensor, axis: int) -> torch.Tensor:
+    """A cache with ``rows``, fewer along ``axis``, written from ``position`` ``[1]`` on."""
     written = cache.clone()
-    written[:, :, start : start + rows.shape[2]] = rows
+    written.narrow(axis, int(position), rows.shape[axis]).copy_(rows)
     return written
 
 
 @write_rows.register_fake
-def _(cache: torch.Tensor, rows: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+def _(cache: torch.Tensor, rows: torch.Tensor, position: torch.Tensor, axis: int) -> torch.Tensor:
     return torch.empty_like(cache)
+
+
+def write_tokens(cache: torch.Tensor, rows: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """A cache ``[1, H, L, D]`` with the rows ``[1, H, T, D]`` of new tokens."""
+    return cast("torch.Tensor", write_rows(cache, rows, position, 2))
 
 
 def register() -> None:
@@ -134,7 +138,8 @@ class ScaledNorm(nn.Module):
 
 def scaled_norm(x: torch.Tensor, axis: int, epsilon: float) -> torch.Tensor:
     """``x`` over the root of its mean square along one axis, in numbers that float16 holds."""
-    largest = x.abs().amax(axis, keepdim=True).clamp(min=LEAST_SCALE)
+    # A clamp would get an upper bound as well, which is infinite in float16.
+    largest = torch.maximum(x.abs().amax(axis, keepdim=True), torch.full((), LEAST_SCALE, dtype=x.dtype))
     y = x / largest
     root = math.sqrt(epsilon) / largest
     return y * torch.rsqrt((y * y).mean(axis, keepdim=True) + root * root)
@@ -187,7 +192,7 @@ class StatefulStep(nn.Module):
     def forward(self, input_ids: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Run ``T`` tokens from ``position`` on."""
         caches = {kind: [getattr(self, f"{kind}_cache_{i}") for i in range(self.count)] for kind in ("k", "v")}
-        cache = FixedCache(caches["k"], caches["v"], position, write_rows)
+        cache = FixedCache(caches["k"], caches["v"], position, write_tokens)
         answer = run(self.model, input_ids, cache, logits=self.logits)
         for kind, written in (("k", cache.keys), ("v", cache.values)):
             for i, value in enumerate(written):

@@ -18,21 +18,29 @@ from coremltools.converters.mil.mil import Program, types
 
 from edgeship.errors import LoweringError
 from edgeship.lowering.coreml.package import write_package
-from edgeship.lowering.coreml.places import PART, Reader, parts
+from edgeship.lowering.coreml.places import PART, Piece, Reader, parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from edgeship.core.weights import Array
+    from edgeship.core.weights import Array, EncodedTensor
 
 WEIGHTS = "@model_path/weights/weight.bin"
 
 
-def write(functions: Mapping[str, Any], read: Reader, path: Path, version: int, facts: Mapping[str, str]) -> None:
+def write(
+    functions: Mapping[str, Any],
+    pieces: Mapping[str, Piece],
+    read: Reader,
+    path: Path,
+    version: int,
+    facts: Mapping[str, str],
+) -> None:
     """Write a package of several functions that share their weights.
 
     Args:
         functions: name -> program with one function; the first is the package's own.
+        pieces: what the places in them stand for, by stored name.
         read: a weight by name, its floats in the width that the program has.
         version: of the specification. facts: strings for the package's metadata.
     """
@@ -43,7 +51,7 @@ def write(functions: Mapping[str, Any], read: Reader, path: Path, version: int, 
     program.export_as_multifunction = True
     weights = path / "Data" / "com.apple.CoreML" / "weights"
     weights.mkdir(parents=True)
-    exporter = _Exporter(program, str(weights), version, read)
+    exporter = _Exporter(program, str(weights), version, pieces, read)
     written = exporter.export()
     exporter.blob_writers.clear()
     spec = CoreMLProtoExporter(program, written, "", "", None, "mlprogram", "milinternal", version).export(version)
@@ -53,10 +61,11 @@ def write(functions: Mapping[str, Any], read: Reader, path: Path, version: int, 
 class _Exporter(MILProtoExporter):  # type: ignore[misc]
     """coremltools' exporter, that asks for the content of a constant when its turn comes."""
 
-    def __init__(self, program: Any, folder: str, version: int, read: Reader) -> None:
+    def __init__(self, program: Any, folder: str, version: int, pieces: Mapping[str, Piece], read: Reader) -> None:
         super().__init__(program, folder, version)
-        self._read = read
-        self._kept: tuple[str, dict[str, Array]] = ("", {})
+        self._pieces, self._read = pieces, read
+        # Of one weight there may be many pieces, one after the other.
+        self._kept: tuple[str, EncodedTensor] | None = None
 
     def create_file_value(self, var: Any) -> Any:
         """Where the content of ``var`` lies in the weight file; equal constants lie there once."""
@@ -79,13 +88,14 @@ class _Exporter(MILProtoExporter):  # type: ignore[misc]
         return self.weight_id_to_file_value[key]
 
     def _part(self, key: str, place: Array) -> Array:
-        weight, _, part = key.rpartition(PART)
-        if self._kept[0] != weight:
-            self._kept = ("", {})
-            self._kept = (weight, parts(self._read(weight)))
-        content = self._kept[1][part]
+        name, _, part = key.rpartition(PART)
+        piece = self._pieces[name]
+        if self._kept is None or self._kept[0] != piece.weight:
+            self._kept = None
+            self._kept = (piece.weight, self._read(piece.weight))
+        content = parts(self._kept[1], piece)[part]
         if content.size != place.size:
-            raise LoweringError(f"{weight} has {content.size} numbers for {place.size} places", fix="report it")
+            raise LoweringError(f"{name} has {content.size} numbers for {place.size} places", fix="report it")
         return content
 
 

@@ -21,6 +21,9 @@ class DecoderToCoreML(Pass):
         context: positions of the caches; the model's own, at most 2048, when None.
         chunk: tokens that prefill takes at once.
         compute: arithmetic of the program. The Neural Engine computes in float16; caches are float16 either way.
+        form: ``ane``, layers rebuilt as 1x1 convolutions for the Neural Engine and checked against the model, or
+            ``generic``, layers as they are; ``auto`` takes ane for the families that have an adapter.
+        part_bytes: in the form for the Neural Engine, weights beyond this go into functions of their own.
     """
 
     name: ClassVar[str] = "lower/decoder_to_coreml"
@@ -30,6 +33,8 @@ class DecoderToCoreML(Pass):
     context: int | None = None
     chunk: int = 64
     compute: Literal["float16", "float32"] = "float16"
+    form: Literal["auto", "ane", "generic"] = "auto"
+    part_bytes: int = 950_000_000
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
@@ -43,6 +48,8 @@ class DecoderToCoreML(Pass):
         """Refuse a chunk of no tokens."""
         if self.chunk < 1:
             raise UsageError(f"{self.name}.chunk={self.chunk} takes no tokens", fix="leave it out for 64")
+        if self.part_bytes < 1:
+            raise UsageError(f"{self.name}.part_bytes={self.part_bytes} holds nothing", fix="leave it out")
 
     def run(self, model: TorchModel, ctx: Context) -> CoreMLDecoder:
         """Write ``model.mlpackage`` and the tokenizer's files.
@@ -52,6 +59,7 @@ class DecoderToCoreML(Pass):
             EncodingError: an encoding has no form. UsageError: a context that the model has not.
         """
         from edgeship.lowering.coreml.decoder import lower_generic
+        from edgeship.lowering.coreml.decoder_neural import has_adapter, lower_neural
         from edgeship.lowering.locate import check_floats
         from edgeship.program.program import TorchProgram
 
@@ -62,9 +70,22 @@ class DecoderToCoreML(Pass):
         context = context_of(decoder, self.context)
         chunk = min(self.chunk, context)
         check_floats(program.encoded, self.compute, "Core ML")
-        facts = {"context": str(context), "chunk": str(chunk), "minimum_deployment_target": "iOS18"}
+        known = has_adapter(decoder.family)
+        if self.form == "ane" and not known:
+            raise UsageError(f"no adapter rebuilds layers of {decoder.family}", fix=f"--set {self.name}.form=generic")
+        neural = known and self.form != "generic"
+        half = self.compute == "float16"
+        facts = {
+            "context": str(context),
+            "chunk": str(chunk),
+            "form": "ane" if neural else "generic",
+            "minimum_deployment_target": "iOS18",
+        }
         path = ctx.folder / "model.mlpackage"
-        placements = lower_generic(program, path, context, chunk, self.compute == "float16", facts)
+        if neural:
+            placements = lower_neural(program, path, context, chunk, half, self.part_bytes, facts)
+        else:
+            placements = lower_generic(program, path, context, chunk, half, facts)
         for name in decoder.files:
             shutil.copyfile(program.origin / name, ctx.folder / name)
         return CoreMLDecoder(
@@ -72,6 +93,6 @@ class DecoderToCoreML(Pass):
             program.signature,
             files=(path.name, *decoder.files),
             placements=placements,
-            compute="f16" if self.compute == "float16" else "f32",
+            compute="f16" if half else "f32",
             facts=facts,
         )

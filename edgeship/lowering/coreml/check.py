@@ -1,0 +1,94 @@
+"""Whether layers rebuilt from their parts answer as the model does that they were taken from."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from edgeship.core.decoder import AttentionLayer
+from edgeship.errors import LoweringError
+from edgeship.llm.attention import observed
+from edgeship.llm.models import build_hollow
+from edgeship.lowering.coreml.neural import NeuralStep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from edgeship.lowering.coreml.adapters import Parts
+
+# Few tokens, and a window that they leave. The longest part goes through a chunk, the rest one by one.
+TOKENS, CHUNK, CONTEXT, WINDOW, VOCABULARY = 12, 8, 16, 5, 64
+# Of the largest logit; float32 in another order of sums.
+TOLERANCE = 1e-3
+
+
+def check_against_model(config: Any, adapter: Callable[[Any], Parts], sizes: Sequence[AttentionLayer]) -> None:
+    """Compare both on the configuration's own layers, with random weights and a small vocabulary.
+
+    Weights of full size take no memory: each is a random vector read from another place for every row.
+
+    Raises:
+        LoweringError: they differ, so that the adapter does not fit this model.
+    """
+    small = copy.deepcopy(config)
+    small.vocab_size = VOCABULARY
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if getattr(small, name, None) is not None:
+            setattr(small, name, 0)
+    if getattr(small, "sliding_window", None) is not None:
+        small.sliding_window = WINDOW
+    model = build_hollow(small)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = _random(tuple(parameter.shape), generator)
+    tokens = torch.randint(0, VOCABULARY, (1, TOKENS), generator=generator)
+    with torch.no_grad(), observed():
+        wanted = model(input_ids=tokens, use_cache=False).logits[0, CHUNK:]
+        narrowed = [
+            AttentionLayer(s.heads, s.kv_heads, s.head_dim, None if s.window is None else WINDOW) for s in sizes
+        ]
+        found = _through_steps(model, adapter, narrowed, tokens)
+    error = float((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-9))
+    if not error <= TOLERANCE:
+        raise LoweringError(
+            f"the layers rebuilt for the Neural Engine answer otherwise than {type(model).__name__} ({error:.1e})",
+            fix="use --set lower/decoder_to_coreml.form=generic, and report the model",
+        )
+
+
+def _through_steps(
+    model: nn.Module, adapter: Callable[[Any], Parts], sizes: Sequence[AttentionLayer], tokens: torch.Tensor
+) -> torch.Tensor:
+    parts = [adapter(layer) for layer in layers_of(model)]
+    steps = [
+        NeuralStep(model, parts, sizes, CONTEXT, range(len(sizes)), logits=logits).eval() for logits in (False, True)
+    ]
+    prefill, decode = steps
+    prefill(tokens[:, :CHUNK], torch.zeros(1, dtype=torch.int32))
+    state = {name: value for name, value in prefill.named_buffers() if "_cache_" in name}
+    for name, value in decode.named_buffers():
+        if name in state:
+            value.copy_(state[name])
+    rows = [decode(tokens[:, i : i + 1], torch.tensor([i], dtype=torch.int32))[0, 0] for i in range(CHUNK, TOKENS)]
+    return torch.stack(rows)
+
+
+def layers_of(model: Any) -> nn.ModuleList:
+    """A decoder's layers. Raises `LoweringError` where there are none by that name."""
+    layers = getattr(getattr(model, model.base_model_prefix), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise LoweringError(f"{type(model).__name__} keeps its layers elsewhere", fix="use form=generic")
+    return layers
+
+
+def _random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Different rows without memory for them: each begins one number later than the row before."""
+    if len(shape) == 1:
+        return 1 + 0.2 * torch.randn(shape, generator=generator)
+    if len(shape) != 2:
+        return torch.randn(shape, generator=generator)
+    values = torch.randn(sum(shape), generator=generator) * shape[1] ** -0.5
+    return torch.as_strided(values, shape, (1, 1))

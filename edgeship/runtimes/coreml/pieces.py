@@ -1,0 +1,66 @@
+"""Weights that a package keeps in pieces of rows, or with axes of size one at the end, as torch has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeship.core.weights import AffineTensor, FloatTensor, PaletteTensor
+from edgeship.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from edgeship.core.weights import Array, EncodedTensor
+
+
+def joined(pieces: Sequence[EncodedTensor], rank: int | None) -> EncodedTensor:
+    """One weight of its pieces in order.
+
+    Args:
+        rank: axes of the weight; None leaves those of the only piece. Axes beyond are of size one.
+
+    Raises:
+        ArtifactError: pieces of different kinds, or a scale for all that is not the same in all.
+    """
+    if rank is None and len(pieces) == 1:
+        return pieces[0]
+    first = pieces[0]
+    if any(type(piece) is not type(first) or piece.encoding != first.encoding for piece in pieces):
+        raise ArtifactError("the pieces of a weight are stored in different ways", fix="build it again")
+    if isinstance(first, FloatTensor):
+        return FloatTensor(_stacked([piece.arrays()["values"] for piece in pieces], rank))
+    if isinstance(first, PaletteTensor):
+        shared = first.encoding.group_channels is None
+        tables = [piece.arrays()["table"] for piece in pieces]
+        indices = _stacked([piece.arrays()["indices"] for piece in pieces], rank)
+        return PaletteTensor(indices, _same(tables) if shared else np.concatenate(tables), first.encoding)
+    if not isinstance(first, AffineTensor):
+        raise ArtifactError(f"the pieces of a weight are stored as {first.encoding}", fix="build it again")
+    shared = first.encoding.granularity == "tensor"
+
+    def blocks(role: str) -> Array:
+        found = [piece.arrays()[role] for piece in pieces]
+        return _stacked([_same(found)] if shared else found, rank)
+
+    return AffineTensor(
+        _stacked([piece.arrays()["values"] for piece in pieces], rank),
+        blocks("scale"),
+        None if first.zero_point is None else blocks("zero_point"),
+        first.encoding,
+    )
+
+
+def _same(arrays: Sequence[Array]) -> Array:
+    if any(not np.array_equal(array, arrays[0]) for array in arrays):
+        raise ArtifactError("the pieces of a weight do not share what is for all of it", fix="build it again")
+    return arrays[0]
+
+
+def _stacked(arrays: Sequence[Array], rank: int | None) -> Array:
+    whole: np.ndarray[Any, Any] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    if rank is None:
+        return whole
+    if any(size != 1 for size in whole.shape[rank:]):
+        raise ArtifactError(f"a weight of {rank} axes is stored as {whole.shape}", fix="build it again")
+    return whole.reshape(whole.shape[:rank])

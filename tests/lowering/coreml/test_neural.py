@@ -1,0 +1,84 @@
+"""What float16 and the Neural Engine need is checked against the plain form: norms, angles, rebuilt layers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from edgeship.errors import LoweringError
+from edgeship.llm.attention import observed
+from edgeship.llm.models import build_hollow, describe, read_config
+from edgeship.llm.step import Whole
+from edgeship.lowering.coreml.adapters import ADAPTERS
+from edgeship.lowering.coreml.check import check_against_model
+from edgeship.lowering.coreml.stateful import Tables, scaled_norm
+
+REBUILT = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "olmo2", "openelm"]
+
+
+def _described(folder):
+    config = read_config(folder)
+    with observed() as heads, torch.no_grad():
+        Whole(build_hollow(config))(torch.zeros(1, 4, dtype=torch.int64))
+    return config, describe(config, heads, folder)
+
+
+@pytest.mark.parametrize("name", REBUILT)
+def test_rebuilt_layers_answer_as_the_model_does(name, family):
+    config, decoder = _described(family(name))
+    check_against_model(config, ADAPTERS[decoder.family], decoder.layers)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"rotary": None},
+        {"scaling": 1.0},
+        {"after_inner": None, "before_inner": None},
+        {"softcap": 0.5},
+        {"gated": False},
+    ],
+)
+def test_a_wrong_adapter_is_found(mistake, family):
+    config, decoder = _described(family("llama"))
+
+    def wrong(layer):
+        parts = dataclasses.replace(ADAPTERS["llama"](layer), **mistake)
+        return dataclasses.replace(parts, inner=parts.inner[:1]) if "gated" in mistake else parts
+
+    with pytest.raises(LoweringError, match="answer otherwise"):
+        check_against_model(config, wrong, decoder.layers)
+
+
+@pytest.mark.parametrize("size", [30000.0, 300.0, 1.0, 1e-3, 1e-5])
+def test_norms_hold_in_float16(size):
+    x = (torch.randn(1, 4, 512, generator=torch.Generator().manual_seed(0)) * size / 4).half()
+    exact = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+    found = scaled_norm(x, -1, 1e-6)
+    assert found.dtype == torch.float16
+    # What float16 itself rounds away from a number of 1e-5 is a hundredth.
+    assert float((found.double() - exact).abs().max() / exact.abs().max()) < (2e-2 if size < 1e-4 else 5e-3)
+
+
+def test_angles_that_depend_on_the_length_of_the_text_are_refused():
+    from transformers import Phi3Config
+    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+    config = Phi3Config(
+        hidden_size=64,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        original_max_position_embeddings=32,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1.0] * 8,
+            "long_factor": [4.0] * 8,
+            "original_max_position_embeddings": 32,
+        },
+    )
+    assert Tables(Phi3RotaryEmbedding(config), 32).kinds == [None]
+    with pytest.raises(LoweringError, match="longer texts"):
+        Tables(Phi3RotaryEmbedding(config), 64)
