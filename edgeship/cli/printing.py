@@ -78,7 +78,7 @@ class Shown:
 def _title(step: Step) -> str:
     runtimes = ",".join(dict.fromkeys(runtime for _, runtime in step.routes))
     shared = step.made == "TorchModel" or step.made == "Bundle"
-    return f"{step.name:<24}" + ("" if shared else f" {runtimes}")
+    return f"{step.name:<26}" + ("" if shared else f" {runtimes}")
 
 
 def console() -> Console:
