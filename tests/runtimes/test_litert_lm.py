@@ -87,8 +87,8 @@ def test_a_text_is_scored_through_prefill_decode_and_cache(decoder_model, lowere
 @pytest.mark.parametrize(
     ("encoding", "activations", "closeness"),
     [
-        (Affine(8), "float", 1e-4),
         (Affine(4, True, "group", 32), "dynamic", 0.1),
+        pytest.param(Affine(8), "float", 1e-4, marks=pytest.mark.heavy),
         pytest.param(Affine(4), "dynamic", 0.1, marks=pytest.mark.heavy),
         pytest.param(Float(16), "float", 1e-4, marks=pytest.mark.heavy),
     ],
@@ -118,6 +118,7 @@ def test_weights_are_stored_as_decided_and_once(encoding, activations, closeness
     assert np.linalg.norm(found - wanted) < closeness * np.linalg.norm(wanted)
 
 
+@pytest.mark.heavy
 def test_the_same_model_gives_the_same_bytes(decoder_model, lowered, tmp_path):
     again = DecoderToLiteRTLM(CONTEXT, 8).run(decoder_model("llama"), Context(tmp_path))
     assert again.path.read_bytes() == lowered("llama").path.read_bytes()

@@ -82,7 +82,7 @@ def open_weights(program: TorchProgram, names: Iterable[str]) -> OpenedProgram:
             f"weight {missing[0]} is not used by the graph", fix="leave it out of what compression decides"
         )
     for node in program.exported.graph.nodes:
-        if node in mapping:
+        if node in mapping or (node in by_node and not node.users):
             continue
         if node.op == "placeholder":
             # A copy: the converter clamps infinities in place.
