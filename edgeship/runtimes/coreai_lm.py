@@ -33,6 +33,7 @@ class CoreAILanguage(Runtime):
     packages: ClassVar[tuple[str, ...]] = FAMILY.packages
     extra: ClassVar[str] = FAMILY.extra
     language_of: ClassVar[str] = "coreai"
+    cache_bits: ClassVar[int] = 16
     execution: ClassVar[Execution] = FAMILY.execution
     eval_samples: ClassVar[int] = 200 if ON_MAC else 8
     timed: ClassVar[bool] = FAMILY.timed
