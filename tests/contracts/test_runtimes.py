@@ -66,7 +66,7 @@ def test_it_answers_for_every_weight(runtime):
 def test_it_holds_what_the_profiles_ask_of_it(runtime, op):
     use = WeightUse("w", op, (64, 64) if op in ("linear", "embedding") else (64, 64, 3, 3))
     for profile in profiles().values():
-        choice = profile.choice(runtime.name)
+        choice = profile.choice(runtime.name, runtime.language_of)
         names = choice.candidates if choice.weights == "auto" else (choice.weights,)
         if op == "embedding" and choice.embeddings:
             names = (choice.embeddings,)
