@@ -60,6 +60,9 @@ def _scaled(graph: Graph, gather: onnx.NodeProto, table: onnx.NodeProto, scale: 
 
     stored, ids = table.input[0], gather.input[1]
     multiples, unit = row_multiples(scale, stored)
+    if any(table.output[0] in node.input for node in graph.nodes if node is not gather):
+        # A tied head reads it with scales: QNN has one grid a constant, and would silently take the lookup's for both.
+        stored = graph.constant(f"{stored}_lookup", graph.array(stored))
     one = graph.constant(f"{stored}_lookup_one", np.array(1.0, np.float32))
     zero = graph.constant(f"{stored}_lookup_zero8", np.array(0, np.int8))
     fine = graph.constant(f"{stored}_lookup_fine", np.array(1 / 256, np.float32))

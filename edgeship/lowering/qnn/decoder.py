@@ -1,0 +1,292 @@
+"""A language model's steps for Hexagon, each a program of its own with integer grids for every activation.
+
+    prefill: input_ids i32[1, chunk] .. -> k_new_i, v_new_i f32[1, kv_heads, chunk, head_dim]
+    decode:  input_ids i32[1, 1] ..     -> logits f32[1, 1, vocabulary], k_new_i, v_new_i
+
+Beside the tokens each takes what depends on the position, made by the host (`edgeship.llm.hosted`): ``positions``
+where the model looks them up, ``cos_*`` and ``sin_*`` ``[1, T, width]``, one ``mask_*`` ``[1, 1, T, context + T]`` for
+each kind of window, and the caches ``k_i`` and ``v_i`` ``[1, kv_heads, context, head_dim]``. The host writes the new
+rows into its caches.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from edgeship.core.model import Placement, Signature, TensorSpec
+from edgeship.errors import LoweringError
+from edgeship.llm.cache import FixedCache
+from edgeship.llm.hosted import Host, mask_name
+from edgeship.llm.models import REAL_ELEMENTS, build_hollow, read_config
+from edgeship.llm.names import program_names
+from edgeship.program.inventory import take_inventory
+from edgeship.program.normalize import export_normalised
+from edgeship.program.program import ProgramRecord, TorchProgram
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from edgeship.core.decoder import Decoder
+
+    Array = npt.NDArray[np.float32]
+
+NAME = "edgeship_qnn"
+# Single tokens that calibration reads at the beginning of a text and at its end.
+FIRST, LAST = 2, 6
+# Inputs that are kept for each step: bytes of their caches, and how many in any case.
+KEPT_BYTES, LEAST = 1 << 29, 8
+
+
+class _Given:
+    """What the host gave the step that is being traced."""
+
+    def __init__(self, inputs: Mapping[str, torch.Tensor], decoder: Decoder) -> None:
+        self.inputs = inputs
+        self.masks = [inputs[mask_name(layer.window)] for layer in decoder.layers]
+
+
+_active: list[_Given] = []
+
+
+class Angles(nn.Module):
+    """A rotary module that answers what the host gave."""
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None) -> Any:
+        """``(cos, sin)``, each ``[1, T, width]``."""
+        return _active[-1].inputs[f"cos_{layer_type}"], _active[-1].inputs[f"sin_{layer_type}"]
+
+
+class HostedStep(nn.Module):
+    """A step whose cache, masks and angles are given; it answers the logits and the rows for the cache.
+
+    Args:
+        names: of the inputs, in order.
+    """
+
+    def __init__(self, model: Any, decoder: Decoder, names: Sequence[str], *, logits: bool) -> None:
+        super().__init__()
+        self.model, self.decoder, self.names, self.logits = model, decoder, tuple(names), logits
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the tokens."""
+        given = dict(zip(self.names, inputs, strict=True))
+        count = len(self.decoder.layers)
+        cache = _Joined([given[f"k_{i}"] for i in range(count)], [given[f"v_{i}"] for i in range(count)])
+        ids = given["input_ids"]
+        positions = given.get("positions", torch.zeros((1, ids.shape[1]), dtype=torch.int64))
+        _active.append(_Given(given, self.decoder))
+        try:
+            call = self.model if self.logits else getattr(self.model, self.model.base_model_prefix)
+            answer = call(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+        finally:
+            _active.pop()
+        head = (answer.logits,) if self.logits else ()
+        return (*head, *(cache.rows["k", i] for i in range(count)), *(cache.rows["v", i] for i in range(count)))
+
+
+class _Joined(FixedCache):
+    """A cache whose new rows stand after it; they are kept for the host."""
+
+    def __init__(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+        super().__init__(keys, values, torch.zeros((), dtype=torch.int64), lambda cache, rows, _: cache)
+        self.rows: dict[tuple[str, int], torch.Tensor] = {}
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.rows["k", layer_idx], self.rows["v", layer_idx] = key_states, value_states
+        return (
+            torch.cat([self.keys[layer_idx], key_states], 2),
+            torch.cat([self.values[layer_idx], value_states], 2),
+        )
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention ``[1, heads, T, D]`` over ``[1, kv_heads, L + T, D]``, queries scaled first; the host's mask."""
+    heads, tokens, width = (int(size) for size in query.shape[1:])
+    kv_heads = int(key.shape[1])
+    group = heads // kv_heads
+    mask = _active[-1].masks[cast("int", module.layer_idx)]
+    scaled = query * (width**-0.5 if scaling is None else scaling)
+    scores = torch.matmul(scaled.reshape(1, kv_heads, group * tokens, width), key.transpose(2, 3))
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + (mask if tokens == 1 else mask.repeat(1, 1, group, 1))
+    mixed = torch.matmul(torch.softmax(scores, dim=-1), value)
+    return mixed.reshape(1, heads, tokens, value.shape[-1]).transpose(1, 2), None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step, and what the scoring program calls its weights: name here -> name there."""
+
+    program: TorchProgram
+    names: Mapping[str, str]
+
+    @property
+    def tokens(self) -> int:
+        """How many it takes."""
+        return self.program.signature.inputs[0].shape[1]
+
+
+def write_step(step: Step, graph: Path, htp_arch: int) -> tuple[Placement, ...]:
+    """Write a step whose activations are decided as a QDQ graph for Hexagon; where it keeps each weight."""
+    from edgeship.lowering.onnx.activations import store_activations
+    from edgeship.lowering.onnx.export import export_graph
+    from edgeship.lowering.onnx.save import save_model
+    from edgeship.lowering.onnx.weights import place_weights
+    from edgeship.lowering.qnn.graph import rewrite_graph
+
+    model, weights = export_graph(step.program)
+    placements = place_weights(model, weights, step.program, "int16")
+    store_activations(model, step.program)
+    with TemporaryDirectory(prefix="edgeship-qnn-") as folder:
+        save_model(model, Path(folder) / "model.onnx")
+        rewrite_graph(Path(folder) / "model.onnx", graph, htp_arch)
+    return tuple(replace(placement, weight=step.names[placement.weight]) for placement in placements)
+
+
+def record_steps(
+    steps: Mapping[int, Step], host: Host, texts: Iterable[Sequence[int]], most: int
+) -> dict[int, list[dict[str, npt.NDArray[Any]]]]:
+    """What steps are given while they read texts: tokens of a step -> its inputs.
+
+    Each text begins with single tokens, is begun again in whole chunks, and ends in single tokens.
+
+    Args:
+        steps: by tokens that they take: 1 and the chunk.
+        most: inputs of whole chunks; of single tokens `FIRST` and `LAST` times as many. Fewer where caches are large.
+    """
+    found: dict[int, list[dict[str, npt.NDArray[Any]]]] = {tokens: [] for tokens in steps}
+    modules = {tokens: step.program.module() for tokens, step in steps.items()}
+    chunk = max(steps)
+    room = max(LEAST, KEPT_BYTES // sum(cache.nbytes for cache in host.caches.values()))
+    limits = {tokens: min(room, most if tokens > 1 else most * (FIRST + LAST)) for tokens in steps}
+
+    def read(tokens: Sequence[int]) -> None:
+        given = host.inputs(tokens)
+        if len(found[len(tokens)]) < limits[len(tokens)]:
+            found[len(tokens)].append({name: value.copy() for name, value in given.items()})
+        with torch.no_grad():
+            answers = modules[len(tokens)](*(torch.from_numpy(value) for value in given.values()))
+        names = [spec.name for spec in steps[len(tokens)].program.signature.outputs]
+        host.take({name: value.numpy() for name, value in zip(names, answers, strict=True)}, len(tokens))
+
+    for text in texts:
+        text = text[: host.context]
+        host.reset()
+        for token in text[:FIRST]:
+            read([token])
+        host.reset()
+        whole = (len(text) - FIRST) // chunk * chunk
+        for start in range(0, whole, chunk):
+            read(text[start : start + chunk])
+        for token in text[whole : whole + LAST]:
+            read([token])
+        if all(len(inputs) >= limits[tokens] for tokens, inputs in found.items()):
+            break
+    host.reset()
+    return found
+
+
+def register() -> None:
+    """Make ``attn_implementation="edgeship_qnn"`` known to transformers. Safe to call again."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.models.falcon import modeling_falcon
+
+    AttentionInterface.register(NAME, _attend)
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+    modeling_falcon.FALCON_ATTENTION_CLASSES[NAME] = modeling_falcon.FalconAttention
+
+
+def angle_tables(program: TorchProgram, context: int) -> dict[str, Array]:
+    """``cos_<kind>`` and ``sin_<kind>``, ``[context, width]``, of the model's rotations; none when it has none."""
+    tables: dict[str, Array] = {}
+    for module in _hollow(program)[0].modules():
+        if not type(module).__name__.endswith("RotaryEmbedding"):
+            continue
+        for kind in _kinds(module):
+            with torch.no_grad():
+                cos, sin = module(torch.zeros(1), torch.arange(context)[None], *([] if kind is None else [kind]))
+            tables[f"cos_{kind}"], tables[f"sin_{kind}"] = cos[0].numpy(), sin[0].numpy()
+    return tables
+
+
+def step_program(program: TorchProgram, host: Host, tokens: int, *, logits: bool) -> Step:
+    """One step as a program of its own, whose weights are those of the scoring program.
+
+    Args:
+        host: for the names and shapes of what it gives.
+
+    Raises:
+        LoweringError: a weight is looked up while the step is exported.
+    """
+    decoder = program.record.decoder
+    assert decoder is not None
+    model, names = _hollow(program)
+    for name, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RotaryEmbedding"):
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, Angles())
+    for name, weight in names.items():
+        if program.weights[weight].numel() <= REAL_ELEMENTS and weight not in program.encoded:
+            owner, _, leaf = name.rpartition(".")
+            value = torch.nn.Parameter(program.weights[weight].float(), requires_grad=False)
+            setattr(model.get_submodule(owner), leaf, value)
+    examples = host.inputs([0] * tokens)
+    step = HostedStep(model, decoder, list(examples), logits=logits).eval()
+    given = tuple(torch.from_numpy(value) for value in examples.values())
+    exported = export_normalised(step, given, tuple(examples), prefix="model")
+    outputs = [TensorSpec("logits", "f32", (1, tokens, decoder.vocabulary))] if logits else []
+    for kind in "kv":
+        for i, layer in enumerate(decoder.layers):
+            outputs.append(TensorSpec(f"{kind}_new_{i}", "f32", (1, layer.kv_heads, tokens, layer.head_dim)))
+    inputs = [
+        TensorSpec(name, "f32" if value.dtype.kind == "f" else "i32", value.shape) for name, value in examples.items()
+    ]
+    parameters = {name: names[name] for name in exported.state_dict if name in names}
+    main = {weight: name for name, weight in reversed(parameters.items())}
+    aliases = {name: main[weight] for name, weight in parameters.items() if main[weight] != name}
+    weights = {name: program.weights[parameters[name]] for name in parameters if name not in aliases}
+    weights |= {name: value for name, value in exported.state_dict.items() if name not in parameters}
+    encoded = {name: program.encoded[w] for w, name in main.items() if w in program.encoded}
+    record = ProgramRecord(
+        Signature(tuple(inputs), tuple(outputs)),
+        take_inventory(exported),
+        encodings={name: tensor.encoding for name, tensor in encoded.items()},
+        aliases=aliases,
+    )
+    return Step(TorchProgram(exported, weights, encoded, record), parameters)
+
+
+def _hollow(program: TorchProgram) -> tuple[Any, dict[str, str]]:
+    if program.origin is None:
+        raise LoweringError("this program is no language model", fix="give a folder with one")
+    register()
+    config = read_config(program.origin)
+    config._attn_implementation = NAME
+    model = build_hollow(config)
+    return model, program_names(model, program)
+
+
+def _kinds(rotary: Any) -> list[str | None]:
+    by_layer = "layer_type" in inspect.signature(rotary.forward).parameters
+    return list(rotary.rope_type) if by_layer else [None]

@@ -1,0 +1,178 @@
+"""QNN for language models: a context for each step in the HTP emulator, positions, masks and caches by the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeship.core.model import Artifact, OnnxModel, QnnDecoder, Signature, TensorSpec
+from edgeship.core.runtimes import ActivationMode, Execution, Runtime, Session
+from edgeship.core.weights import same_numbers
+from edgeship.errors import ArtifactError, EdgeshipError
+from edgeship.llm.generation import Stepper
+from edgeship.llm.hosted import Host
+from edgeship.llm.session import LanguageSession
+from edgeship.runtimes.qnn.runtime import RUNTIME as FAMILY
+from edgeship.runtimes.qnn.runtime import chip_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from edgeship.core.inventory import WeightOp
+    from edgeship.core.weights import EncodedTensor, Encoding
+    from edgeship.runtimes.qnn.emulator import Emulator
+
+STEPS = ("prefill", "decode")
+MASK = "mask_"
+
+
+class QnnLanguage(Runtime):
+    """The HTP emulator of onnxruntime-qnn, one step after another."""
+
+    name: ClassVar[str] = "qnn-lm"
+    title: ClassVar[str] = "QNN (language models)"
+    artifact: ClassVar[type[Artifact]] = QnnDecoder
+    packages: ClassVar[tuple[str, ...]] = FAMILY.packages
+    extra: ClassVar[str] = FAMILY.extra
+    language_of: ClassVar[str] = "qnn"
+    execution: ClassVar[Execution] = FAMILY.execution
+    eval_samples: ClassVar[int] = 4
+    timed: ClassVar[bool] = FAMILY.timed
+    untimed_reason: ClassVar[str] = FAMILY.untimed_reason
+
+    def open(self, artifact: Artifact) -> LanguageSession:
+        """Load the contexts in emulator processes; graphs without contexts run on this machine's CPU.
+
+        Raises `ArtifactError` when something is damaged or not for its chip.
+        """
+        self.versions()
+        return _Session(_Stepper(artifact))
+
+    def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
+        """Every placed weight as the graphs hold it. Raises `ArtifactError` when two steps hold another one."""
+        from edgeship.runtimes.qnn.stored import read_graph_weights
+
+        self.versions()
+        weights = read_graph_weights(_graph(artifact, "decode"))
+        read = read_graph_weights(_graph(artifact, "prefill"))
+        for name, tensor in read.items():
+            if difference := same_numbers(weights[name], tensor):
+                raise ArtifactError(f"the steps do not share {name}: {difference}", fix="build again")
+        return weights
+
+    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
+        """As Hexagon holds it, with 16-bit activations."""
+        if activations != "int16":
+            return "a language model on Hexagon has 16-bit activations"
+        return FAMILY.holds(op, encoding, activations)
+
+    def scale_bits(self, encoding: Encoding) -> int:
+        """As Hexagon's."""
+        return FAMILY.scale_bits(encoding)
+
+    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
+        """As Hexagon's."""
+        return FAMILY.container_bits(op, encoding)
+
+
+class _Session(LanguageSession):
+    stepper: _Stepper
+
+    def close(self) -> None:
+        """End the emulators."""
+        self.stepper.close()
+
+
+class _Stepper(Stepper):
+    """Two steps and their host."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        from edgeship.program.stored import tensor_file
+
+        self._steps: dict[str, Emulator | Session] = {}
+        try:
+            self.context, self.chunk = int(artifact.facts["context"]), int(artifact.facts["chunk"])
+            file = tensor_file(artifact.path / "angles.safetensors")
+            angles = {name: file.read(name) for name in file}
+            signature = _graph(artifact, "decode").signature
+        except EdgeshipError as error:
+            raise ArtifactError(f"{artifact.path} is damaged: {error}", fix="build again") from error
+        caches = {spec.name: spec.shape for spec in signature.inputs if spec.name[:2] in ("k_", "v_")}
+        masks = [spec.name.removeprefix(MASK) for spec in signature.inputs if spec.name.startswith(MASK)]
+        if not caches or not masks or any(shape[2] != self.context for shape in caches.values()):
+            raise ArtifactError(f"{artifact.path} has caches of another context", fix="build again")
+        self._host = Host(caches, [None if kind == "all" else int(kind) for kind in masks], angles)
+        try:
+            for name in STEPS:
+                self._steps[name] = _opened(artifact, name)
+        except BaseException:
+            self.close()
+            raise
+
+    def reset(self) -> None:
+        """Forget the text."""
+        self._host.reset()
+        self.position = 0
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Take a chunk."""
+        self._run("prefill", tokens)
+
+    def decode(self, token: int) -> npt.NDArray[np.float32]:
+        """Take one token; logits of the next."""
+        import numpy as np
+
+        return self._run("decode", [token])["logits"].reshape(-1).astype(np.float32)
+
+    def close(self) -> None:
+        """End the emulators."""
+        for step in self._steps.values():
+            step.close()
+        self._steps.clear()
+
+    def _run(self, step: str, tokens: Sequence[int]) -> Mapping[str, npt.NDArray[Any]]:
+        answers = self._steps[step].run(self._host.inputs(tokens))
+        self._host.take(answers, len(tokens))
+        self.position = self._host.position
+        return answers
+
+
+def _opened(artifact: Artifact, step: str) -> Emulator | Session:
+    from edgeship.runtimes.onnxruntime import RUNTIME as CPU
+    from edgeship.runtimes.qnn.emulator import Emulator
+
+    context = artifact.path / f"{step}_ctx.onnx"
+    if context.is_file():
+        return Emulator(context, chip_of(artifact))
+    if artifact.facts.get("qnn.contexts") == "in the folder":
+        raise ArtifactError(f"{context} is not there", fix="build again")
+    return CPU.open(_graph(artifact, step))
+
+
+def _graph(artifact: Artifact, step: str) -> OnnxModel:
+    """The QDQ graph of one step, as ONNX Runtime opens it."""
+    import onnx
+
+    path = artifact.path / f"{step}.qdq.onnx"
+    try:
+        graph = onnx.load(path).graph
+    except Exception as error:  # protobuf's own, of several types
+        raise ArtifactError(f"{path} is damaged: {error}", fix="build again") from None
+    constants = {tensor.name for tensor in graph.initializer}
+
+    def specs(values: Any) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(
+                value.name,
+                "f32" if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT else "i32",
+                tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim),
+            )
+            for value in values
+        )
+
+    placed = tuple(item for item in artifact.placements if item.stored in constants)
+    return OnnxModel(path, Signature(specs(graph.input), specs(graph.output)), placements=placed, facts={})
+
+
+RUNTIME = QnnLanguage()
