@@ -322,7 +322,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def decoder_model(family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TorchModel]:
+def decoder_model(
+    family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], TorchModel]:
     """A family's program as the loader leaves it, texts of 32 tokens; each is loaded once."""
     from edgeship.frontends.decoder import load_decoder
 
@@ -355,3 +357,20 @@ def continued(family: Callable[[str], Path]) -> Callable[[str], tuple[list[int],
         return prompt[0].tolist(), written[0, 20:].tolist()
 
     return write
+
+
+@pytest.fixture(scope="session")
+def storyteller(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
+    """samples/storyteller in 4 bits for onnxruntime-genai, and what the build said. Tests carry
+    ``xdist_group("storyteller")``."""
+    folder = tmp_path_factory.mktemp("story")
+    text = folder / "text.txt"
+    lines = [f"ROMEO:\nThe {'very ' * (i % 7)}crown of my lord number {i} is not mine.\n\n" for i in range(60)]
+    text.write_text("".join(lines), encoding="utf-8")
+    ran = call_cli(
+        "build", ROOT / "samples" / "storyteller", "--target", "linux-x86", "--runtime", "onnx", "--profile", "small",
+        "--context", "256", "--eval", text, "--max-drop", "30%", "-o", folder / "b",
+        "--set", "check/accuracy.limit=4", "--set", "check/layers.samples=2",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    return folder / "b", ran

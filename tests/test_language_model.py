@@ -1,0 +1,124 @@
+"""The storyteller from its folder to a conversation, as a user would do it, and what is refused on the way."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edgeship.conversation import open_conversation
+from edgeship.errors import UsageError
+
+pytestmark = pytest.mark.xdist_group("storyteller")
+
+
+@pytest.fixture
+def built(storyteller):
+    return storyteller
+
+
+def test_the_bundle_says_what_it_holds(built) -> None:
+    bundle, ran = built
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (record,) = manifest["artifacts"]
+    assert (record["runtime"], record["main"], record["facts"]["context"]) == ("genai", "genai/genai", "256")
+    assert (bundle / "tokenizer" / "tokenizer.json").is_file()
+    assert "tokens/s" in ran.out
+    assert "perplexity" in ran.out
+    report = json.loads((bundle / "report.json").read_text())
+    figures = {item["name"]: item["value"] for v in report["rows"][0]["verdicts"] for item in v["measurements"]}
+    # 5 layers x 2 heads x 32 numbers, keys and values, float32, 256 positions.
+    assert figures["memory_cache"] == 5 * 2 * 32 * 2 * 4 * 256
+    assert figures["longest_context"] == 512
+
+
+def test_it_talks_and_is_timed(built, cli) -> None:
+    bundle, _ = built
+    said = cli("chat", str(bundle), "--plain", "--prompt", "ROMEO:", "--max-tokens", "12")
+    again = cli("chat", str(bundle), "--plain", "--prompt", "ROMEO:", "--max-tokens", "12")
+    assert said.code == 0, said.err
+    assert len(said.out.strip()) > 10
+    assert said.out == again.out
+    drawn = {
+        cli(
+            "chat",
+            str(bundle),
+            "--plain",
+            "--prompt",
+            "ROMEO:",
+            "--max-tokens",
+            "12",
+            "--temperature",
+            "1.5",
+            "--seed",
+            seed,
+        ).out
+        for seed in "123"
+    }
+    assert len(drawn) > 1
+    timed = cli("bench", str(bundle), "--prompt", "32", "--new", "8", "--depth", "0,64,255", "--runs", "2", "--json")
+    assert timed.code == 0, timed.err
+    figures = {item["name"]: item for item in json.loads(timed.out)}
+    assert figures["decode"]["value"] > 1
+    assert figures["decode@64"]["low"] <= figures["decode@64"]["value"] <= figures["decode@64"]["high"]
+    assert any("do not fit 256 positions" in item["note"] for item in figures.values())
+
+
+def test_the_bundle_verifies_and_shows_a_changed_byte(built, cli, tmp_path) -> None:
+    import shutil
+
+    bundle, _ = built
+    assert cli("verify", str(bundle)).code == 0
+    broken = tmp_path / "b"
+    shutil.copytree(bundle, broken)
+    path = broken / "tokenizer" / "tokenizer.json"
+    path.write_text(path.read_text().replace("a", "b", 1))
+    ran = cli("chat", str(broken), "--prompt", "x")
+    assert ran.code != 0
+    assert "tokenizer" in ran.errors[0]
+
+
+def test_what_does_not_fit_the_context_is_refused(built) -> None:
+    with open_conversation(built[0], "onnx", plain=True) as talk:
+        assert talk.say("ROMEO:", 4) is not None
+        with pytest.raises(UsageError, match="do not fit the context of 256"):
+            list(talk.say("my lord " * 400, 4))
+        assert "".join(talk.say("JULIET:", 6))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--context", "5000"), "not among the 512 positions"),
+        (("--lora", "nowhere"), "has no adapter_config.json"),
+        (("--runtime", "qnn"), "does not run qnn|no engine for language models"),
+        (("--set", "load/decoder.tokens=9999"), "the model has 512 positions"),
+        (("--set", "lower/decoder_to_genai.context=12"), "change --context instead"),
+    ],
+)
+def test_orders_that_cannot_be_met_are_refused(cli, root, tmp_path, arguments, error) -> None:
+    ran = cli("build", "samples/storyteller", "--target", "linux-x86", "-o", str(tmp_path / "b"), *arguments, cwd=root)
+    assert ran.code not in (0, 1)
+    assert len(ran.errors) == 1
+    import re
+
+    assert re.search(error, ran.errors[0]), ran.errors
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (("chat", "samples"), "holds no manifest.json"),
+        (
+            ("build", "samples/digits_cnn", "--target", "linux-x86", "--context", "64"),
+            "--context is for language models",
+        ),
+        (("build", "samples/digits_cnn", "--target", "linux-x86", "--lora", "x"), "--lora is for language models"),
+        (("build", "samples/digits_cnn", "--target", "linux-x86", "--runtime", "genai"), "runs language models only"),
+    ],
+)
+def test_networks_are_no_language_models(cli, root, command, error) -> None:
+    ran = cli(*command, cwd=root)
+    assert ran.code != 0
+    assert error in ran.errors[0]
