@@ -13,7 +13,15 @@ from safetensors.torch import save_file
 
 from edgeship.core.weights import Affine, AffineTensor
 from edgeship.errors import ArtifactError, WeightsError
-from edgeship.program.stored import EncodedStore, Overlay, TensorFile, TensorWriter, WeightStore, open_floats, save_floats
+from edgeship.program.stored import (
+    EncodedStore,
+    Overlay,
+    TensorFile,
+    TensorWriter,
+    WeightStore,
+    open_floats,
+    save_floats,
+)
 
 
 @settings(max_examples=30, deadline=None)

@@ -23,7 +23,7 @@ def test_answers_are_those_of_the_whole_program(decoder_model, monkeypatch, enco
             for use in program.record.inventory.weights
             if use.op in ("linear", "embedding")
         }
-        record = dataclasses.replace(program.record, encodings={name: encoding for name in encoded})
+        record = dataclasses.replace(program.record, encodings=dict.fromkeys(encoded, encoding))
         program = dataclasses.replace(program, encoded=encoded, record=record)
     batches = [{"input_ids": np.random.default_rng(seed).integers(0, 256, (1, 32))} for seed in range(2)]
     whole = Reference(program)
