@@ -62,14 +62,13 @@ def time_artifact(
 def _time_text(artifact: Artifact, text: TextOrder, depth: int) -> tuple[Measurement, ...]:
     """Figures of a language model behind ``depth`` tokens: mean over runs, with their smallest and largest."""
     runtime = runtimes()[artifact.runtime]
-    context = int(artifact.facts["context"])
+    context, suffix = int(artifact.facts["context"]), f"@{depth}" if depth else ""
     prompt = min(text.prompt, max(1, context - depth - text.new))
     new = min(text.new, context - depth - prompt)
     if new < 2:
         reason = f"{depth} tokens of depth, {prompt} of prompt and {text.new} new ones do not fit {context} positions"
-        return (Measurement("decode", None, "tokens/s", "measured", runtime=runtime.name, note=reason),)
+        return (Measurement(f"decode{suffix}", None, "tokens/s", "measured", runtime=runtime.name, note=reason),)
     found = _worked(artifact, {"prompt": prompt, "new": new, "depth": depth, "runs": text.runs})
-    suffix = f"@{depth}" if depth else ""
     stuck = f"the text ends in a loop of {found['loop']} tokens" if found["loop"] else ""
     versions = runtime.versions()
 
