@@ -90,7 +90,7 @@ class Runtime(ABC):
         """Import the engine, so that memory taken before and after opening a model can be told apart."""
 
     @abstractmethod
-    def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
+    def read_weights(self, artifact: Artifact) -> Mapping[str, EncodedTensor]:
         """Every placed weight as the saved file holds it, by torch name, in the torch weight's layout.
 
         Reads the file with the format's own reader and undoes `Placement` permutations and reshapes, so that the

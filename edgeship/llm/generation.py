@@ -41,6 +41,10 @@ class Stepper(ABC):
     def decode(self, token: int) -> npt.NDArray[np.float32]:
         """Take one token; logits ``[vocabulary]`` of the next."""
 
+    def decode_each(self, tokens: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        """Take tokens that are known already; logits after each. Engines that can may take them together."""
+        return [self.decode(token) for token in tokens]
+
     def read(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Take a prompt: whole chunks by `prefill`, the rest token by token. Logits after the last one.
 
@@ -121,11 +125,11 @@ def score(model: Stepper, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
 
     model.reset()
     head = model.chunk if len(tokens) > model.chunk > 1 else 0
-    rows = [model.decode(token) for token in tokens[:head]]
+    rows = model.decode_each(tokens[:head])
     if head:
         model.reset()
         model.prefill(tokens[:head])
-    rows += [model.decode(token) for token in tokens[head:]]
+    rows += model.decode_each(tokens[head:])
     return np.stack(rows)
 
 

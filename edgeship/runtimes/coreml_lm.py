@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeship.core.model import Artifact, CoreMLDecoder, Placement
-from edgeship.core.runtimes import ActivationMode, Execution, Runtime
+from edgeship.core.model import Artifact, CoreMLDecoder
+from edgeship.core.runtimes import ActivationMode, Arrays, Execution, Runtime
 from edgeship.core.weights import Affine, Sparse
 from edgeship.errors import ArtifactError, EdgeshipError
 from edgeship.llm.generation import Stepper
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from edgeship.core.weights import EncodedTensor, Encoding
     from edgeship.llm.session import LanguageSession
 
-    # Takes all values by name, gives those that it makes.
-    Run = Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]]
+    # Takes all values by name for some runs in a row, gives those that each makes.
+    Run = Callable[[Sequence[Arrays]], Sequence[Arrays]]
+
+# Tokens whose logits the evaluator finds together: each has a copy of the caches of the layer that is looked at.
+IN_A_ROW = 32
 
 
 class CoreMLLanguage(Runtime):
@@ -48,27 +51,13 @@ class CoreMLLanguage(Runtime):
         with _damage(artifact):
             return LanguageSession(_native(artifact) if ON_MAC else _evaluated(artifact))
 
-    def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
+    def read_weights(self, artifact: Artifact) -> Mapping[str, EncodedTensor]:
         """Every placed weight, from the saved program and its weight file, its pieces joined."""
         self.versions()
-        from edgeship.runtimes.coreml.pieces import joined
-        from edgeship.runtimes.coreml.stored import encoded_weights
+        from edgeship.runtimes.coreml.pieces import PlacedWeights
 
         with _damage(artifact):
-            found = encoded_weights(artifact.path)
-            placed: dict[str, list[Placement]] = {}
-            for placement in artifact.placements:
-                placed.setdefault(placement.weight, []).append(placement)
-            weights: dict[str, EncodedTensor] = {}
-            for weight, places in placed.items():
-                missing = [place.stored for place in places if place.stored not in found]
-                if missing:
-                    raise ArtifactError(f"{artifact.path} does not hold {weight}", fix="build it again")
-                order = places[0].permutation
-                # What was read is let go as it is joined.
-                pieces = [found.pop(place.stored) for place in places]
-                weights[weight] = joined(pieces, None if order is None else len(order))
-        return weights
+            return PlacedWeights(artifact.path, artifact.placements)
 
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """As Core ML holds it; activations stay float, and zeros are not left out."""
@@ -93,7 +82,8 @@ class _Stepper(Stepper):
     """The functions of a package with their states.
 
     Args:
-        stages: function -> what runs it, in the order in which a long model's parts follow on one another.
+        stages: function -> what runs it for some inputs in a row, in the order in which a long model's parts follow on
+            one another.
         forget: puts zeros in the states.
     """
 
@@ -111,29 +101,36 @@ class _Stepper(Stepper):
 
     def prefill(self, tokens: Sequence[int]) -> None:
         """Take a chunk."""
-        self._run("prefill", tokens)
+        self._run("prefill", [tokens])
 
     def decode(self, token: int) -> npt.NDArray[np.float32]:
         """Take one token; logits of the next."""
+        return self.decode_each([token])[0]
+
+    def decode_each(self, tokens: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        """Take tokens one after the other, some of them in one run of the evaluator."""
+        found: list[npt.NDArray[np.float32]] = []
+        for start in range(0, len(tokens), IN_A_ROW):
+            rows = self._run("decode", [[token] for token in tokens[start : start + IN_A_ROW]])
+            found += [row["logits"].reshape(-1).astype("float32") for row in rows]
+        return found
+
+    def _run(self, function: str, texts: Sequence[Sequence[int]]) -> list[Arrays]:
         import numpy as np
 
-        return self._run("decode", [token])["logits"].reshape(-1).astype(np.float32)
-
-    def _run(self, function: str, tokens: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
-        import numpy as np
-
-        values = {
-            "input_ids": np.array([tokens], np.int32),
-            "position": np.array([self.position], np.int32),
-        }
+        rows: list[dict[str, npt.NDArray[Any]]] = []
+        for tokens in texts:
+            rows.append({"input_ids": np.array([tokens], np.int32), "position": np.array([self.position], np.int32)})
+            self.position += len(tokens)
         with _damage(self._artifact):
             for name, run in self._stages.items():
-                if name.partition("_")[0] == function:
-                    values.update(run(values))
-                    if "next_hidden" in values:
-                        values["hidden"] = values.pop("next_hidden")
-        self.position += len(tokens)
-        return values
+                if name.partition("_")[0] != function:
+                    continue
+                for row, made in zip(rows, run(rows), strict=True):
+                    row.update(made)
+                    if "next_hidden" in row:
+                        row["hidden"] = row.pop("next_hidden")
+        return list(rows)
 
 
 def _evaluated(artifact: Artifact) -> _Stepper:
@@ -152,7 +149,7 @@ def _evaluated(artifact: Artifact) -> _Stepper:
 
     def runner(evaluator: Evaluator) -> Run:
         wanted = [feature.name for feature in evaluator.inputs]
-        return lambda values: evaluator.advance({name: values[name] for name in wanted}, states)
+        return lambda rows: evaluator.advance_all([{name: row[name] for name in wanted} for row in rows], states)
 
     forget()
     return _Stepper(
@@ -178,11 +175,10 @@ def _native(artifact: Artifact) -> _Stepper:
     def runner(name: str) -> Run:
         part = name.partition("_")[2]
 
-        def run(values: Mapping[str, Any]) -> dict[str, Any]:
+        def run(rows: Sequence[Arrays]) -> list[Arrays]:
             if part not in states:
                 states[part] = models[name].make_state()
-            answer: dict[str, Any] = models[name].predict({key: values[key] for key in inputs[name]}, states[part])
-            return answer
+            return [models[name].predict({key: row[key] for key in inputs[name]}, states[part]) for row in rows]
 
         return run
 

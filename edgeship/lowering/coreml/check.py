@@ -26,7 +26,7 @@ TOLERANCE = 1e-3
 
 
 def check_against_model(config: Any, adapter: Callable[[Any], Parts], sizes: Sequence[AttentionLayer]) -> None:
-    """Compare both on the configuration's own layers, with random weights and a small vocabulary.
+    """Compare both on the configuration's own layers, one of each kind, with random weights and a small vocabulary.
 
     Weights of full size take no memory: each is a random vector read from another place for every row.
 
@@ -45,18 +45,35 @@ def check_against_model(config: Any, adapter: Callable[[Any], Parts], sizes: Seq
     for parameter in model.parameters():
         parameter.data = _random(tuple(parameter.shape), generator)
     tokens = torch.randint(0, VOCABULARY, (1, TOKENS), generator=generator)
+    narrowed = [AttentionLayer(s.heads, s.kv_heads, s.head_dim, None if s.window is None else WINDOW) for s in sizes]
+    layers = layers_of(model)
+    del layers[_enough([adapter(layer) for layer in layers], narrowed) :]
     with torch.no_grad(), observed():
         wanted = model(input_ids=tokens, use_cache=False).logits[0, CHUNK:]
-        narrowed = [
-            AttentionLayer(s.heads, s.kv_heads, s.head_dim, None if s.window is None else WINDOW) for s in sizes
-        ]
-        found = _through_steps(model, adapter, narrowed, tokens)
+        found = _through_steps(model, adapter, narrowed[: len(layers)], tokens)
     error = float((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-9))
     if not error <= TOLERANCE:
         raise LoweringError(
             f"the layers rebuilt for the Neural Engine answer otherwise than {type(model).__name__} ({error:.1e})",
             fix="use --set lower/decoder_to_coreml.form=generic, and report the model",
         )
+
+
+def _enough(parts: Sequence[Parts], sizes: Sequence[AttentionLayer]) -> int:
+    """How many layers from the first on hold every kind that there is, and at least two."""
+
+    def kind(i: int) -> tuple[Any, ...]:
+        linears = (*parts[i].projections, parts[i].out, *parts[i].inner, parts[i].down)
+        plain = [
+            value if value is None or isinstance(value, (int, float, str)) else type(value)
+            for value in vars(parts[i]).values()
+        ]
+        return (sizes[i], *plain, *(linear.weight.shape for linear in linears))
+
+    first: dict[tuple[Any, ...], int] = {}
+    for i in range(len(parts)):
+        first.setdefault(kind(i), i)
+    return max(2, 1 + max(first.values()))
 
 
 def _through_steps(

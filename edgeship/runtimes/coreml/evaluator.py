@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.errors import ArtifactError, DataError, UnsupportedOpError
+from edgeship.runtimes.coreml.constants import Constants
+from edgeship.runtimes.coreml.packed import Packed
 from edgeship.runtimes.coreml.program import (
     Block,
     Constant,
@@ -18,29 +20,14 @@ from edgeship.runtimes.coreml.program import (
     Reference,
     load_program,
 )
+from edgeship.runtimes.coreml.values import Feature, closed, fitted, rounded, to_numpy, to_value
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     from torch import Tensor
 
     from edgeship.runtimes.coreml.ops import Value
-
-#: Constants that are kept in float32 as well, so that a run need not widen them: at most this much.
-MAX_WIDENED_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class Feature:
-    """An input, output or state: ``shape`` has None where the size is only known when the program runs.
-
-    An image input is the tensor that the program itself takes: (1, channels, height, width), values 0 to 255.
-    """
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
-    default_shape: tuple[int, ...] | None = None  #: the shape to take for an input of flexible size
+    from edgeship.runtimes.coreml.series import Stage
 
 
 def supported_ops() -> frozenset[str]:
@@ -86,9 +73,10 @@ class Evaluator:
         self.outputs: tuple[Feature, ...] = tuple(
             Feature(n, ports[n].type.shape, ports[n].type.dtype) for n in self._function.block.outputs
         )
-        self._shared: _Shared = _Shared() if beside is None else beside._shared
+        self._shared: Constants = Constants.of(program) if beside is None else beside._shared
+        self._stages: tuple[Stage, ...] | None = None
         self._literals: dict[int, Value] = {}
-        self._constants: dict[str, Value] = {}
+        self._constants: dict[str, Any] = {}
         self._fold(self._function.block)
         self._constant_ids = {id(value) for value in (*self._constants.values(), *self._literals.values())}
         self._last_use = {id(block): _last_uses(block) for block in _all_blocks(self._function.block)}
@@ -97,7 +85,7 @@ class Evaluator:
         """The states as they are before a first run: zeros, by name."""
         import numpy as np
 
-        return {s.name: np.zeros(_closed(s), s.dtype) for s in self.states}
+        return {s.name: np.zeros(closed(s), s.dtype) for s in self.states}
 
     def run(
         self, inputs: Mapping[str, npt.NDArray[Any]], state: dict[str, npt.NDArray[Any]] | None = None
@@ -117,13 +105,57 @@ class Evaluator:
         """As `run`, with states as tensors that are replaced in the dictionary as the program goes, never copied."""
         import torch
 
-        values = dict(self._constants)
-        values.update(self._given_inputs(inputs))
-        # A state goes by its name, so that it is looked up when an operation runs.
-        values.update({name: name for name in states})
+        if self._shared.lean:
+            return self.advance_all([inputs], states)[0]
+        values = self._values(inputs, states)
         with torch.no_grad():
             results = self._run_block(self._function.block, values, states)
-        return {f.name: _to_numpy(result) for f, result in zip(self.outputs, results, strict=True)}
+        return {f.name: to_numpy(result) for f, result in zip(self.outputs, results, strict=True)}
+
+    def advance_all(
+        self, inputs: Sequence[Mapping[str, npt.NDArray[Any]]], states: dict[str, Tensor]
+    ) -> list[dict[str, npt.NDArray[Any]]]:
+        """As `advance` for one after another, each operation for all before the next: large weights are decompressed
+        once for all of them."""
+        import torch
+
+        from edgeship.runtimes.coreml.series import run_stages, stages
+
+        if self._stages is None:
+            self._stages = stages(self._function.block)
+        runs = [self._values(given, states) for given in inputs]
+        with torch.no_grad():
+            run_stages(self._stages, runs, lambda o, values: self._execute(o, values, states), self._together)
+        return [{f.name: to_numpy(values[f.name]) for f in self.outputs} for values in runs]
+
+    def _values(self, inputs: Mapping[str, npt.NDArray[Any]], states: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What a run begins with. A state goes by its name, so that it is looked up when an operation runs."""
+        return {**self._constants, **self._given_inputs(inputs), **{name: name for name in states}}
+
+    def _together(self, operation: Operation, runs: Sequence[dict[str, Any]]) -> bool:
+        """One operation with a packed weight on all runs, by rows of the weight; False when it is no such product."""
+        from edgeship.runtimes.coreml.series import multiply
+
+        first = self._arguments(operation, runs[0])
+        weight = first.get("x" if operation.kind == "gather" else "weight", [None])[0]
+        if not isinstance(weight, Packed):
+            return False
+        if operation.kind == "gather":
+            if any(int(first[name][0]) for name in ("axis", "batch_dims") if name in first):
+                return False
+            indices = [self._arguments(operation, values)["indices"][0] for values in runs]
+            made = [weight.take(index).reshape(*index.shape, *weight.shape[1:]) for index in indices]
+        else:
+            bias = first["bias"][0].float() if "bias" in first else None
+            inputs = [self._arguments(operation, values)["x"][0].float() for values in runs]
+            products = multiply(operation, inputs, weight, bias)
+            if products is None:
+                return False
+            made = products
+        (port,) = operation.outputs
+        for values, value in zip(runs, made, strict=True):
+            values[port.name] = rounded(operation, port, value)
+        return True
 
     def _default_shape(self, port: Port) -> tuple[int, ...] | None:
         known = tuple(size for size in port.type.shape if size is not None)
@@ -141,47 +173,25 @@ class Evaluator:
                     fix="verify this package on a Mac, or add the operation to edgeship/runtimes/coreml/ops",
                 )
 
-    def _read(self, operation: Operation) -> Value:
-        """A plain constant, unless it was read for another function."""
-        (stored,) = operation.inputs["val"]
-        assert isinstance(stored, Constant)
-        if stored.location is None:
-            return _to_value(stored.read())
-        kept = self._shared.constants
-        key = _key(operation)
-        if key not in kept:
-            kept[key] = [_to_value(stored.read())]
-        return kept[key][0]
-
-    def _decompress(self, operation: Operation) -> None:
-        """Runs a constexpr operation, unless it was run for another function."""
-        operands = [operand for operands in operation.inputs.values() for operand in operands]
-        stored = [operand for operand in operands if isinstance(operand, Constant)]
-        whole = len(stored) == len(operands) and all(constant.location for constant in stored)
-        kept = self._shared.constants
-        key = _key(operation)
-        names = [port.name for port in operation.outputs]
-        if whole and key in kept:
-            self._constants.update(zip(names, kept[key], strict=True))
-            return
-        self._literals.update({id(constant): _to_value(constant.read()) for constant in stored})
+    def _decompressed(self, operation: Operation, stored: Sequence[Constant]) -> list[Value]:
+        self._literals.update({id(constant): to_value(constant.read()) for constant in stored})
         self._execute(operation, self._constants, {})
         # What only served this operation would be held twice: packed and decompressed.
         for constant in stored:
             del self._literals[id(constant)]
-        if whole:
-            kept[key] = [self._constants[name] for name in names]
+        return [self._constants[port.name] for port in operation.outputs]
 
     def _fold(self, block: Block) -> None:
         """Decodes constants and runs the constexpr operations: once, here, not in every run."""
         for operation in block.operations:
             for operand in (o for operands in operation.inputs.values() for o in operands):
-                if isinstance(operand, Constant) and not _is_constant(operation):
-                    self._literals[id(operand)] = _to_value(operand.read())
+                if isinstance(operand, Constant) and not operation.is_constant:
+                    self._literals[id(operand)] = to_value(operand.read())
             if operation.kind == "const":
-                self._constants[operation.outputs[0].name] = self._read(operation)
+                self._constants[operation.outputs[0].name] = self._shared.plain(operation)
             elif operation.kind.startswith("constexpr_"):
-                self._decompress(operation)
+                made = self._shared.compressed(operation, functools.partial(self._decompressed, operation))
+                self._constants.update(zip([port.name for port in operation.outputs], made, strict=True))
             for nested in operation.blocks:
                 self._fold(nested)
 
@@ -189,7 +199,7 @@ class Evaluator:
         expected = {f.name for f in self.inputs}
         if set(inputs) != expected:
             raise DataError(f"inputs {sorted(inputs)} where the model takes {sorted(expected)}", fix="name them so")
-        return {f.name: _fit(f, inputs[f.name]) for f in self.inputs}
+        return {f.name: fitted(f, inputs[f.name]) for f in self.inputs}
 
     def _given_states(self, state: dict[str, npt.NDArray[Any]] | None) -> dict[str, Tensor]:
         expected = {s.name for s in self.states}
@@ -198,12 +208,12 @@ class Evaluator:
                 f"the model keeps the states {sorted(expected)}, given are {sorted(state or ())}",
                 fix="pass state=evaluator.new_state() and keep it from run to run",
             )
-        return {s.name: _fit(s, (state or {})[s.name]) for s in self.states}
+        return {s.name: fitted(s, (state or {})[s.name]) for s in self.states}
 
     def _run_block(self, block: Block, values: dict[str, Value], states: dict[str, Tensor]) -> list[Value]:
         last_use = self._last_use[id(block)]
         for index, operation in enumerate(block.operations):
-            if _is_constant(operation):
+            if operation.is_constant:
                 continue
             self._execute(operation, values, states)
             for name in last_use.get(index, ()):
@@ -218,11 +228,7 @@ class Evaluator:
             inner.update({port.name: value for port, value in zip(block.inputs, arguments, strict=True)})
             return self._run_block(block, inner, states)
 
-        arguments = {
-            name: [values[o.name] if isinstance(o, Reference) else self._literals[id(o)] for o in operands]
-            for name, operands in operation.inputs.items()
-        }
-        call = Call(operation, arguments, self._function.opset, run_block, states, self._widen)
+        call = Call(operation, self._arguments(operation, values), self._function.opset, run_block, states, self._widen)
         try:
             results = OPERATIONS[operation.kind](call)
         except (RuntimeError, IndexError, ValueError) as error:
@@ -234,113 +240,16 @@ class Evaluator:
                 fix="build the package again",
             )
         for port, value in zip(operation.outputs, outputs, strict=True):
-            values[port.name] = _round(operation, port, value)
+            values[port.name] = rounded(operation, port, value)
 
     def _widen(self, tensor: Tensor) -> Tensor:
-        """``tensor`` as float32; a constant is widened once, within MAX_WIDENED_BYTES."""
-        import torch
+        return self._shared.widen(tensor, id(tensor) in self._constant_ids)
 
-        if tensor.dtype == torch.float32:
-            return tensor
-        shared = self._shared
-        if id(tensor) in shared.widened:
-            return shared.widened[id(tensor)][1]
-        wide = tensor.to(torch.float32)
-        size = wide.numel() * 4
-        if id(tensor) in self._constant_ids and shared.widened_bytes + size <= MAX_WIDENED_BYTES:
-            shared.widened[id(tensor)] = tensor, wide
-            shared.widened_bytes += size
-        return wide
-
-
-@dataclass
-class _Shared:
-    """What functions of one package hold together: constants by where they lie, and float32 forms by identity.
-
-    The tensor that a float32 form belongs to is kept with it, so that its identity is not given away again.
-    """
-
-    constants: dict[tuple[Any, ...], list[Value]] = field(default_factory=dict)
-    widened: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    widened_bytes: int = 0
-
-
-def _key(operation: Operation) -> tuple[Any, ...]:
-    """What tells constants apart: the operation, where its operands lie, and what it gives."""
-    places = tuple(
-        (name, operand.location, operand.type)
-        for name, operands in operation.inputs.items()
-        for operand in operands
-        if isinstance(operand, Constant)
-    )
-    return (operation.kind, places, tuple(port.type for port in operation.outputs))
-
-
-def _is_constant(operation: Operation) -> bool:
-    return operation.kind == "const" or operation.kind.startswith("constexpr_")
-
-
-def _round(operation: Operation, port: Port, value: Value) -> Value:
-    """``value`` in the declared type; its shape has to be the declared one."""
-    from torch import Tensor
-
-    from edgeship.runtimes.coreml.ops.registry import TORCH_DTYPES
-
-    if not isinstance(value, Tensor) or port.type.kind != "tensor":
-        return value
-    declared = port.type.shape
-    if not port.type.any_rank and not _matches(declared, value.shape):
-        raise UnsupportedOpError(
-            f"{operation.label} gives the shape {tuple(value.shape)} where the program declares {declared}",
-            fix="report it with the package: either the file or the evaluator is wrong",
-        )
-    return value.to(TORCH_DTYPES[port.type.dtype])
-
-
-def _matches(declared: Sequence[int | None], shape: Sequence[int]) -> bool:
-    return len(declared) == len(shape) and all(a in (None, b) for a, b in zip(declared, shape, strict=True))
-
-
-def _fit(feature: Feature, given: npt.NDArray[Any]) -> Tensor:
-    import numpy as np
-    import torch
-
-    from edgeship.runtimes.coreml.ops.registry import TORCH_DTYPES
-
-    array = np.asarray(given)
-    if not _matches(feature.shape, array.shape):
-        raise DataError(f"{feature.name} has the shape {array.shape}", fix=f"the model takes {feature.shape}")
-    if array.dtype.kind == "f" and "int" in feature.dtype:
-        raise DataError(f"{feature.name} is {array.dtype}", fix=f"the model takes {feature.dtype}")
-    if array.dtype.kind not in "fiub":
-        raise DataError(f"{feature.name} is {array.dtype}", fix=f"the model takes {feature.dtype}")
-    return torch.from_numpy(np.array(array)).to(TORCH_DTYPES[feature.dtype])
-
-
-def _to_value(read: np.ndarray[Any, Any] | str | list[Any]) -> Value:
-    import numpy as np
-    import torch
-
-    if isinstance(read, np.ndarray):
-        return torch.from_numpy(read)
-    if isinstance(read, list) and read and isinstance(read[0], np.ndarray):
-        return torch.from_numpy(np.stack(read))
-    return read
-
-
-def _to_numpy(value: Value) -> npt.NDArray[Any]:
-    import numpy as np
-    from torch import Tensor
-
-    if isinstance(value, Tensor):
-        return value.contiguous().numpy().copy()
-    if isinstance(value, str):
-        return np.array(value)
-    raise UnsupportedOpError("the program answers with a list", fix="only tensors and labels are read")
-
-
-def _closed(feature: Feature) -> tuple[int, ...]:
-    return tuple(1 if size is None else size for size in feature.shape)
+    def _arguments(self, operation: Operation, values: Mapping[str, Any]) -> dict[str, list[Any]]:
+        return {
+            name: [values[o.name] if isinstance(o, Reference) else self._literals[id(o)] for o in operands]
+            for name, operands in operation.inputs.items()
+        }
 
 
 def _all_blocks(block: Block) -> list[Block]:
@@ -355,19 +264,10 @@ def _last_uses(block: Block) -> dict[int, list[str]]:
         if operation.kind == "const" or operation.kind.startswith("constexpr_"):
             continue
         made |= {port.name for port in operation.outputs}
-        for name in _names_used(operation):
+        for name in operation.names_used():
             last[name] = index
     uses: dict[int, list[str]] = {}
     for name, index in last.items():
         if name in made and name not in block.outputs:
             uses.setdefault(index, []).append(name)
     return uses
-
-
-def _names_used(operation: Operation) -> set[str]:
-    names = {o.name for operands in operation.inputs.values() for o in operands if isinstance(o, Reference)}
-    for block in operation.blocks:
-        names |= set(block.outputs)
-        for nested in block.operations:
-            names |= _names_used(nested)
-    return names

@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeship.core.weights import AffineTensor, FloatTensor, PaletteTensor
 from edgeship.errors import ArtifactError
+from edgeship.runtimes.coreml.stored import as_encoded
+from edgeship.runtimes.coreml.weights import locate_stored_weights
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgeship.core.model import Placement
     from edgeship.core.weights import Array, EncodedTensor
+
+
+class PlacedWeights(Mapping[str, "EncodedTensor"]):
+    """The placed weights of a package, each read when it is asked for.
+
+    Raises:
+        ArtifactError: a placement names what is not there, or the package is damaged.
+    """
+
+    def __init__(self, path: Path, placements: Sequence[Placement]) -> None:
+        self._path, self._found = path, locate_stored_weights(path)
+        self._places: dict[str, list[Placement]] = {}
+        for placement in placements:
+            self._places.setdefault(placement.weight, []).append(placement)
+            if placement.stored not in self._found:
+                raise self._lacks(placement.weight)
+
+    def __getitem__(self, weight: str) -> EncodedTensor:
+        places = self._places[weight]
+        pieces = []
+        for place in places:
+            piece = as_encoded(self._found[place.stored]())
+            if piece is None:
+                raise self._lacks(weight)
+            pieces.append(piece)
+        order = places[0].permutation
+        return joined(pieces, None if order is None else len(order))
+
+    def _lacks(self, weight: str) -> ArtifactError:
+        return ArtifactError(f"{self._path} does not hold {weight}", fix="build it again")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def joined(pieces: Sequence[EncodedTensor], rank: int | None) -> EncodedTensor:

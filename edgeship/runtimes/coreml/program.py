@@ -85,6 +85,17 @@ class Constant:
             return [Constant(_value_type(v.type), v, self._files).read() for v in immediate.list.values]
         raise ArtifactError(f"a constant holds a {held or 'nothing'}", fix="only tensors, strings and lists are read")
 
+    def read_rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Some rows along the first axis of a constant in a weight file, whose rows are whole bytes."""
+        where, shape = self.location, _static(self.type)
+        if where is None:
+            raise ArtifactError("a constant is not in a weight file", fix="build the package again")
+        width = math.prod(shape[1:])
+        array = self._files.open(where[0]).read(
+            where[1], self.type.dtype, math.prod(shape), (start * width, stop * width)
+        )
+        return array.reshape(stop - start, *shape[1:])
+
 
 Operand = Reference | Constant
 
@@ -102,6 +113,20 @@ class Operation:
     def label(self) -> str:
         """The operation in a message: type and first output."""
         return f"{self.kind} ({self.outputs[0].name})" if self.outputs else self.kind
+
+    def names_used(self) -> set[str]:
+        """Names of the values that it takes, those of nested blocks included."""
+        names = {o.name for operands in self.inputs.values() for o in operands if isinstance(o, Reference)}
+        for block in self.blocks:
+            names |= set(block.outputs)
+            for nested in block.operations:
+                names |= nested.names_used()
+        return names
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is a constant, plain or compressed."""
+        return self.kind == "const" or self.kind.startswith("constexpr_")
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,11 @@ class BlobFile:
         # Copy-on-write, so that torch takes the arrays without a copy and nothing can write to the file.
         self._bytes: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="c")
 
-    def read(self, offset: int, dtype: str, count: int) -> npt.NDArray[Any]:
-        """The ``count`` elements of ``dtype`` whose record is at byte ``offset``; ArtifactError if there are none."""
+    def read(self, offset: int, dtype: str, count: int, part: tuple[int, int] | None = None) -> npt.NDArray[Any]:
+        """The ``count`` elements of ``dtype`` whose record is at byte ``offset``; ArtifactError if there are none.
+
+        ``part`` is the first and the last but one of those that are wanted; the first begins a byte.
+        """
         if offset + RECORD_BYTES > self._bytes.size:
             raise self._damaged(offset, "the file ends before it")
         sentinel, code, size, start, _ = struct.unpack_from(
@@ -103,6 +106,10 @@ class BlobFile:
             raise self._damaged(offset, "the file ends inside it")
         if size * 8 < count * BITS[dtype]:
             raise self._damaged(offset, f"{size} bytes where {count} elements of {dtype} belong")
+        if part is not None:
+            start += part[0] * BITS[dtype] // 8
+            count = part[1] - part[0]
+            size = -(-count * BITS[dtype] // 8)
         return unpack(self._bytes[start : start + size], dtype, count)
 
     def _damaged(self, offset: int, why: str) -> ArtifactError:

@@ -25,14 +25,14 @@ def encoded_weights(package: Path) -> dict[str, EncodedTensor]:
     """Every float constant and every compressed weight, by its name in the package, in its stored shape."""
     found: dict[str, EncodedTensor] = {}
     for name, constant in read_stored_weights(package).items():
-        tensor = _encoded(constant)
+        tensor = as_encoded(constant)
         if tensor is not None:
             found[name] = tensor
     return found
 
 
-def _encoded(constant: StoredConstant) -> EncodedTensor | None:
-    """None for what compression never makes, such as constants of integers."""
+def as_encoded(constant: StoredConstant) -> EncodedTensor | None:
+    """A constant in the words of compression; None for what that never makes, such as constants of integers."""
     kind = constant.kind
     if kind in FLOATS and constant.values is not None:
         return FloatTensor(constant.values.reshape(constant.shape))

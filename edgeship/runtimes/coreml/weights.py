@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from edgeship.runtimes.coreml.program import Constant, Operation, Reference, loa
 from edgeship.runtimes.coreml.storage import BITS, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy.typing as npt
@@ -51,23 +52,33 @@ def read_stored_weights(package: Path) -> dict[str, StoredConstant]:
     Plain constants are those of floats, and of integers that lie in a weight file. Where two functions give one name
     to different weights, the later one is listed as ``function/name``. Raises ArtifactError if the package is damaged.
     """
+    return {name: read() for name, read in locate_stored_weights(package).items()}
+
+
+def locate_stored_weights(package: Path) -> dict[str, Callable[[], StoredConstant]]:
+    """As `read_stored_weights`, each weight read when it is asked for: those of a large model do not fit in memory."""
     program = load_program(package)
-    found: dict[str, StoredConstant] = {}
+    found: dict[str, Callable[[], StoredConstant]] = {}
     origin: dict[str, object] = {}
     for function in program.functions.values():
-        for operation, stored in _constants(function):
+        makers = {p.name: o for o in function.block.walk() for p in o.outputs if o.is_constant}
+        for operation in _weights(function, makers):
             where = _origin(operation)
-            name = stored.name
+            name = operation.outputs[-1].name
             if name in found:
                 if origin[name] == where and None not in where:
                     continue
                 name = f"{function.name}/{name}"
-            found[name], origin[name] = replace(stored, name=name), where
+            found[name], origin[name] = functools.partial(_read, makers, operation, name), where
     return found
 
 
-def _constants(function: Function) -> Iterator[tuple[Operation, StoredConstant]]:
-    makers = {p.name: o for o in function.block.walk() for p in o.outputs if _is_constant(o)}
+def _read(makers: dict[str, Operation], operation: Operation, name: str) -> StoredConstant:
+    return replace(_Reader(makers).read(operation), name=name)
+
+
+def _weights(function: Function, makers: dict[str, Operation]) -> Iterator[Operation]:
+    """The operations that make a weight, but those that only serve another."""
     consumed = {
         operand.name
         for operation in makers.values()
@@ -76,7 +87,7 @@ def _constants(function: Function) -> Iterator[tuple[Operation, StoredConstant]]
         if isinstance(operand, Reference)
     }
     for operation in function.block.walk():
-        if not _is_constant(operation) or {p.name for p in operation.outputs} & consumed:
+        if not operation.is_constant or {p.name for p in operation.outputs} & consumed:
             continue
         if operation.kind == "const":
             stored = operation.inputs["val"][0]
@@ -84,11 +95,7 @@ def _constants(function: Function) -> Iterator[tuple[Operation, StoredConstant]]
                 continue
             if stored.location is None and not stored.type.dtype.startswith("float"):
                 continue
-        yield operation, _Reader(makers).read(operation)
-
-
-def _is_constant(operation: Operation) -> bool:
-    return operation.kind == "const" or operation.kind.startswith("constexpr_")
+        yield operation
 
 
 def _origin(operation: Operation) -> tuple[tuple[str, int] | None, ...]:

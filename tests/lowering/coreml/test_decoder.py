@@ -118,7 +118,7 @@ def test_pieces_and_parts_of_four_bit_weights(decoder_model, tmp_path, monkeypat
     assert size < sum(tensor.stored_bytes for tensor in TorchProgram.open(model).encoded.values()) + 60_000
     weights.write_bytes(weights.read_bytes()[: size // 2])
     with pytest.raises(ArtifactError):
-        RUNTIME.read_weights(artifact)
+        dict(RUNTIME.read_weights(artifact))
     with pytest.raises(ArtifactError):
         RUNTIME.open(artifact)
 

@@ -16,15 +16,11 @@ from edgeship.runtimes.coreml.ops.registry import TORCH_DTYPES, Call, op
 from edgeship.runtimes.coreml.storage import unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
     from edgeship.runtimes.coreml.ops.registry import Outputs
-
-
-# Elements that are decompressed together.
-MAX_AT_ONCE = 1 << 22
 
 
 def spread(parameter: Tensor, shape: Sequence[int]) -> Tensor:
@@ -36,33 +32,6 @@ def spread(parameter: Tensor, shape: Sequence[int]) -> Tensor:
                 raise ArtifactError(f"{blocks} blocks do not divide an axis of {size}", fix="build the package again")
             parameter = parameter.repeat_interleave(size // blocks, dim=axis)
     return parameter.expand(*shape, *parameter.shape[len(shape) :])
-
-
-def by_rows(call: Call, shape: Sequence[int], blocks: int, compute: Callable[[slice], Tensor]) -> Tensor:
-    """``compute`` for some rows after others, each rounded at once: in float32 a large table takes gigabytes.
-
-    Args:
-        shape: of the result. blocks: entries along the first axis of what is spread over it; none is cut.
-        compute: rows -> their values in float32.
-    """
-    rows = shape[0] if shape else 1
-    step = rows // blocks if blocks > 1 else 1
-    step *= max(1, MAX_AT_ONCE // max(1, step * math.prod(shape[1:])))
-    if step >= rows:
-        return compute(slice(None))
-    whole = torch.empty(list(shape), dtype=TORCH_DTYPES[call.outputs[0].type.dtype])
-    for start in range(0, rows, step):
-        whole[start : start + step] = compute(slice(start, start + step))
-    return whole
-
-
-def cut(parameter: Tensor, rows: slice, length: int) -> Tensor:
-    """The entries of ``parameter``, spread over ``length`` rows, that belong to some of them."""
-    count = parameter.shape[0] if parameter.dim() else 1
-    if rows.start is None or count == 1:
-        return parameter
-    block = length // count
-    return parameter[rows.start // block : -(-min(rows.stop, length) // block)]
 
 
 def shift_scale(data: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
@@ -122,19 +91,10 @@ def _along(call: Call, name: str, rank: int) -> Tensor:
 @op("constexpr_blockwise_shift_scale")
 def blockwise_shift_scale(call: Call) -> Outputs:
     """``scale (data - offset)``, each entry of scale and offset for one block of data."""
-    data, scale = call.tensor("data"), call.tensor("scale")
-    offset = call.tensor("offset") if call.has("offset") else None
-    length = data.shape[0] if data.dim() else 1
-
-    def compute(rows: slice) -> Tensor:
-        part = data[rows] if rows.start is not None else data
-        return shift_scale(
-            part,
-            spread(cut(scale, rows, length), part.shape),
-            None if offset is None else spread(cut(offset, rows, length), part.shape),
-        )
-
-    return by_rows(call, data.shape, scale.shape[0] if scale.dim() else 1, compute)
+    data = call.tensor("data")
+    scale = spread(call.tensor("scale"), data.shape)
+    offset = spread(call.tensor("offset"), data.shape) if call.has("offset") else None
+    return shift_scale(data, scale, offset)
 
 
 @op("constexpr_lut_to_dense")
@@ -145,15 +105,7 @@ def lut_to_dense(call: Call) -> Outputs:
         shape = call.integers("shape")
         bits = max(1, math.ceil(math.log2(lut.numel())))
         return lut.reshape(-1)[unpack_bits(call, "indices", bits, shape).to(torch.int64)]
-    indices, axis = call.tensor("indices"), _vector_axis(call)
-    if lut.shape[-1] > 1:
-        return look_up(indices, lut, axis)
-    length = indices.shape[0] if indices.dim() else 1
-
-    def compute(rows: slice) -> Tensor:
-        return look_up(indices[rows] if rows.start is not None else indices, cut(lut, rows, length), axis)
-
-    return by_rows(call, indices.shape, lut.shape[0], compute)
+    return look_up(call.tensor("indices"), lut, _vector_axis(call))
 
 
 @op("constexpr_sparse_to_dense")
