@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--family", choices=list(FAMILIES))
     parser.add_argument("--engine", choices=engines())
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--page", action="store_true", help="write the page of what is known, run nothing")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -108,7 +109,7 @@ def main() -> None:
             name = f"{family} {engine}"
             if given.family not in (None, family) or given.engine not in (None, engine):
                 continue
-            if name in known and not given.again:
+            if given.page or (name in known and not given.again):
                 continue
             order = [sys.executable, "-W", "ignore", __file__, "--one", family, engine]
             done = subprocess.run(order, capture_output=True, text=True, check=False)

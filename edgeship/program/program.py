@@ -16,7 +16,7 @@ from edgeship.core.model import Signature, TorchModel
 from edgeship.core.records import read_json, write_json
 from edgeship.core.weights import ActivationEncoding, Affine, EncodedTensor, Float, Palette, Sparse
 from edgeship.errors import ArtifactError, WeightsError
-from edgeship.program.stored import ENCODED, EncodedStore, open_floats, link, save_encoded, save_floats
+from edgeship.program.stored import ENCODED, EncodedStore, link, open_floats, save_encoded, save_floats
 
 if TYPE_CHECKING:
     import torch

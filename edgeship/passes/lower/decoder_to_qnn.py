@@ -144,6 +144,9 @@ class DecoderToQnn(Pass):
         found = {}
         for name, step in steps.items():
             static = for_static_activations(step.program, 16)
-            activations = decide_activations(static, given[step.tokens], bits=16, method="minmax")
+            decided = decide_activations(static, given[step.tokens], bits=16, method="minmax")
+            # Prefill has no head: what only the head's layer reads of the cache has no place in its graph.
+            read = {node.name for node in static.exported.graph.nodes if node.users}
+            activations = {node: grid for node, grid in decided.items() if node in read}
             found[name] = replace(step, program=replace(static, record=replace(static.record, activations=activations)))
         return found
