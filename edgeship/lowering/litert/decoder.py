@@ -145,7 +145,7 @@ def _as_stored(program: TorchProgram, name: str) -> Storable:
     store = program.weights
     if not isinstance(store, WeightStore):
         return FloatTensor(program.weight(name).detach().float().numpy())
-    shape = tuple(program.exported.state_dict[name].shape)
+    shape = next(use.shape for use in program.record.inventory.weights if use.name == name)
     return FloatRows(shape, lambda start, stop: store.rows(name, start, stop).float().numpy())
 
 

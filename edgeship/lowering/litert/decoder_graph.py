@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgeship.core.model import Signature, TensorSpec
-from edgeship.errors import LoweringError
+from edgeship.errors import EdgeshipError, LoweringError
 from edgeship.llm.attention import additive_mask
 from edgeship.llm.cache import FixedCache
 from edgeship.llm.models import build_hollow, read_config
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "edgeship_litert"
 DECODE = "decode"
+_FIX = "leave out --runtime litert-lm"
 # The host's mask of the step that is being traced.
 _hosts: list[torch.Tensor] = []
 
@@ -74,10 +75,11 @@ class StepGraphs:
         try:
             with torch.no_grad():
                 exported = torch.export.export(step, examples, strict=False)
+        except EdgeshipError:
+            raise
         except Exception as error:  # of many types
-            raise LoweringError(
-                f"the step of {tokens} tokens cannot be traced: {error}", fix="report this as a bug"
-            ) from error
+            reason = " ".join(str(error).split())[:300]
+            raise LoweringError(f"the step of {tokens} tokens cannot be traced: {reason}", fix=_FIX) from error
         _drop_unused(exported.graph)
         names = {f"model.{own}": name for own, name in self.names.items()}
         computed = {**exported.state_dict, **exported.constants}
