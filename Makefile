@@ -22,7 +22,7 @@ demo: setup
 	OMP_NUM_THREADS=2 $(BIN)/edgeship build samples/digits_cnn --target iphone15pro --target galaxy-s24 -o bundles/digits_cnn
 
 demo-llm: setup
-	OMP_NUM_THREADS=2 $(BIN)/edgeship build samples/storyteller --target iphone15pro --target galaxy-s24 --profile small -o bundles/storyteller
+	OMP_NUM_THREADS=2 $(BIN)/edgeship build samples/storyteller --target iphone15pro --target galaxy-s24 --runtime coreml,coreai,tflite,onnx --profile small -o bundles/storyteller
 	@for engine in onnx tflite coreml; do echo; echo "-- $$engine --"; \
 	  $(BIN)/edgeship chat bundles/storyteller --runtime $$engine --plain --prompt "ROMEO:" --max-tokens 60 --temperature 0.8 || exit 1; done
 
