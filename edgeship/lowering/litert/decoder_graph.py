@@ -75,6 +75,8 @@ class StepGraphs:
         try:
             with torch.no_grad():
                 exported = torch.export.export(step, examples, strict=False)
+                if any(map(_writes, exported.graph.nodes)):
+                    exported = exported.run_decompositions({})
         except EdgeshipError:
             raise
         except Exception as error:  # of many types
@@ -94,15 +96,15 @@ class StepGraphs:
         return OpenedStep(DECODE if decode else f"prefill_{tokens}", opened, interface)
 
 
+def _writes(node: torch.fx.Node) -> bool:
+    """Whether an operator changes a tensor in place; without their table, decompositions make such ones return it."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
 def _drop_unused(graph: torch.fx.Graph) -> None:
     """Prefill reads nothing but the caches: the last layer ends with its keys and values."""
-
-    def kept(node: torch.fx.Node) -> bool:
-        # Checks, and dropout that drops nothing, keep alive what they read unless they are told not to.
-        writes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-        return node.op in ("placeholder", "output") or writes
-
-    graph.eliminate_dead_code(is_impure_node=kept)
+    # Checks, and dropout that drops nothing, keep alive what they read unless they are told not to.
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
 def step_interface(decoder: Decoder, tokens: int, context: int, *, decode: bool) -> Signature:

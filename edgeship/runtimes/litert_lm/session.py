@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class LiteRTLMSession(LanguageSession):
-    """Scores through the interpreter, writes and is timed through the engine."""
+    """Scores through the signatures, writes and is timed through the engine."""
 
     stepper: SignatureStepper
 
@@ -46,7 +46,7 @@ class LiteRTLMSession(LanguageSession):
         return self._written[prompt, new]
 
     def close(self) -> None:
-        """Free the interpreter, the engine, and the files that they keep."""
+        """Free the model, the engine, and the files that they keep."""
         self.stepper.free()
         self.engine.close()
 
@@ -55,7 +55,7 @@ def open_session(artifact: Artifact, *, load: bool) -> LiteRTLMSession:
     """Check a file and open it.
 
     Args:
-        load: make the interpreter now, instead of at the first step.
+        load: load the model now, instead of at the first step.
 
     Raises:
         ArtifactError: damaged, or not what its record says.
