@@ -398,4 +398,5 @@ def same_numbers(ours: EncodedTensor, stored: EncodedTensor, *, container_bits: 
 def _same(a: Array, b: Array) -> np.ndarray[Any, Any]:
     import numpy as np
 
-    return np.asarray((a == b) | ((a != a) & (b != b)))
+    equal = np.asarray(a == b)
+    return equal if a.dtype.kind != "f" else equal | ((a != a) & (b != b))

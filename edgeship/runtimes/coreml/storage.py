@@ -11,7 +11,7 @@ Tensors of fewer than eight bits are one stream of bits, least significant bit f
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -74,43 +74,53 @@ def unpack(data: npt.NDArray[np.uint8], dtype: str, count: int) -> npt.NDArray[A
 
 
 class BlobFile:
-    """One weight file, mapped: tensors of eight bits and more are views, so nothing is copied until it is used."""
+    """One weight file, read by seek and read: pages of a mapped file would count as this process's memory."""
 
     def __init__(self, path: Path) -> None:
-        """Maps ``path``; raises ArtifactError if it is missing or too short to have a header."""
+        """Raises ArtifactError if ``path`` is missing or too short to have a header."""
         self.path = path
         if not path.is_file():
             raise ArtifactError(f"{path} is missing", fix="the package was copied only in part: copy or build it again")
         if path.stat().st_size < RECORD_BYTES:
             raise ArtifactError(f"{path} is too short to be a weight file", fix="build the package again")
-        # Copy-on-write, so that torch takes the arrays without a copy and nothing can write to the file.
-        self._bytes: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="c")
+        self._size = path.stat().st_size
+        self._records: dict[int, tuple[str, int, int]] = {}
 
     def read(self, offset: int, dtype: str, count: int, part: tuple[int, int] | None = None) -> npt.NDArray[Any]:
         """The ``count`` elements of ``dtype`` whose record is at byte ``offset``; ArtifactError if there are none.
 
         ``part`` is the first and the last but one of those that are wanted; the first begins a byte.
         """
-        if offset + RECORD_BYTES > self._bytes.size:
-            raise self._damaged(offset, "the file ends before it")
-        sentinel, code, size, start, _ = struct.unpack_from(
-            "<IIQQQ", self._bytes[offset : offset + RECORD_BYTES].tobytes()
-        )
-        if sentinel != SENTINEL:
-            raise self._damaged(offset, "no record starts there")
-        stored = RECORD_TYPES.get(code, f"type {code}")
-        # A bool is stored as uint8, and a record names the width only: int4 and uint4 may stand for each other.
-        if BITS.get(stored) != BITS[dtype]:
-            raise self._damaged(offset, f"it holds {stored} where the program declares {dtype}")
-        if start + size > self._bytes.size:
-            raise self._damaged(offset, "the file ends inside it")
-        if size * 8 < count * BITS[dtype]:
-            raise self._damaged(offset, f"{size} bytes where {count} elements of {dtype} belong")
-        if part is not None:
-            start += part[0] * BITS[dtype] // 8
-            count = part[1] - part[0]
-            size = -(-count * BITS[dtype] // 8)
-        return unpack(self._bytes[start : start + size], dtype, count)
+        with self.path.open("rb") as file:
+            stored, start, size = self._record(file, offset)
+            # A bool is stored as uint8, and a record names the width only: int4 and uint4 may stand for each other.
+            if BITS.get(stored) != BITS[dtype]:
+                raise self._damaged(offset, f"it holds {stored} where the program declares {dtype}")
+            if size * 8 < count * BITS[dtype]:
+                raise self._damaged(offset, f"{size} bytes where {count} elements of {dtype} belong")
+            if part is not None:
+                start += part[0] * BITS[dtype] // 8
+                count = part[1] - part[0]
+            data = np.empty(-(-count * BITS[dtype] // 8), np.uint8)
+            file.seek(start)
+            if file.readinto(data.data) != data.size:
+                raise self._damaged(offset, "the file ends inside it")
+        return unpack(data, dtype, count)
+
+    def _record(self, file: BinaryIO, offset: int) -> tuple[str, int, int]:
+        """What the record at ``offset`` says: type, first byte, bytes."""
+        if offset not in self._records:
+            file.seek(offset)
+            head = file.read(RECORD_BYTES)
+            if len(head) < RECORD_BYTES:
+                raise self._damaged(offset, "the file ends before it")
+            sentinel, code, size, start, _ = struct.unpack_from("<IIQQQ", head)
+            if sentinel != SENTINEL:
+                raise self._damaged(offset, "no record starts there")
+            if start + size > self._size:
+                raise self._damaged(offset, "the file ends inside it")
+            self._records[offset] = RECORD_TYPES.get(code, f"type {code}"), start, size
+        return self._records[offset]
 
     def _damaged(self, offset: int, why: str) -> ArtifactError:
         return ArtifactError(
