@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 ITERATIONS = 40
 DENSITY_BINS = 512
+# Weights that are clustered together, for the memory that their running sums take.
+AT_ONCE = 1 << 22
 
 
 def palettize(
@@ -55,8 +57,13 @@ def choose_table(
             fix="use one palette for the tensor",
         )
     rows = value.reshape(value.shape[0] // channels, -1)
-    cost = torch.ones_like(rows) if importance is None else importance.detach().float().reshape(rows.shape)
-    table = _cluster(rows, cost, 1 << encoding.bits)
+    costs = None if importance is None else importance.detach().float().reshape(rows.shape)
+    step = max(1, AT_ONCE // rows.shape[1])
+    made = [
+        _cluster(part, torch.ones_like(part) if costs is None else costs[i * step : (i + 1) * step], 1 << encoding.bits)
+        for i, part in enumerate(torch.split(rows, step))
+    ]
+    table = torch.cat(made)
     return table.to(torch.float16).to(torch.float32).sort(dim=1).values
 
 
@@ -65,13 +72,60 @@ def _cluster(rows: torch.Tensor, cost: torch.Tensor, entries: int) -> torch.Tens
     import torch
 
     shares = (torch.arange(entries, dtype=torch.float32) + 0.5) / entries
+    line = _Line(rows, cost)
     # Few distinct values are found by quantiles, distributions by their density.
-    quantiles = rows.sort(dim=1).values[:, (shares * (rows.shape[1] - 1)).round().long()]
-    tables = [_lloyd(rows, cost, start) for start in (quantiles, _by_density(rows, cost, shares))]
-    errors = [
-        (cost * (rows - table.gather(1, nearest_entry(rows, table))).square()).sum(1, keepdim=True) for table in tables
-    ]
+    quantiles = line.values[:, (shares * (rows.shape[1] - 1)).round().long()]
+    tables = [line.lloyd(start) for start in (quantiles, _by_density(rows, cost, shares))]
+    errors = [line.error(table) for table in tables]
     return torch.where(errors[1] < errors[0], tables[1], tables[0])
+
+
+class _Line:
+    """Weights in order with running sums: what an entry is nearest to is a stretch, whose sums are two differences."""
+
+    def __init__(self, rows: torch.Tensor, cost: torch.Tensor) -> None:
+        self.values, order = rows.sort(dim=1)
+        ordered = cost.gather(1, order)
+        del order
+        self.mass, self.total = _running(ordered), _running(ordered * self.values)
+        self.square = (ordered.double() * self.values.double().square()).sum(1, keepdim=True)
+
+    def _stretches(self, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum of the costs, and of cost times value, of what is nearest to each entry."""
+        import torch
+
+        middles = (table[:, 1:] + table[:, :-1]) / 2
+        inner = torch.searchsorted(self.values, middles.contiguous(), right=True)
+        edges = torch.nn.functional.pad(inner, (1, 0))
+        edges = torch.nn.functional.pad(edges, (0, 1), value=self.values.shape[1])
+        return self.mass.gather(1, edges).diff(dim=1), self.total.gather(1, edges).diff(dim=1)
+
+    def lloyd(self, table: torch.Tensor) -> torch.Tensor:
+        """Entries moved to the weighted mean of what they are nearest to, again and again."""
+        import torch
+
+        for _ in range(ITERATIONS):
+            mass, total = self._stretches(table)
+            # An entry that nobody uses stays where it is.
+            means = (total / mass.clamp(min=1e-30)).float()
+            moved = torch.where(mass > 0, means, table).sort(dim=1).values
+            if bool(torch.equal(moved, table)):
+                break
+            table = moved
+        return table
+
+    def error(self, table: torch.Tensor) -> torch.Tensor:
+        """The squared errors of a table, one sum a row."""
+        mass, total = self._stretches(table)
+        wide = table.double()
+        return self.square + (wide * (wide * mass - 2 * total)).sum(1, keepdim=True)
+
+
+def _running(values: torch.Tensor) -> torch.Tensor:
+    """Sums of all before each place, in float64: their differences are small."""
+    import torch
+
+    return torch.nn.functional.pad(values.double().cumsum(1), (1, 0))
 
 
 def _by_density(rows: torch.Tensor, cost: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
@@ -85,22 +139,6 @@ def _by_density(rows: torch.Tensor, cost: torch.Tensor, shares: torch.Tensor) ->
     risen = mass.pow(1 / 3).cumsum(1)
     wanted = shares * risen[:, -1:]
     return low + step * (torch.searchsorted(risen, wanted).clamp(max=DENSITY_BINS - 1) + 0.5)
-
-
-def _lloyd(rows: torch.Tensor, cost: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Entries moved to the weighted mean of what they are nearest to, again and again."""
-    import torch
-
-    for _ in range(ITERATIONS):
-        indices = nearest_entry(rows, table)
-        mass = torch.zeros_like(table).scatter_add_(1, indices, cost)
-        total = torch.zeros_like(table).scatter_add_(1, indices, cost * rows)
-        # An entry that nobody uses stays where it is.
-        moved = torch.where(mass > 0, total / mass.clamp(min=1e-30), table).sort(dim=1).values
-        if bool(torch.equal(moved, table)):
-            break
-        table = moved
-    return table
 
 
 def nearest_entry(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
