@@ -96,7 +96,7 @@ class _Stepper(Stepper):
             file = tensor_file(artifact.path / "angles.safetensors")
             angles = {name: file.read(name) for name in file}
             signature = _graph(artifact, "decode").signature
-        except EdgeshipError as error:
+        except (EdgeshipError, KeyError) as error:
             raise ArtifactError(f"{artifact.path} is damaged: {error}", fix="build again") from error
         caches = {spec.name: spec.shape for spec in signature.inputs if spec.name[:2] in ("k_", "v_")}
         masks = [spec.name.removeprefix(MASK) for spec in signature.inputs if spec.name.startswith(MASK)]
