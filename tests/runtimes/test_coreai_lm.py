@@ -20,6 +20,9 @@ from edgeship.passes.lower.decoder_to_coreai import DecoderToCoreAI
 from edgeship.program.program import TorchProgram
 from edgeship.runtimes.coreai_lm import RUNTIME
 
+# What is lowered once is used by all of them.
+pytestmark = pytest.mark.xdist_group("coreai-lm")
+
 SLOW = ["mistral", "qwen2", "qwen3", "gemma3", "phi3", "smollm3", "olmo2", "mixtral", "qwen3_moe", "falcon", "openelm"]
 FAMILIES = ["llama", "gemma2", "gpt2", *(pytest.param(name, marks=pytest.mark.heavy) for name in SLOW)]
 HALF = ["gemma2", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("llama", "gpt2", *SLOW))]

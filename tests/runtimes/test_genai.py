@@ -18,6 +18,9 @@ from edgeship.passes.lower.decoder_to_genai import DecoderToGenai
 from edgeship.program.program import TorchProgram
 from edgeship.runtimes.genai import RUNTIME
 
+# What is lowered once is used by all of them.
+pytestmark = pytest.mark.xdist_group("genai")
+
 SLOW = ["mistral", "qwen2", "qwen3", "gemma3", "phi3", "smollm3", "olmo2", "mixtral", "qwen3_moe", "falcon", "openelm"]
 FAMILIES = ["llama", "gemma2", "gpt2", *(pytest.param(name, marks=pytest.mark.heavy) for name in SLOW)]
 

@@ -28,7 +28,11 @@ from edgeship.program.program import TorchProgram
 from edgeship.runtimes.litert_lm.runtime import RUNTIME
 from edgeship.runtimes.litert_lm.session import open_graphs
 
+# What is lowered once is used by all of them.
+pytestmark = pytest.mark.xdist_group("litert-lm")
+
 SLOW = [
+    "gemma2",
     "gpt2",
     "mistral",
     "qwen2",
@@ -42,7 +46,7 @@ SLOW = [
     "falcon",
     "openelm",
 ]
-FAMILIES = ["llama", "gemma2", *(pytest.param(name, marks=pytest.mark.heavy) for name in SLOW)]
+FAMILIES = ["llama", *(pytest.param(name, marks=pytest.mark.heavy) for name in SLOW)]
 CONTEXT = 64
 # One token a letter.
 TEXT = "The quick brown fox ju"
@@ -97,19 +101,20 @@ def test_the_engine_itself_writes_the_same(name, lowered):
             assert session.engine.write(text, new) == session.engine.text_of([item for item in wanted if item != 1])
 
 
-def test_a_text_is_scored_through_prefill_decode_and_cache(decoder_model, lowered):
+@pytest.mark.parametrize("name", ["llama", pytest.param("gemma2", marks=pytest.mark.heavy)])
+def test_a_text_is_scored_through_prefill_decode_and_cache(name, decoder_model, lowered):
     tokens = torch.randint(0, 256, (1, 32), generator=torch.Generator().manual_seed(5))
-    with RUNTIME.open(lowered("gemma2")) as session:
+    with RUNTIME.open(lowered(name)) as session:
         found = session.run({"input_ids": tokens.numpy()})["logits"]
-    wanted = _reference(decoder_model("gemma2"), tokens)
+    wanted = _reference(decoder_model(name), tokens)
     assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize(
     ("encoding", "activations", "closeness"),
     [
-        (Affine(4, True, "group", 32), "dynamic", 0.1),
-        pytest.param(Affine(8), "float", 1e-4, marks=pytest.mark.heavy),
+        (Affine(8), "float", 1e-4),
+        pytest.param(Affine(4, True, "group", 32), "dynamic", 0.1, marks=pytest.mark.heavy),
         pytest.param(Affine(4), "dynamic", 0.1, marks=pytest.mark.heavy),
         pytest.param(Float(16), "float", 1e-4, marks=pytest.mark.heavy),
     ],

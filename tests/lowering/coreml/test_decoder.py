@@ -23,6 +23,9 @@ from edgeship.program.program import TorchProgram
 from edgeship.runtimes.coreml.program import load_program
 from edgeship.runtimes.coreml_lm import RUNTIME
 
+# What is lowered once is used by all of them.
+pytestmark = pytest.mark.xdist_group("coreml-lm")
+
 REBUILT = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "olmo2", "openelm"]
 OTHERS = ["mixtral", "qwen3_moe", "falcon", "gpt2"]
 QUICK = [("llama", "ane"), ("gemma3", "generic")]

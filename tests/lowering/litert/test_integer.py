@@ -19,6 +19,9 @@ from edgeship.passes.check.verify import stored_problem
 from edgeship.program.rewrites import for_static_activations
 from edgeship.runtimes.litert.runtime import RUNTIME
 
+# What is lowered once is used by all of them.
+pytestmark = pytest.mark.xdist_group("litert-integer")
+
 SHAPE = (1, 8, 8, 8)
 # Steps of the output's own grid. Several operators in a row add up (a step of the square is several of the quotient);
 # 16-bit softmax and exp interpolate in a table.
