@@ -191,19 +191,14 @@ def output_names(decoder: Decoder) -> list[str]:
 
 def _examples(decoder: Decoder) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Example inputs of lengths that no size of the model equals, and which of their sizes are free."""
-    batch, tokens, past = (torch.export.Dim(name) for name in ("batch", "tokens", "past"))
-    total = torch.export.Dim("total")
-    old = [torch.zeros(2, layer.kv_heads, 5, layer.head_dim) for layer in decoder.layers for _ in range(2)]
+    tokens, past, total = (torch.export.Dim(name) for name in ("tokens", "past", "total"))
+    old = [torch.zeros(1, layer.kv_heads, 5, layer.head_dim) for layer in decoder.layers for _ in range(2)]
     inputs = (
-        torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 8, dtype=torch.int64),
-        torch.zeros(2, 3, dtype=torch.int64), *old,
+        torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 8, dtype=torch.int64),
+        torch.zeros(1, 3, dtype=torch.int64), *old,
     )  # fmt: skip
-    shapes = (
-        {0: batch, 1: tokens},
-        {0: batch, 1: total},
-        {0: batch, 1: tokens},
-        tuple({0: batch, 2: past} for _ in old),
-    )
+    # One conversation at a time: each free size more is arithmetic on symbols throughout the export.
+    shapes = ({1: tokens}, {1: total}, {1: tokens}, tuple({2: past} for _ in old))
     return inputs, shapes
 
 
