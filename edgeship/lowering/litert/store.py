@@ -280,7 +280,7 @@ class WeightStorer:
 
 _GROUPED_LINEAR = ("linear", "dynamic")
 _DEQUANTIZE_VERSIONS: Mapping[int, int] = {8: 5, 4: 6, 3: 6, 2: 6}
-_PIECE_ELEMENTS = 1 << 22
+_PIECE_ELEMENTS = 1 << 20
 # Decided bits -> bits in the file.
 _CONTAINERS: Mapping[int, int] = {8: 8, 4: 4, 3: 4, 2: 2}
 

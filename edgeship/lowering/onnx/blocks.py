@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DOMAIN = "com.microsoft"
 # Weights are packed this many numbers at a time: a table of 128k tokens takes a gigabyte on the way otherwise.
-CHUNK_ELEMENTS = 1 << 23
+CHUNK_ELEMENTS = 1 << 20
 BLOCK_SIZES = (256, 128, 64, 32, 16)
 # Blocks of scales that reach further than a block: the largest that divides; some padding where none does.
 FREE_BLOCK_SIZES = (128, 64, 32)
