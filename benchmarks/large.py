@@ -31,6 +31,7 @@ WANTED = {
 }  # fmt: skip
 KEPT = RESULTS / "llm-large.json"
 PROMPT, NEW, RUNS, CONTEXT = 64, 48, 3, 2048
+TARGET = "iphone15pro"
 ARTIFACT = "artifact.json"
 
 
@@ -86,6 +87,7 @@ def convert(model: Path, engine: str, out: Path) -> dict[str, Any]:
     from edgeship.api import BuildOrder, prepare
     from edgeship.core.artifact import total_bytes
     from edgeship.core.model import Artifact
+    from edgeship.core.passes import Context
     from edgeship.core.plan import Plan
     from edgeship.core.records import to_plain
     from edgeship.core.registry import runtimes
@@ -93,13 +95,12 @@ def convert(model: Path, engine: str, out: Path) -> dict[str, Any]:
     from edgeship.engine.chatter import Log
     from edgeship.engine.executor import Silence, execute
 
-    target = "iphone15pro" if runtimes()[engine].language_of in ("coreml", "coreai") else "linux-x86"
     options: dict[str, dict[str, str]] = {"compress/quantize": {"method": "nearest"}}
-    if target == "iphone15pro":
+    if runtimes()[engine].language_of in ("coreml", "coreai"):
         # Palettes of a billion weights are an hour of k-means; blocks of integers are what the other engines get.
         options["compress/quantize"] |= {"form": "int", "bits": "4", "granularity": "group", "group_size": "32"}
     order = BuildOrder(
-        str(model), (target,), (engine,), profile="small", output=out / "bundle", options=options, context=CONTEXT
+        str(model), (TARGET,), (engine,), profile="small", output=out / "bundle", options=options, context=CONTEXT
     )
     cache, log = Cache(out / "cache", True), Log(out / "log")
     prepared = prepare(order, cache, log, Silence())
@@ -110,12 +111,13 @@ def convert(model: Path, engine: str, out: Path) -> dict[str, Any]:
     artifact = execution.results[steps[-1].index]
     assert isinstance(artifact, Artifact)
     times = {step.step.partition(" ")[2]: step.seconds for step in execution.times}
-    fits = next(step.task for step in prepared.plan.steps if step.name == "check/size")
+    check = next(step for step in prepared.plan.steps if step.name == "check/size")
+    verdict: Any = check.task.run(artifact, execution.results[check.inputs["reference"]], ctx=Context(out))
     # Beside the artifact and not in the results: it says where on this machine it lies.
     (out / ARTIFACT).write_text(json.dumps(to_plain(artifact)))
     return {
         "seconds": seconds, "peak_bytes": peak_bytes("self"), "bytes": total_bytes(artifact.path), "steps": times,
-        "limit": getattr(fits, "limit_bytes", 0), "target": target,
+        "target": TARGET, "fits": verdict.passed, "size": verdict.summary,
     }  # fmt: skip
 
 
@@ -221,6 +223,9 @@ def write(kept: dict[str, Any]) -> None:
         for engine, found in known.items():
             if engine == "speeds":
                 continue
+            if "size" in found:
+                fits = "fits" if found["fits"] else "does NOT fit"
+                after.append(f"- {size}, {engine}, {CONTEXT} positions: {fits} {TARGET}: {found['size']}.")
             if "error" in found:
                 rows.append([size, engine, "-", "-", "-", "-", "-", found["error"]])
                 continue

@@ -48,9 +48,10 @@ class CheckSize(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Always planned."""
-        from edgeship.core.registry import profiles
+        from edgeship.core.registry import profiles, runtimes
 
-        others = {name: profile.choice(request.runtime) for name, profile in profiles().items()}
+        family = runtimes()[request.runtime].language_of
+        others = {name: profile.choice(request.runtime, family) for name, profile in profiles().items()}
         others.pop(request.profile.name, None)
         return cls(
             request.runtime,
