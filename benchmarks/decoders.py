@@ -28,21 +28,30 @@ CONTEXT, CHUNK, PROMPT, NEW = 64, 8, 20, 32
 KEPT = RESULTS / "llm-coverage.json"
 
 
-def engines() -> list[str]:
-    return [name for name, runtime in runtimes().items() if runtime.language_of]
+def columns() -> dict[str, str]:
+    """Column -> its engine: those that can compute in either width once for each."""
+    found: dict[str, str] = {}
+    for name, runtime in runtimes().items():
+        if runtime.language_of in ("coreml", "coreai"):
+            found |= {f"{name} {width}": name for width in ("float32", "float16")}
+        elif runtime.language_of:
+            found[name] = name
+    return found
 
 
-def lower(engine: str, model: Any, folder: Path) -> Any:
+def lower(column: str, model: Any, folder: Path) -> Any:
     """The artifact of a loaded program, by the pass that makes that engine's."""
     from edgeship.core.passes import Context
 
+    engine, _, width = column.partition(" ")
     cls = next(cls for cls in passes().values() if cls.edges()[1] is runtimes()[engine].artifact)
     known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    given = {name: value for name, value in (("context", CONTEXT), ("chunk", CHUNK)) if name in known}
+    wanted = {"context": CONTEXT, "chunk": CHUNK, **({"compute": width} if width else {})}
+    given: dict[str, Any] = {name: value for name, value in wanted.items() if name in known}
     return cls(**given).run(model, ctx=Context(folder))
 
 
-def measure(family: str, engine: str) -> dict[str, Any]:
+def measure(family: str, column: str) -> dict[str, Any]:
     """In a process of its own: load, lower, generate, compare."""
     import torch
     import transformers
@@ -58,7 +67,7 @@ def measure(family: str, engine: str) -> dict[str, Any]:
         program.save(Path(temporary) / "program")
         made = Path(temporary) / "made"
         made.mkdir()
-        artifact = lower(engine, TorchModel(Path(temporary) / "program", program.signature), made)
+        artifact = lower(column, TorchModel(Path(temporary) / "program", program.signature), made)
         openelm.register()
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         prompt = torch.randint(2, 256, (1, PROMPT), generator=torch.Generator().manual_seed(1))
@@ -68,7 +77,7 @@ def measure(family: str, engine: str) -> dict[str, Any]:
                 return_dict_in_generate=True,
             )  # fmt: skip
         wanted = answer.sequences[0, PROMPT:].tolist()
-        with runtimes()[engine].open(artifact) as session:
+        with runtimes()[columns()[column]].open(artifact) as session:
             if hasattr(session.stepper, "chunk") and "chunk" not in artifact.facts:
                 session.stepper.chunk = CHUNK
             found = list(generate(session.stepper, prompt[0].tolist(), NEW))
@@ -95,7 +104,7 @@ def cell(known: dict[str, Any] | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--family", choices=list(FAMILIES))
-    parser.add_argument("--engine", choices=engines())
+    parser.add_argument("--engine", choices=sorted(set(columns().values())))
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--page", action="store_true", help="write the page of what is known, run nothing")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
@@ -105,13 +114,13 @@ def main() -> None:
         return
     known: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
     for family in FAMILIES:
-        for engine in engines():
-            name = f"{family} {engine}"
+        for column, engine in columns().items():
+            name = f"{family} {column}"
             if given.family not in (None, family) or given.engine not in (None, engine):
                 continue
             if given.page or (name in known and not given.again):
                 continue
-            order = [sys.executable, "-W", "ignore", __file__, "--one", family, engine]
+            order = [sys.executable, "-W", "ignore", __file__, "--one", family, column]
             done = subprocess.run(order, capture_output=True, text=True, check=False)
             lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
@@ -123,11 +132,12 @@ def main() -> None:
         "Families of language models in each engine",
         "python benchmarks/decoders.py",
         ("edgeship", "torch", "transformers", "onnxruntime-genai", "ai-edge-litert", "coremltools", "coreai-core"),
-        ("family", *engines()),
-        [[family, *(cell(known.get(f"{family} {engine}")) for engine in engines())] for family in FAMILIES],
+        ("family", *columns()),
+        [[family, *(cell(known.get(f"{family} {column}")) for column in columns())] for family in FAMILIES],
         before=f"Greedy tokens equal to transformers' own, of {NEW}, after a prompt of {PROMPT} in chunks of {CHUNK}; "
-        "float weights, float32 arithmetic where the engine has it (coreml-lm rounds each operator to float16 as the "
-        "device does). Small random models; see benchmarks/families.py.",
+        "float weights and arithmetic; where a column says float16 every operator is rounded to it, as the Neural Engine "
+        "does. Small random models; see benchmarks/families.py. coreml-lm runs in the evaluator, qnn-lm's float graphs in "
+        "ONNX Runtime.",
     )
 
 
