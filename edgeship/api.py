@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeship.core.artifact import INVENTORY
+from edgeship.core.decoder import CacheType
 from edgeship.core.device import Shipped, TextOrder
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Artifact, TorchModel
@@ -40,6 +41,7 @@ class BuildOrder:
         output: bundle folder; ``<name>.edgeship`` here when None. options: ``{"compress/quantize": {"bits": "8"}}``.
         metric: see `edgeship.data.metrics`; accuracy when None.
         context: positions that a language model's artifacts keep. lora: folder of a PEFT adapter to merge.
+        kv_cache: how a language model's artifacts keep keys and values; each engine's own way when None.
         max_drop: fraction. max_size_bytes: limit for each artifact's files.
     """
 
@@ -57,6 +59,7 @@ class BuildOrder:
     max_size_bytes: int | None = None
     max_drop: float | None = None
     context: int | None = None
+    kv_cache: CacheType | None = None
     lora: str | None = None
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     use_cache: bool = True
@@ -158,6 +161,8 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     language = found.source.form in LANGUAGE_FORMS
     if order.context is not None and not language:
         raise UsageError("--context is for language models", fix="leave it out; sizes are part of --input")
+    if order.kv_cache is not None and not language:
+        raise UsageError("--kv-cache is for language models", fix="leave it out; a network keeps nothing")
     if order.lora is not None and found.source.form != "decoder":
         raise UsageError("--lora is for language models in Hugging Face folders", fix="leave it out")
     requests: list[Request] = []
@@ -171,6 +176,7 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
                     metric, order.max_size_bytes, order.max_drop, options=order.options,
                     load={**found.load, "lora": order.lora},
                     context=order.context,
+                    kv_cache=order.kv_cache,
                 )
             )  # fmt: skip
     for name in order.runtimes:
@@ -182,6 +188,8 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
             )
     for request in requests:
         runtimes()[request.runtime].versions()
+        if order.kv_cache is not None:
+            runtimes()[request.runtime].cache_of(order.kv_cache, request.choice)
     load_plan = plan_load(requests[0])
     execution = execute(load_plan, found.source, cache, log, progress)
     loaded = execution.results[load_plan.steps[-1].index]

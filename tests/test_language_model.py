@@ -90,6 +90,8 @@ def test_what_does_not_fit_the_context_is_refused(built) -> None:
     ("arguments", "error"),
     [
         (("--context", "5000"), "not among the 512 positions"),
+        (("--kv-cache", "int8"), "LiteRT-LM keeps keys and values in float32, not in int8; .*leave litert-lm out"),
+        (("--kv-cache", "int4"), "int4"),
         (("--lora", "nowhere"), "has no adapter_config.json"),
         (("--runtime", "qnn"), "does not run qnn|no engine for language models"),
         (("--set", "load/decoder.tokens=9999"), "the model has 512 positions"),
@@ -113,6 +115,10 @@ def test_orders_that_cannot_be_met_are_refused(cli, root, tmp_path, arguments, e
         (
             ("build", "samples/digits_cnn", "--target", "linux-x86", "--context", "64"),
             "--context is for language models",
+        ),
+        (
+            ("build", "samples/digits_cnn", "--target", "linux-x86", "--kv-cache", "int8"),
+            "--kv-cache is for language models",
         ),
         (("build", "samples/digits_cnn", "--target", "linux-x86", "--lora", "x"), "--lora is for language models"),
         (("build", "samples/digits_cnn", "--target", "linux-x86", "--runtime", "genai"), "runs language models only"),

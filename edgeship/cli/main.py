@@ -14,6 +14,7 @@ import click
 
 from edgeship import __version__
 from edgeship.cli import interrupt
+from edgeship.core.decoder import CACHE_BITS
 from edgeship.errors import EdgeshipError, GateError, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,6 +50,9 @@ def order_options(command: F) -> F:
         click.option("--eval", "evaluation", metavar="DATA", help="Inputs to compare on, with labels for accuracy."),
         click.option("--metric", metavar="NAME", help="accuracy, perplexity, cosine, snr, or file.py:function."),
         click.option("--context", type=int, metavar="N", help="Positions that a language model keeps."),
+        click.option(
+            "--kv-cache", type=click.Choice(list(CACHE_BITS)), help="How a language model keeps keys and values."
+        ),
         click.option("--lora", metavar="DIR", help="A PEFT adapter to merge into a language model."),
         click.option("--max-size", metavar="SIZE", help="Limit for each artifact's files, such as 3GB."),
         click.option("--max-drop", metavar="SHARE", help="Largest drop of the metric allowed, such as 1%."),

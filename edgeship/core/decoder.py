@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from edgeship.errors import UsageError
+
+# How an engine keeps keys and values.
+CacheType = Literal["float32", "float16", "int8"]
+CACHE_BITS: Mapping[CacheType, int] = {"float32": 32, "float16": 16, "int8": 8}
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,10 @@ class Decoder:
     pad: int | None = None
     files: tuple[str, ...] = ()
 
-    def cache_bytes(self, context: int, bits: int = 16) -> int:
+    def cache_bytes(self, context: int, kept: CacheType = "float16") -> int:
         """Bytes of keys and values for ``context`` positions. Every layer keeps them all: runtimes' caches are not
         shortened to a window."""
+        bits = CACHE_BITS[kept]
         return sum(2 * layer.kv_heads * layer.head_dim * context * bits // 8 for layer in self.layers)
 
 
@@ -69,6 +76,7 @@ def context_of(decoder: Decoder, asked: int | None) -> int:
     return asked
 
 
-def language_facts(decoder: Decoder, context: int, **more: str) -> dict[str, str]:
-    """What every language model's artifact says of itself: its context, and the tokens that end an answer."""
-    return {"context": str(context), "eos": ",".join(map(str, decoder.eos)), **more}
+def language_facts(decoder: Decoder, context: int, cache: CacheType, **more: str) -> dict[str, str]:
+    """What every language model's artifact says of itself: its context, how its cache is kept, and the tokens that end
+    an answer."""
+    return {"context": str(context), "cache": cache, "eos": ",".join(map(str, decoder.eos)), **more}

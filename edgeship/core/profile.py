@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeship.core.decoder import Decoder
+from edgeship.core.decoder import CacheType, Decoder
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Source
 from edgeship.core.runtimes import ActivationMode
@@ -84,6 +84,7 @@ class Request:
         spare_bytes: what the size gate took from the budget of ``auto``, for this route only.
         rank: the accuracy gate fell short: measure what each layer costs.
         context: positions that a language model's artifact keeps, when the user said. decoder: of that model.
+        kv_cache: how it keeps keys and values, when the user said.
     """
 
     source: Source
@@ -103,6 +104,7 @@ class Request:
     rank: bool = False
     context: int | None = None
     decoder: Decoder | None = None
+    kv_cache: CacheType | None = None
 
     @property
     def choice(self) -> Choice:

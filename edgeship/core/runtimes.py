@@ -9,14 +9,16 @@ from importlib import metadata
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from edgeship.core.decoder import CacheType
 from edgeship.core.model import Artifact
-from edgeship.errors import EncodingError, MissingToolError
+from edgeship.errors import EncodingError, MissingToolError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from edgeship.core.inventory import WeightOp, WeightUse
+    from edgeship.core.profile import Choice
     from edgeship.core.target import Target
     from edgeship.core.weights import ActivationEncoding, EncodedTensor, Encoding
 
@@ -62,7 +64,7 @@ class Runtime(ABC):
         eval_samples: how many samples an evaluation takes at most, fewer where a run here is slow.
         overhead_bytes: what the engine itself takes in an app, for the size check; not fitted to devices yet.
         language_of: of an engine for language models: the runtime whose format, targets and profiles it shares.
-        cache_bits: of one number in such an engine's cache of keys and values.
+        caches: how such an engine can keep keys and values, its default first.
     """
 
     name: ClassVar[str]
@@ -76,7 +78,7 @@ class Runtime(ABC):
     eval_samples: ClassVar[int] = 2000
     overhead_bytes: ClassVar[int] = 30_000_000
     language_of: ClassVar[str] = ""
-    cache_bits: ClassVar[int] = 32
+    caches: ClassVar[tuple[CacheType, ...]] = ("float32",)
 
     @abstractmethod
     def open(self, artifact: Artifact) -> Session:
@@ -100,6 +102,19 @@ class Runtime(ABC):
     @abstractmethod
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """Empty when a weight of ``op`` can be stored so, exactly and safely; else the reason why not."""
+
+    def cache_of(self, asked: CacheType | None, choice: Choice) -> CacheType:
+        """How a language model's keys and values are kept: as asked for, else as the engine does.
+
+        Raises `UsageError` when the engine cannot keep them so.
+        """
+        if asked is not None and asked not in self.caches:
+            able = " or ".join(self.caches)
+            raise UsageError(
+                f"{self.title} keeps keys and values in {able}, not in {asked}",
+                fix=f"--kv-cache {able}, or leave {self.name} out with --runtime",
+            )
+        return asked or self.caches[0]
 
     def refused_by_system(self, encoding: Encoding, target: Target, options: Mapping[str, Mapping[str, str]]) -> str:
         """Empty when the oldest system that is built for has the encoding too; else what it has instead.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgeship.core.decoder import CacheType
 from edgeship.core.model import Artifact, CoreAIDecoder
 from edgeship.core.runtimes import ActivationMode, Execution, Runtime
 from edgeship.core.weights import Sparse
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edgeship.core.inventory import WeightOp
+    from edgeship.core.profile import Choice
     from edgeship.core.weights import EncodedTensor, Encoding
 
 ENTRIES = ("prefill", "decode")
@@ -33,7 +35,7 @@ class CoreAILanguage(Runtime):
     packages: ClassVar[tuple[str, ...]] = FAMILY.packages
     extra: ClassVar[str] = FAMILY.extra
     language_of: ClassVar[str] = "coreai"
-    cache_bits: ClassVar[int] = 16
+    caches: ClassVar[tuple[CacheType, ...]] = ("float16", "float32")
     execution: ClassVar[Execution] = FAMILY.execution
     eval_samples: ClassVar[int] = 200 if ON_MAC else 8
     timed: ClassVar[bool] = FAMILY.timed
@@ -58,6 +60,10 @@ class CoreAILanguage(Runtime):
         if isinstance(encoding, Sparse):
             return "a language model's weights are stored dense"
         return FAMILY.holds(op, encoding, activations)
+
+    def cache_of(self, asked: CacheType | None, choice: Choice) -> CacheType:
+        """As it computes, unless something else is asked for."""
+        return super().cache_of(asked or ("float32" if choice.weights == "float32" else "float16"), choice)
 
     def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
         """As Core AI's."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgeship.core.decoder import CacheType
 from edgeship.core.model import Artifact, CoreMLDecoder
 from edgeship.core.runtimes import ActivationMode, Arrays, Execution, Runtime
 from edgeship.core.weights import Affine, Sparse
@@ -38,6 +39,7 @@ class CoreMLLanguage(Runtime):
     packages: ClassVar[tuple[str, ...]] = FAMILY.packages
     extra: ClassVar[str] = FAMILY.extra
     language_of: ClassVar[str] = "coreml"
+    caches: ClassVar[tuple[CacheType, ...]] = ("float16",)
     execution: ClassVar[Execution] = FAMILY.execution
     eval_samples: ClassVar[int] = 200 if ON_MAC else 8
     timed: ClassVar[bool] = FAMILY.timed

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgeship.core.decoder import CacheType
 from edgeship.core.model import Artifact, GenaiModel
 from edgeship.core.runtimes import ActivationMode, Runtime
 from edgeship.core.weights import EncodedTensor, Encoding
@@ -84,6 +85,7 @@ class Genai(Runtime):
     packages: ClassVar[tuple[str, ...]] = ("onnxruntime-genai", "onnxruntime", "onnx")
     extra: ClassVar[str] = "genai"
     language_of: ClassVar[str] = "onnx"
+    caches: ClassVar[tuple[CacheType, ...]] = ("float32", "int8")
     timed: ClassVar[bool] = True
     eval_samples: ClassVar[int] = 200
     overhead_bytes: ClassVar[int] = 60_000_000

@@ -22,6 +22,8 @@ from edgeship.runtimes.genai import RUNTIME
 pytestmark = pytest.mark.xdist_group("genai")
 
 SLOW = ["mistral", "qwen2", "qwen3", "gemma3", "phi3", "smollm3", "olmo2", "mixtral", "qwen3_moe", "falcon", "openelm"]
+# A window and a soft cap, absolute positions, layers of several sizes.
+NARROW = ["gemma2", "gpt2", "openelm"]
 FAMILIES = ["llama", "gemma2", "gpt2", *(pytest.param(name, marks=pytest.mark.heavy) for name in SLOW)]
 
 
@@ -29,11 +31,11 @@ FAMILIES = ["llama", "gemma2", "gpt2", *(pytest.param(name, marks=pytest.mark.he
 def lowered(decoder_model, tmp_path_factory):
     made = {}
 
-    def lower(name, context=64):
-        if (name, context) not in made:
+    def lower(name, cache="float32"):
+        if (name, cache) not in made:
             folder = tmp_path_factory.mktemp(name)
-            made[name, context] = DecoderToGenai(context).run(decoder_model(name), Context(folder))
-        return made[name, context]
+            made[name, cache] = DecoderToGenai(64, cache=cache).run(decoder_model(name), Context(folder))
+        return made[name, cache]
 
     return lower
 
@@ -44,6 +46,45 @@ def test_it_writes_what_transformers_writes(name, lowered, continued) -> None:
     with RUNTIME.open(lowered(name)) as session:
         session.stepper.chunk = 8
         assert list(generate(session.stepper, prompt, 32)) == wanted
+
+
+@pytest.mark.parametrize("name", ["llama", *(pytest.param(name, marks=pytest.mark.heavy) for name in NARROW)])
+def test_a_cache_of_int8_is_int8_and_close_to_float32(name, lowered, continued) -> None:
+    import numpy as np
+    import onnx
+
+    plain, narrow = lowered(name), lowered(name, "int8")
+    assert (plain.facts["cache"], narrow.facts["cache"]) == ("float32", "int8")
+    assert narrow.facts["cache.scales"] == "one a channel, of 16 texts drawn from a seed"
+    graph = onnx.load(narrow.path / "model.onnx", load_external_data=False).graph
+    kinds = {value.type.tensor_type.elem_type for value in (*graph.input[3:], *graph.output[1:])}
+    assert kinds == {onnx.TensorProto.INT8}
+    rng = np.random.default_rng(5)
+    tokens = np.array([[*continued(name)[0], *rng.integers(2, 256, 12)]])
+    answers = []
+    for artifact in (plain, narrow):
+        with RUNTIME.open(artifact) as session:
+            # Chunks after the first read what was rounded.
+            session.stepper.chunk = 8
+            answers.append(session.run({"input_ids": tokens})["logits"][0].astype(np.float64))
+            assert len(session.time_text(tokens[0, :20].tolist(), 8).tokens) == 8
+    one, other = answers
+    assert 10 * np.log10((one**2).mean() / ((one - other) ** 2).mean()) > 28
+    assert not np.array_equal(one, other)
+    losses = [_loss(found, tokens[0]) for found in answers]
+    assert abs(losses[0] - losses[1]) < 0.02
+    best = np.argsort(one, -1)
+    wide = np.take_along_axis(one, best[:, -1:], 1) - np.take_along_axis(one, best[:, -2:-1], 1) > 0.5 * one.std()
+    assert wide.sum() > 4
+    assert np.array_equal(other.argmax(-1)[wide[:, 0]], best[:, -1][wide[:, 0]])
+
+
+def _loss(logits, tokens) -> float:
+    """Mean cross entropy of each token after those before it."""
+    import numpy as np
+
+    shares = logits[:-1] - np.log(np.exp(logits[:-1]).sum(-1, keepdims=True))
+    return float(-shares[np.arange(len(tokens) - 1), tokens[1:]].mean())
 
 
 def test_the_engines_own_loop_writes_the_same(lowered, continued) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from edgeship.core.decoder import Decoder, context_of
+from edgeship.core.decoder import CACHE_BITS, CacheType, Decoder, context_of
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Choice, Request
@@ -26,13 +26,13 @@ class CheckSize(Pass):
     Args:
         limit_bytes: what one app may use on the target. max_size_bytes: limit for the files (``--max-size``).
         choice: how the profile wants activations computed.
-        decoder, context: a language model's caches, and the positions that they keep.
+        decoder, context, cache: a language model's caches, the positions that they keep, and how.
         profiles: how every other profile would store this model, to say which one would fit.
     """
 
     name: ClassVar[str] = "check/size"
     decided: ClassVar[Mapping[str, str]] = {"target": "--target", "profiles": "the profiles there are",
-        "decoder": "the source", "context": "--context",
+        "decoder": "the source", "context": "--context", "cache": "--kv-cache",
     }  # fmt: skip
     limits: ClassVar[tuple[str, ...]] = ("limit_bytes", "max_size_bytes")
 
@@ -43,6 +43,7 @@ class CheckSize(Pass):
     choice: Choice = field(default_factory=Choice)
     decoder: Decoder | None = None
     context: int | None = None
+    cache: CacheType | None = None
     profiles: dict[str, Choice] = field(default_factory=dict)
 
     @classmethod
@@ -61,6 +62,7 @@ class CheckSize(Pass):
             request.choice,
             request.decoder,
             request.context,
+            runtimes()[request.runtime].cache_of(request.kv_cache, request.choice) if request.decoder else None,
             others,
         )
 
@@ -74,7 +76,7 @@ class CheckSize(Pass):
 
         if request.inventory is None:
             return
-        runtime, cache = runtimes()[self.runtime], self._cache_bytes()
+        runtime, cache = runtimes()[self.runtime], self._cache_bytes(self.cache)
         needs = {
             name: predict(request.inventory, runtime, choice).memory + cache
             for name, choice in {**self.profiles, request.profile.name: self.choice}.items()
@@ -82,7 +84,7 @@ class CheckSize(Pass):
         least = min(needs, key=lambda name: needs[name])
         # What is predicted here is counted at the end; a tenth is left for what a prediction cannot know.
         if needs[least] > 1.1 * self.limit_bytes:
-            longest = self._longest_context(needs[least] - cache)
+            longest = self._longest_context(needs[least] - cache, self.cache)
             words = f", of which {human_bytes(cache)} for {self._positions()} positions" if cache else ""
             raise UsageError(
                 f"{request.source.reference} needs {human_bytes(needs[least])} on {self.target} even with --profile "
@@ -93,20 +95,14 @@ class CheckSize(Pass):
     def _positions(self) -> int:
         return context_of(self.decoder, self.context) if self.decoder else 0
 
-    def _cache_bytes(self) -> int:
-        from edgeship.core.registry import runtimes
+    def _cache_bytes(self, kept: CacheType | None) -> int:
+        return self.decoder.cache_bytes(self._positions(), kept) if self.decoder and kept else 0
 
-        if self.decoder is None:
-            return 0
-        return self.decoder.cache_bytes(self._positions(), runtimes()[self.runtime].cache_bits)
-
-    def _longest_context(self, without_cache: int) -> int:
+    def _longest_context(self, without_cache: int, kept: CacheType | None) -> int:
         """The most positions, of those the model has, whose cache fits beside the rest; 0 when none do."""
-        from edgeship.core.registry import runtimes
-
-        if self.decoder is None:
+        if self.decoder is None or kept is None:
             return 0
-        each = self.decoder.cache_bytes(1, runtimes()[self.runtime].cache_bits)
+        each = self.decoder.cache_bytes(1, kept)
         return max(0, min(self.decoder.context, (self.limit_bytes - without_cache) // each))
 
     def run(self, model: Artifact, reference: TorchModel, ctx: Context) -> Verdict:
@@ -122,7 +118,8 @@ class CheckSize(Pass):
         needs = footprint(
             record.inventory, runtime, record.encodings, self._activations(record), halves=halves, tied=tied
         )
-        needs = replace(needs, cache=self._cache_bytes())
+        kept = next((kind for kind in CACHE_BITS if kind == model.facts.get("cache")), self.cache)
+        needs = replace(needs, cache=self._cache_bytes(kept))
         files = total_bytes(model.path)
         figures: tuple[Measurement, ...] = (
             Measurement("file_bytes", files, "bytes", "measured", runtime=self.runtime),
@@ -130,7 +127,7 @@ class CheckSize(Pass):
             Measurement("memory_weights", needs.weights, "bytes", "estimated", self.target, self.runtime),
             Measurement("memory_activations", needs.activations, "bytes", "estimated", self.target, self.runtime),
         )
-        longest = self._longest_context(needs.memory - needs.cache)
+        longest = self._longest_context(needs.memory - needs.cache, kept)
         if self.decoder is not None:
             figures += (
                 Measurement("memory_cache", needs.cache, "bytes", "estimated", self.target, self.runtime),
@@ -150,7 +147,7 @@ class CheckSize(Pass):
             memory = f"about {human_bytes(needs.memory)} of {human_bytes(self.limit_bytes)} in memory"
             summary = f"{human_bytes(files)} on disk, {memory}"
             if self.decoder is not None:
-                cache = f"{human_bytes(needs.cache)} of it for {self._positions()} positions"
+                cache = f"{human_bytes(needs.cache)} of it for {self._positions()} positions in {kept}"
                 summary += f", {cache}; the longest context that fits is {longest}"
             return Verdict(self.name, self.runtime, True, summary, figures)
         fitting = []

@@ -40,7 +40,12 @@ class DecoderToCoreAI(Pass):
         return cls(request.context, compute=compute)
 
     def confirm(self, request: Request) -> None:
-        """Refuse a chunk of no tokens."""
+        """Refuse a chunk of no tokens, and a cache that is wider or narrower than what is computed with it."""
+        if request.kv_cache not in (None, self.compute):
+            raise UsageError(
+                f"{self.name} computes in {self.compute}, and its cache is as wide, not {request.kv_cache}",
+                fix=f"--kv-cache {self.compute}, or --set {self.name}.compute",
+            )
         if self.chunk < 1:
             raise UsageError(f"{self.name}.chunk={self.chunk} takes no tokens", fix="leave it out for 64")
 
@@ -76,5 +81,5 @@ class DecoderToCoreAI(Pass):
             ),
             placements=placements,
             compute="f16" if self.compute == "float16" else "f32",
-            facts=language_facts(decoder, context, chunk=str(chunk)),
+            facts=language_facts(decoder, context, self.compute, chunk=str(chunk)),
         )

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
-from edgeship.core.decoder import context_of
+from edgeship.core.decoder import context_of, language_facts
 from edgeship.core.model import CoreMLDecoder, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
@@ -75,12 +75,10 @@ class DecoderToCoreML(Pass):
             raise UsageError(f"no adapter rebuilds layers of {decoder.family}", fix=f"--set {self.name}.form=generic")
         neural = known and self.form != "generic"
         half = self.compute == "float16"
-        facts = {
-            "context": str(context),
-            "chunk": str(chunk),
-            "form": "ane" if neural else "generic",
-            "minimum_deployment_target": "iOS18",
-        }
+        form, system = "ane" if neural else "generic", "iOS18"
+        facts = language_facts(
+            decoder, context, "float16", chunk=str(chunk), form=form, minimum_deployment_target=system
+        )
         path = ctx.folder / "model.mlpackage"
         if neural:
             placements = lower_neural(program, path, context, chunk, half, self.part_bytes, facts)

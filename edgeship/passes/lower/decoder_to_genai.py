@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from edgeship.core.decoder import context_of, language_facts
+from edgeship.core.decoder import CacheType, context_of, language_facts
 from edgeship.core.model import GenaiModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.profile import Request
+from edgeship.core.profile import DataRef, Request
 from edgeship.core.runtimes import ActivationMode
-from edgeship.errors import LoweringError
+from edgeship.errors import LoweringError, UsageError
+
+# Texts whose keys and values are looked at.
+SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -20,21 +24,39 @@ class DecoderToGenai(Pass):
     Args:
         context: positions of the cache; the model's own, at most 2048, when None.
         activations: ``dynamic`` lets the kernels of 4-bit products round activations to int8, which is faster.
+        cache: how keys and values are kept. In int8 each channel has a scale, of what the finished graph writes into
+            its float32 cache over texts of ``data``, which are drawn from a seed when not given.
+        samples: texts that are looked at for it; 32 when None.
     """
 
     name: ClassVar[str] = "lower/decoder_to_genai"
-    tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
-    decided: ClassVar[dict[str, str]] = {"context": "--context"}
+    tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
+    decided: ClassVar[dict[str, str]] = {"context": "--context", "cache": "--kv-cache"}
 
     context: int | None = None
     activations: ActivationMode = "float"
+    cache: CacheType = "float32"
+    data: DataRef | None = None
+    samples: int | None = None
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Itself for onnxruntime-genai."""
         if request.runtime != GenaiModel.runtime:
             return Skip(f"only for runtime {GenaiModel.runtime}")
-        return cls(request.context, request.choice.activations)
+        from edgeship.core.registry import runtimes
+
+        cache = runtimes()[request.runtime].cache_of(request.kv_cache, request.choice)
+        data = request.calibration if cache == "int8" else None
+        return cls(request.context, request.choice.activations, cache, data)
+
+    def confirm(self, request: Request) -> None:
+        """Refuse scales of no text, or of texts that nothing asks for."""
+        if self.samples is not None and (self.samples < 1 or self.cache != "int8"):
+            raise UsageError(
+                f"{self.name}.samples={self.samples} has no use with a cache of {self.cache}",
+                fix="leave it out; 1 and more go with --kv-cache int8",
+            )
 
     def run(self, model: TorchModel, ctx: Context) -> GenaiModel:
         """Write ``genai/``. Raises `UnsupportedOpError`, `LoweringError`, `EncodingError` or `UsageError`."""
@@ -49,14 +71,19 @@ class DecoderToGenai(Pass):
         if decoder is None or program.origin is None:
             raise LoweringError("this program is no language model", fix="give a folder with one")
         context = context_of(decoder, self.context)
-        ctx.progress(0, 3, "export")
+        steps = 4 if self.cache == "int8" else 3
+        ctx.progress(0, steps, "export")
         graph, weights = export_decoder(program)
-        ctx.progress(1, 3, "place weights")
+        ctx.progress(1, steps, "place weights")
         placements = place_weights(graph, weights, program, self.activations)
         folder = ctx.folder / "genai"
         folder.mkdir()
-        ctx.progress(2, 3, "write")
+        ctx.progress(2, steps, "write")
         save_model(graph, folder / GRAPH, apart=True, standard=False)
+        facts = language_facts(decoder, context, self.cache)
+        if self.cache == "int8":
+            ctx.progress(3, steps, "cache")
+            facts |= self._narrow(folder / GRAPH, model, context)
         write_configuration(folder, decoder, program.origin, context)
         return GenaiModel(
             folder,
@@ -64,8 +91,19 @@ class DecoderToGenai(Pass):
             files=("genai",),
             placements=placements,
             compute="int" if self.activations == "dynamic" else "f32",
-            facts=language_facts(decoder, context),
+            facts=facts,
         )
+
+    def _narrow(self, graph: Path, model: TorchModel, context: int) -> dict[str, str]:
+        """Make the caches of a written graph int8; what the artifact says of their scales."""
+        from edgeship.data.batches import given_or_generated
+        from edgeship.lowering.onnx.cache import largest_numbers, narrow_caches
+
+        batches = given_or_generated(self.data, model.signature, self.samples or SAMPLES)
+        texts = [batch["input_ids"].reshape(-1).tolist() for batch in batches]
+        narrow_caches(graph, largest_numbers(graph, texts, context))
+        where = "of the calibration data" if self.data else "drawn from a seed"
+        return {"cache.scales": f"one a channel, of {len(texts)} texts {where}"}
 
     def ensures(self, output: Any, **inputs: Any) -> None:
         """Every weight that compression decided has a place in the file."""

@@ -66,7 +66,9 @@ class DecoderToLiteRTLM(Pass):
             files=(path.name,),
             placements=placements,
             compute="int" if self.activations == "dynamic" else "f32",
-            facts=language_facts(decoder, context, chunk=str(chunks[0]), activations=self.activations, **made_of),
+            facts=language_facts(
+                decoder, context, "float32", chunk=str(chunks[0]), activations=self.activations, **made_of
+            ),
         )
 
     def ensures(self, output: Any, **inputs: Any) -> None:

@@ -117,6 +117,7 @@ class DecoderToQnn(Pass):
         facts = language_facts(
             decoder,
             context,
+            "float32",
             chunk=str(chunk),
             **{
                 "qnn.soc_model": str(self.soc_model),

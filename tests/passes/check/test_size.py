@@ -2,6 +2,7 @@
 
 import pytest
 
+from edgeship.core.decoder import AttentionLayer, Decoder
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
 from edgeship.core.memory import predict
 from edgeship.core.model import OnnxModel, Signature, TorchModel
@@ -10,6 +11,7 @@ from edgeship.core.profile import Choice
 from edgeship.core.records import write_json
 from edgeship.core.registry import runtimes
 from edgeship.core.weights import ActivationEncoding, Affine, Float
+from edgeship.errors import UsageError
 from edgeship.passes.check.size import CheckSize
 from edgeship.program.program import ProgramRecord
 
@@ -33,7 +35,8 @@ def check(tmp_path):
 
     def go(record=None, **options):
         write_json(folder / "program.json", record or decided({"w": Float(16)}))
-        artifact = OnnxModel(tmp_path / "model.onnx", Signature((), ()))
+        facts = options.pop("facts", {})
+        artifact = OnnxModel(tmp_path / "model.onnx", Signature((), ()), facts=facts)
         choice = options.pop("choice", Choice("float16", "float"))
         task = CheckSize("onnx", "pixel8", options.pop("limit_bytes", 10**9), choice=choice, profiles=OTHERS, **options)
         return task.run(artifact, TorchModel(folder, Signature((), ())), Context(tmp_path))
@@ -112,6 +115,45 @@ def test_tables_of_rows_have_an_encoding_of_their_own():
     table = Inventory((WeightUse("t", "embedding", (1000, 1000)),), (), 0)
     choice = Choice("float16", "float", embeddings="int8")
     assert predict(table, runtimes()["onnx"], choice).stored == MILLION + 2 * 1000
+
+
+@pytest.mark.parametrize(("kept", "each"), [("float32", 4), ("float16", 2), ("int8", 1)])
+def test_a_cache_is_counted_as_the_artifact_keeps_it(check, kept, each):
+    decoder = Decoder("llama", (AttentionLayer(4, 2, 16), AttentionLayer(4, 2, 24, 12)), 64, 256, 4096)
+    verdict = check(decoder=decoder, context=1000, facts={"cache": kept}, limit_bytes=200 * MILLION)
+    cache = 2 * 2 * (16 + 24) * 1000 * each
+    assert verdict.measurement("memory_cache").value == cache
+    whole = sum(verdict.measurement(f"memory_{part}").value for part in ("weights", "activations", "cache"))
+    assert verdict.measurement("memory_bytes").value == whole + runtimes()["onnx"].overhead_bytes
+    assert f"for 1000 positions in {kept}" in verdict.summary
+    # Each position more takes as many bytes.
+    limit = whole + runtimes()["onnx"].overhead_bytes + cache // 10
+    tight = check(decoder=decoder, context=1000, facts={"cache": kept}, limit_bytes=limit)
+    assert tight.measurement("longest_context").value == 1100
+
+
+@pytest.mark.parametrize(
+    ("runtime", "weights", "kept"),
+    [
+        ("genai", "int8", "float32"), ("litert-lm", "float16", "float32"), ("qnn-lm", "int8", "float32"),
+        ("coreml-lm", "float16", "float16"), ("coreai-lm", "int8", "float16"), ("coreai-lm", "float32", "float32"),
+    ],
+)  # fmt: skip
+def test_each_engine_has_a_cache_of_its_own(runtime, weights, kept):
+    assert runtimes()[runtime].cache_of(None, Choice(weights)) == kept
+    assert runtimes()[runtime].cache_of(kept, Choice(weights)) == kept
+
+
+@pytest.mark.parametrize(
+    ("runtime", "asked", "able"),
+    [
+        ("genai", "float16", "float32 or int8"), ("litert-lm", "int8", "float32"), ("qnn-lm", "int8", "float32"),
+        ("coreml-lm", "float32", "float16"), ("coreai-lm", "int8", "float16 or float32"),
+    ],
+)  # fmt: skip
+def test_an_engine_refuses_a_cache_that_it_cannot_keep(runtime, asked, able):
+    with pytest.raises(UsageError, match=f"keeps keys and values in {able}, not in {asked}"):
+        runtimes()[runtime].cache_of(asked, Choice("float16"))
 
 
 def test_narrower_activations_take_less():
