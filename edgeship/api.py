@@ -14,7 +14,7 @@ from edgeship.core.inventory import Inventory
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context
 from edgeship.core.plan import Plan, Step
-from edgeship.core.profile import DataRef, Profile, Request
+from edgeship.core.profile import AdapterRef, DataRef, Profile, Request
 from edgeship.core.records import read_json, read_toml
 from edgeship.core.registry import devices, find, profiles, runtimes, targets
 from edgeship.core.report import Measurement, Report
@@ -42,6 +42,7 @@ class BuildOrder:
         metric: see `edgeship.data.metrics`; accuracy when None.
         context: positions that a language model's artifacts keep. lora: folder of a PEFT adapter to merge.
         kv_cache: how a language model's artifacts keep keys and values; each engine's own way when None.
+        adapters: PEFT adapters that ship beside a language model, each as ``NAME=DIR``.
         max_drop: fraction. max_size_bytes: limit for each artifact's files.
     """
 
@@ -61,6 +62,7 @@ class BuildOrder:
     context: int | None = None
     kv_cache: CacheType | None = None
     lora: str | None = None
+    adapters: tuple[str, ...] = ()
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     use_cache: bool = True
 
@@ -165,6 +167,9 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
         raise UsageError("--kv-cache is for language models", fix="leave it out; a network keeps nothing")
     if order.lora is not None and found.source.form != "decoder":
         raise UsageError("--lora is for language models in Hugging Face folders", fix="leave it out")
+    if order.adapters and found.source.form != "decoder":
+        raise UsageError("--adapter is for language models in Hugging Face folders", fix="leave it out")
+    adapters = _adapters(order.adapters)
     requests: list[Request] = []
     for target in chosen:
         for name in _engines(order.runtimes or target.runtime_names, language, asked=bool(order.runtimes)):
@@ -177,6 +182,7 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
                     load={**found.load, "lora": order.lora},
                     context=order.context,
                     kv_cache=order.kv_cache,
+                    adapters=adapters,
                 )
             )  # fmt: skip
     for name in order.runtimes:
@@ -190,6 +196,11 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
         runtimes()[request.runtime].versions()
         if order.kv_cache is not None:
             runtimes()[request.runtime].cache_of(order.kv_cache, request.choice)
+        if adapters and not runtimes()[request.runtime].adapters:
+            raise UsageError(
+                f"{runtimes()[request.runtime].title} loads no adapters beside a model",
+                fix=f"--lora merges one, or leave {request.runtime} out with --runtime",
+            )
     load_plan = plan_load(requests[0])
     execution = execute(load_plan, found.source, cache, log, progress)
     loaded = execution.results[load_plan.steps[-1].index]
@@ -211,6 +222,21 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     inventory = record.inventory
     ready = tuple(dataclasses.replace(item, inventory=inventory, decoder=record.decoder) for item in requests)
     return Prepared(plan_build(ready), ready, loaded, load_plan.steps[-1], execution)
+
+
+def _adapters(given: Sequence[str]) -> tuple[AdapterRef, ...]:
+    """Adapters that were ordered as ``NAME=DIR``. Raises `UsageError`, or `SourceError` where there is none."""
+    from edgeship.frontends.lora import adapter_digest
+
+    found: dict[str, AdapterRef] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not equals or not folder or not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+            raise UsageError(f"--adapter {text!r} is not NAME=DIR", fix="name it with letters, digits, - and _")
+        if name in found:
+            raise UsageError(f"two adapters are called {name}", fix="give each a name of its own")
+        found[name] = AdapterRef(name, str(Path(folder).absolute()), adapter_digest(Path(folder)))
+    return tuple(found.values())
 
 
 def _windows(data: DataRef | None, model: TorchModel, cache: Path) -> DataRef | None:

@@ -86,11 +86,14 @@ class Conversation:
 
 
 @contextmanager
-def open_conversation(bundle_path: Path, runtime: str | None = None, *, plain: bool = False) -> Iterator[Conversation]:
+def open_conversation(
+    bundle_path: Path, runtime: str | None = None, *, plain: bool = False, adapter: str = ""
+) -> Iterator[Conversation]:
     """Open a bundle's language model in its engine.
 
     Args:
         runtime: name of the engine, or of the runtime whose format it has; by default the first that is quick here.
+        adapter: name of an adapter that the artifact has beside its base; the base alone when empty.
 
     Raises:
         UsageError: no language model in the bundle, or none for that runtime. GateError: a file was changed.
@@ -120,6 +123,7 @@ def open_conversation(bundle_path: Path, runtime: str | None = None, *, plain: b
     eos = tuple(int(token) for token in record.facts.get("eos", "").split(",") if token)
     with engine.open_fast(artifact) as session:
         assert isinstance(session, LanguageSession)
+        session.adapt(adapter)
         yield Conversation(session, tokenizer, eos, f"{record.main}, {size}, {engine.title}", plain)
 
 

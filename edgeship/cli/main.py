@@ -54,6 +54,13 @@ def order_options(command: F) -> F:
             "--kv-cache", type=click.Choice(list(CACHE_BITS)), help="How a language model keeps keys and values."
         ),
         click.option("--lora", metavar="DIR", help="A PEFT adapter to merge into a language model."),
+        click.option(
+            "--adapter",
+            "adapters",
+            multiple=True,
+            metavar="NAME=DIR",
+            help="A PEFT adapter to ship beside a language model; repeat for more.",
+        ),
         click.option("--max-size", metavar="SIZE", help="Limit for each artifact's files, such as 3GB."),
         click.option("--max-drop", metavar="SHARE", help="Largest drop of the metric allowed, such as 1%."),
         click.option("--set", "settings", multiple=True, metavar="PASS.FIELD=VALUE", help="Set an option of a pass."),
@@ -237,6 +244,7 @@ def _depths(text: str) -> tuple[int, ...]:
 @cli.command()
 @click.argument("bundle", type=click.Path())
 @click.option("--runtime", metavar="NAME", help="Engine; the first of the bundle that is quick here by default.")
+@click.option("--adapter", default="", metavar="NAME", help="Answer with this adapter of the bundle.")
 @click.option("--prompt", metavar="TEXT", help="Say this, print the answer, and end.")
 @click.option("--max-tokens", default=256, show_default=True, help="Longest answer, in tokens.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token; 0.8 varies.")
@@ -246,6 +254,7 @@ def _depths(text: str) -> tuple[int, ...]:
 def chat(
     bundle: str,
     runtime: str | None,
+    adapter: str,
     prompt: str | None,
     max_tokens: int,
     temperature: float,
@@ -261,7 +270,7 @@ def chat(
     if max_tokens < 1:
         raise UsageError(f"--max-tokens {max_tokens} writes nothing", fix="give at least 1")
     pick = sampler(temperature, top_k, seed)
-    with open_conversation(Path(bundle), runtime, plain=plain) as talk:
+    with open_conversation(Path(bundle), runtime, plain=plain, adapter=adapter) as talk:
         talk.pick = pick
         converse(talk, prompt, max_tokens)
 

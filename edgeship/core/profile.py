@@ -74,6 +74,15 @@ class DataRef:
 
 
 @dataclass(frozen=True)
+class AdapterRef:
+    """A PEFT adapter that ships beside its base: its name there, its folder, and the digest of what that holds."""
+
+    name: str
+    folder: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Request:
     """Everything a pass may plan from: one route, from one source to one runtime on one target.
 
@@ -84,7 +93,7 @@ class Request:
         spare_bytes: what the size gate took from the budget of ``auto``, for this route only.
         rank: the accuracy gate fell short: measure what each layer costs.
         context: positions that a language model's artifact keeps, when the user said. decoder: of that model.
-        kv_cache: how it keeps keys and values, when the user said.
+        kv_cache: how it keeps keys and values, when the user said. adapters: that ship beside it.
     """
 
     source: Source
@@ -105,6 +114,7 @@ class Request:
     context: int | None = None
     decoder: Decoder | None = None
     kv_cache: CacheType | None = None
+    adapters: tuple[AdapterRef, ...] = ()
 
     @property
     def choice(self) -> Choice:

@@ -65,6 +65,7 @@ class Runtime(ABC):
         overhead_bytes: what the engine itself takes in an app, for the size check; not fitted to devices yet.
         language_of: of an engine for language models: the runtime whose format, targets and profiles it shares.
         caches: how such an engine can keep keys and values, its default first.
+        adapters: whether it loads LoRA adapters beside a model.
     """
 
     name: ClassVar[str]
@@ -78,6 +79,7 @@ class Runtime(ABC):
     eval_samples: ClassVar[int] = 2000
     overhead_bytes: ClassVar[int] = 30_000_000
     language_of: ClassVar[str] = ""
+    adapters: ClassVar[bool] = False
     caches: ClassVar[tuple[CacheType, ...]] = ("float32",)
 
     @abstractmethod

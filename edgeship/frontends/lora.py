@@ -15,6 +15,7 @@ from edgeship.errors import SourceError, WeightsError
 from edgeship.program.stored import TensorFile
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
 CONFIGURATION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -53,10 +54,19 @@ class Adapter:
 
     def difference(self, name: str) -> torch.Tensor:
         """What is added to one weight, ``[out, in]``, float32."""
+        down, up = self._factors(name)
+        return self.scale * (up @ down)
+
+    def matrices(self, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """The factors for a layer's input, ``[in, r]`` and ``[r, out]`` with the scale in it, float32."""
+        down, up = self._factors(name)
+        return down.T.contiguous().numpy(), (self.scale * up).T.contiguous().numpy()
+
+    def _factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
         down, up = (torch.from_numpy(self.file.read(key)).float() for key in self.pairs[name])
-        return self.scale * (up @ down)
+        return down, up
 
 
 def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:

@@ -6,13 +6,14 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.decoder import CacheType
 from edgeship.core.model import Artifact, GenaiModel
 from edgeship.core.runtimes import ActivationMode, Runtime
 from edgeship.core.weights import EncodedTensor, Encoding
-from edgeship.errors import ArtifactError
+from edgeship.errors import ArtifactError, UsageError
 from edgeship.runtimes.onnxruntime import RUNTIME as FAMILY
 
 if TYPE_CHECKING:
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 
 GRAPH = "model.onnx"
 CHUNK = 64
+ADAPTERS, SUFFIX = "adapters", ".onnx_adapter"
 
 
-def _stepper(model: Any, context: int) -> Any:
+def _stepper(model: Any, folder: Path, context: int) -> Any:
     import numpy as np
     import onnxruntime_genai as genai
 
@@ -40,6 +42,8 @@ def _stepper(model: Any, context: int) -> Any:
         def __init__(self) -> None:
             self.context = context
             self._generator: Any = None
+            self._loaded: dict[str, Any] = {}
+            self._adapter = ""
             self.reset()
 
         def reset(self) -> None:
@@ -48,7 +52,18 @@ def _stepper(model: Any, context: int) -> Any:
             params = genai.GeneratorParams(model)
             params.set_search_options(max_length=context, do_sample=False)
             self._generator = genai.Generator(model, params)
+            if self._adapter:
+                self._generator.set_active_adapter(self._loaded[self._adapter], self._adapter)
             self.position = 0
+
+        def adapt(self, name: str) -> None:
+            """Answer with an adapter from the next text on; without one when ``name`` is empty."""
+            if name and name not in self._loaded:
+                adapters = genai.Adapters(model)
+                adapters.load(str(folder / ADAPTERS / f"{name}{SUFFIX}"), name)
+                self._loaded[name] = adapters
+            self._adapter = name
+            self.reset()
 
         def prefill(self, tokens: Sequence[int]) -> None:
             """Take a chunk."""
@@ -70,8 +85,9 @@ def _stepper(model: Any, context: int) -> Any:
                 yield int(self._generator.get_next_tokens()[0])
 
         def free(self) -> None:
-            """Let go of the generator before its model goes."""
+            """Let go of the generator and adapters before their model goes."""
             self._generator = None
+            self._loaded.clear()
 
     return GenaiStepper()
 
@@ -86,6 +102,7 @@ class Genai(Runtime):
     extra: ClassVar[str] = "genai"
     language_of: ClassVar[str] = "onnx"
     caches: ClassVar[tuple[CacheType, ...]] = ("float32", "int8")
+    adapters: ClassVar[bool] = True
     timed: ClassVar[bool] = True
     eval_samples: ClassVar[int] = 200
     overhead_bytes: ClassVar[int] = 60_000_000
@@ -100,7 +117,7 @@ class Genai(Runtime):
         genai.disable_telemetry_events()
         with _damage(artifact, "load"):
             model = genai.Model(str(artifact.path))
-            stepper = _stepper(model, int(artifact.facts["context"]))
+            stepper = _stepper(model, artifact.path, int(artifact.facts["context"]))
 
         class Opened(LanguageSession):
             def time_text(self, prompt: Sequence[int], new: int, depth: Sequence[int] = ()) -> TextTimes:
@@ -115,6 +132,15 @@ class Genai(Runtime):
                 tokens += list(written)
                 end = time.perf_counter()
                 return TextTimes(first - start, end - first, len(prompt), len(tokens) - 1, tuple(tokens))
+
+            def adapt(self, name: str) -> None:
+                """Answer with an adapter of the artifact; without one when ``name`` is empty."""
+                known = [item for item in artifact.facts.get("adapters", "").split(",") if item]
+                if name and name not in known:
+                    fix = f"it has {', '.join(known)}" if known else "build it with --adapter NAME=DIR"
+                    raise UsageError(f"{artifact.path.name} has no adapter {name!r}", fix=fix)
+                with _damage(artifact, "load its adapter"):
+                    stepper.adapt(name)
 
             def close(self) -> None:
                 """The generator goes before the model: the engine ends the process otherwise."""

@@ -11,8 +11,10 @@ import pytest
 from edgeship.compression.encode import Encoder
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context
+from edgeship.core.profile import AdapterRef
 from edgeship.core.weights import Affine, same_numbers
-from edgeship.errors import ArtifactError, UsageError
+from edgeship.errors import ArtifactError, UsageError, WeightsError
+from edgeship.frontends.decoder import load_decoder
 from edgeship.llm.generation import generate
 from edgeship.passes.lower.decoder_to_genai import DecoderToGenai
 from edgeship.program.program import TorchProgram
@@ -120,6 +122,73 @@ def test_weights_are_stored_as_decided(encoding, decoder_model, tmp_path, contin
     with RUNTIME.open(artifact) as session:
         found = session.run({"input_ids": tokens.numpy()})["logits"]
     assert np.abs(found - reference).max() < 1e-3 * np.abs(reference).max()
+
+
+def write_adapter(folder, layers, seed, rank=3, dtype=None):
+    """A PEFT adapter that changes what llama writes."""
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(seed)
+    folder.mkdir()
+    made = {}
+    for layer, out, taken in layers:
+        stem = f"base_model.model.model.layers.{layer}"
+        made[f"{stem}.lora_A.weight"] = torch.randn(rank, taken, generator=generator).to(dtype) * 0.1
+        made[f"{stem}.lora_B.weight"] = torch.randn(out, rank, generator=generator).to(dtype) * 0.3
+    save_file(made, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_adapters_beside_a_base_write_what_merged_ones_write(
+    family, decoder_model, lowered, continued, tmp_path
+) -> None:
+    """Of one rank and another, in the same layers and others: the engine switches between them and the base."""
+    import torch
+
+    query, down = ("0.self_attn.q_proj", 64, 64), ("2.mlp.down_proj", 64, 96)
+    folders = {
+        "poet": write_adapter(tmp_path / "one", [query, ("1.self_attn.v_proj", 32, 64)], 1),
+        "clerk": write_adapter(tmp_path / "two", [query, down], 2, rank=5, dtype=torch.float16),
+    }
+    references = tuple(AdapterRef(name, str(folder), "") for name, folder in folders.items())
+    prompt, wanted = continued("llama")
+    written = {"": wanted}
+    for name, folder in folders.items():
+        program = load_decoder(family("llama"), 32, lora=folder).program
+        program.save(tmp_path / name)
+        (tmp_path / f"{name}_merged").mkdir()
+        merged = DecoderToGenai(64).run(
+            TorchModel(tmp_path / name, program.signature), Context(tmp_path / f"{name}_merged")
+        )
+        with RUNTIME.open(merged) as session:
+            written[name] = list(generate(session.stepper, prompt, 32))
+    assert len({tuple(tokens) for tokens in written.values()}) == 3
+    artifact = DecoderToGenai(64, adapters=references).run(decoder_model("llama"), Context(tmp_path))
+    assert artifact.facts["adapters"] == "poet,clerk"
+    assert {path.name for path in (artifact.path / "adapters").iterdir()} == {"poet.onnx_adapter", "clerk.onnx_adapter"}
+    tokens = {"input_ids": torch.tensor([prompt]).numpy()}
+    with RUNTIME.open(lowered("llama")) as session:
+        plain = session.run(tokens)["logits"]
+    with RUNTIME.open(artifact) as session:
+        assert (session.run(tokens)["logits"] == plain).all()
+        for name in ("", "poet", "clerk", "", "poet"):
+            session.adapt(name)
+            assert list(generate(session.stepper, prompt, 32)) == written[name]
+            assert list(session.time_text(prompt, 32).tokens) == written[name]
+        with pytest.raises(UsageError, match=r"no adapter 'cook'.*poet, clerk"):
+            session.adapt("cook")
+        (artifact.path / "adapters" / "clerk.onnx_adapter").write_bytes(b"nothing")
+    with RUNTIME.open(artifact) as session, pytest.raises(ArtifactError, match="does not load its adapter"):
+        session.adapt("clerk")
+
+
+def test_an_adapter_for_another_base_is_refused(decoder_model, tmp_path) -> None:
+    folder = write_adapter(tmp_path / "other", [("0.self_attn.q_proj", 64, 80)], 1)
+    with pytest.raises(WeightsError, match="belongs to another base"):
+        DecoderToGenai(64, adapters=(AdapterRef("a", str(folder), ""),)).run(decoder_model("llama"), Context(tmp_path))
 
 
 def test_a_damaged_folder_is_refused(lowered, tmp_path) -> None:

@@ -3,6 +3,8 @@
     input_ids [1, T], attention_mask [1, S + T], position_ids [1, T], past_key_values.N.key|value [1, KV, S, D]
     -> logits [1, 1, vocabulary] of the last token, present.N.key|value [1, KV, S + T, D]
 
+and for layers that adapters touch LAYER.lora_A [in, r], LAYER.lora_B [r, out], which have defaults.
+
 Positions are rotated as the model's authors wrote it, inside the graph; the operator only attends and keeps the cache.
 """
 
@@ -17,6 +19,7 @@ import torch
 from edgeship.errors import LoweringError
 from edgeship.llm.models import build_hollow, read_config
 from edgeship.llm.names import program_names
+from edgeship.lowering.onnx.adapters import Matrices, default_matrices, example_matrices, matrix_names, open_layers
 from edgeship.lowering.onnx.export import OPSET, explained, forget_origins, quiet
 
 if TYPE_CHECKING:
@@ -84,18 +87,20 @@ def _attention(
 
 
 class _Step(torch.nn.Module):
-    def __init__(self, model: Any, decoder: Decoder) -> None:
+    def __init__(self, model: Any, decoder: Decoder, adapted: Sequence[str]) -> None:
         super().__init__()
-        self.model, self.decoder = model, decoder
+        self.model, self.decoder, self.adapted = model, decoder, adapted
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, *past: torch.Tensor
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, *rest: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        _active.append(_Growing(past, attention_mask, self.decoder))
+        caches = 2 * len(self.decoder.layers)
+        _active.append(_Growing(rest[:caches], attention_mask, self.decoder))
         try:
-            logits = self.model(
-                input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=1
-            ).logits
+            with Matrices(self.adapted, rest[caches:]):
+                logits = self.model(
+                    input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=1
+                ).logits
             present = _active[-1].present
         finally:
             _active.pop()
@@ -117,8 +122,11 @@ class _Norm(torch.nn.Module):
         )  # fmt: skip
 
 
-def export_decoder(program: TorchProgram) -> tuple[ir.Model, dict[str, ir.Value]]:
+def export_decoder(program: TorchProgram, adapted: Sequence[str] = ()) -> tuple[ir.Model, dict[str, ir.Value]]:
     """The graph, and its weights by the program's names: initializers without content yet.
+
+    Args:
+        adapted: linear layers that adapters touch.
 
     Raises:
         UnsupportedOpError: an operator has no ONNX form. LoweringError: the exporter failed otherwise.
@@ -132,13 +140,15 @@ def export_decoder(program: TorchProgram) -> tuple[ir.Model, dict[str, ir.Value]
         model = build_hollow(config)
         names = program_names(model, program)
         _swap_norms(model)
-        step = _Step(model, decoder).eval()
-        inputs, shapes = _examples(decoder)
+        open_layers(model, adapted)
+        step = _Step(model, decoder, adapted).eval()
+        inputs, shapes = _examples(decoder, *example_matrices(model, adapted))
         with quiet():
             try:
                 exported = torch.onnx.export(
                     step, inputs, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
-                    dynamic_shapes=shapes, input_names=input_names(decoder), output_names=output_names(decoder),
+                    dynamic_shapes=shapes, input_names=[*input_names(decoder), *matrix_names(adapted)],
+                    output_names=output_names(decoder),
                 )  # fmt: skip
             except torch.onnx.errors.OnnxExporterError as error:
                 raise explained(error, None) from error
@@ -149,6 +159,7 @@ def export_decoder(program: TorchProgram) -> tuple[ir.Model, dict[str, ir.Value]
     _tidy(graph)
     for value in weights.values():
         graph.graph.inputs.remove(value)
+    default_matrices(graph, adapted)
     forget_origins(graph)
     return graph, weights
 
@@ -189,16 +200,18 @@ def output_names(decoder: Decoder) -> list[str]:
     return ["logits", *(f"present.{i}.{kind}" for i in range(len(decoder.layers)) for kind in ("key", "value"))]
 
 
-def _examples(decoder: Decoder) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _examples(
+    decoder: Decoder, matrices: Sequence[torch.Tensor], ranks: Sequence[Any]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Example inputs of lengths that no size of the model equals, and which of their sizes are free."""
     tokens, past, total = (torch.export.Dim(name) for name in ("tokens", "past", "total"))
     old = [torch.zeros(1, layer.kv_heads, 5, layer.head_dim) for layer in decoder.layers for _ in range(2)]
     inputs = (
         torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 8, dtype=torch.int64),
-        torch.zeros(1, 3, dtype=torch.int64), *old,
+        torch.zeros(1, 3, dtype=torch.int64), *old, *matrices,
     )  # fmt: skip
     # One conversation at a time: each free size more is arithmetic on symbols throughout the export.
-    shapes = ({1: tokens}, {1: total}, {1: tokens}, tuple({2: past} for _ in old))
+    shapes = ({1: tokens}, {1: total}, {1: tokens}, (*({2: past} for _ in old), *ranks))
     return inputs, shapes
 
 

@@ -104,7 +104,7 @@ class VerifyArtifact(Pass):
 
     def limit(self, model: Artifact) -> tuple[str, float]:
         """The arithmetic in a word, and the lowest ratio that passes for it."""
-        arithmetic = self.activations if self.activations != "float" else model.compute
+        arithmetic: str = self.activations if self.activations != "float" else model.compute
         limit = MIN_SNR_DB.get(arithmetic, 18.0)
         if model.facts.get("cache") == "int8":
             arithmetic, limit = f"{arithmetic} with an int8 cache", min(limit, INT8_CACHE_SNR_DB)

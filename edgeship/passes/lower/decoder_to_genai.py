@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from edgeship.core.decoder import CacheType, context_of, language_facts
 from edgeship.core.model import GenaiModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.profile import DataRef, Request
+from edgeship.core.profile import AdapterRef, DataRef, Request
 from edgeship.core.runtimes import ActivationMode
 from edgeship.errors import LoweringError, UsageError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from edgeship.program.program import TorchProgram
+
+    Array = npt.NDArray[Any]
 
 # Texts whose keys and values are looked at.
 SAMPLES = 32
@@ -27,17 +34,19 @@ class DecoderToGenai(Pass):
         cache: how keys and values are kept. In int8 each channel has a scale, of what the finished graph writes into
             its float32 cache over texts of ``data``, which are drawn from a seed when not given.
         samples: texts that are looked at for it; 32 when None.
+        adapters: LoRA adapters that are written beside the graph, which has places for them.
     """
 
     name: ClassVar[str] = "lower/decoder_to_genai"
     tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
-    decided: ClassVar[dict[str, str]] = {"context": "--context", "cache": "--kv-cache"}
+    decided: ClassVar[dict[str, str]] = {"context": "--context", "cache": "--kv-cache", "adapters": "--adapter"}
 
     context: int | None = None
     activations: ActivationMode = "float"
     cache: CacheType = "float32"
     data: DataRef | None = None
     samples: int | None = None
+    adapters: tuple[AdapterRef, ...] = ()
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
@@ -48,10 +57,15 @@ class DecoderToGenai(Pass):
 
         cache = runtimes()[request.runtime].cache_of(request.kv_cache, request.choice)
         data = request.calibration if cache == "int8" else None
-        return cls(request.context, request.choice.activations, cache, data)
+        return cls(request.context, request.choice.activations, cache, data, adapters=request.adapters)
 
     def confirm(self, request: Request) -> None:
-        """Refuse scales of no text, or of texts that nothing asks for."""
+        """Refuse scales of no text, of texts that nothing asks for, or of a base that adapters change."""
+        if self.adapters and self.cache == "int8":
+            raise UsageError(
+                "the scales of an int8 cache are the base's, and adapters change its keys and values",
+                fix="--kv-cache float32, or merge one adapter with --lora",
+            )
         if self.samples is not None and (self.samples < 1 or self.cache != "int8"):
             raise UsageError(
                 f"{self.name}.samples={self.samples} has no use with a cache of {self.cache}",
@@ -60,6 +74,7 @@ class DecoderToGenai(Pass):
 
     def run(self, model: TorchModel, ctx: Context) -> GenaiModel:
         """Write ``genai/``. Raises `UnsupportedOpError`, `LoweringError`, `EncodingError` or `UsageError`."""
+        from edgeship.lowering.onnx.adapters import FOLDER, SUFFIX, write_adapter
         from edgeship.lowering.onnx.decoder import export_decoder
         from edgeship.lowering.onnx.genai import GRAPH, write_configuration
         from edgeship.lowering.onnx.save import save_model
@@ -73,7 +88,9 @@ class DecoderToGenai(Pass):
         context = context_of(decoder, self.context)
         steps = 4 if self.cache == "int8" else 3
         ctx.progress(0, steps, "export")
-        graph, weights = export_decoder(program)
+        adapters = self._read_adapters(program)
+        adapted = sorted({layer for matrices in adapters.values() for layer in matrices})
+        graph, weights = export_decoder(program, adapted)
         ctx.progress(1, steps, "place weights")
         placements = place_weights(graph, weights, program, self.activations)
         folder = ctx.folder / "genai"
@@ -85,6 +102,11 @@ class DecoderToGenai(Pass):
             ctx.progress(3, steps, "cache")
             facts |= self._narrow(folder / GRAPH, model, context)
         write_configuration(folder, decoder, program.origin, context)
+        if adapters:
+            facts["adapters"] = ",".join(adapters)
+            (folder / FOLDER).mkdir()
+        for name, matrices in adapters.items():
+            write_adapter(folder / FOLDER / f"{name}{SUFFIX}", matrices)
         return GenaiModel(
             folder,
             program.signature,
@@ -93,6 +115,31 @@ class DecoderToGenai(Pass):
             compute="int" if self.activations == "dynamic" else "f32",
             facts=facts,
         )
+
+    def _read_adapters(self, program: TorchProgram) -> dict[str, dict[str, tuple[Array, Array]]]:
+        """Each adapter's matrices by layer, turned as the graph takes them and with its scale."""
+        if not self.adapters:
+            return {}
+        from edgeship.frontends.lora import read_adapter
+        from edgeship.llm.models import build_hollow, read_config
+        from edgeship.lowering.onnx.adapters import linear_layers
+
+        assert program.origin is not None
+        model = build_hollow(read_config(program.origin))
+        shapes = {name: tuple(held.shape) for name, held in model.named_parameters(remove_duplicate=False)}
+        layers = linear_layers(model)
+        found: dict[str, dict[str, tuple[Array, Array]]] = {}
+        for ref in self.adapters:
+            adapter = read_adapter(Path(ref.folder), shapes)
+            found[ref.name] = {}
+            for weight in adapter.pairs:
+                layer = weight.removesuffix(".weight")
+                if layer not in layers:
+                    raise UsageError(
+                        f"{ref.folder} changes {layer}, which is no linear layer", fix="merge it with --lora"
+                    )
+                found[ref.name][layer] = adapter.matrices(weight)
+        return found
 
     def _narrow(self, graph: Path, model: TorchModel, context: int) -> dict[str, str]:
         """Make the caches of a written graph int8; what the artifact says of their scales."""
