@@ -48,7 +48,7 @@ def _brief(value: object) -> str:
     if isinstance(value, dict):
         value = value.get("reference") or value.get("name") or ""
     if isinstance(value, (list, tuple)):
-        return ",".join(map(str, value))[:60]
+        return ",".join(_brief(item) if isinstance(item, dict) else str(item) for item in value)[:60]
     return "" if value in ("", None) or value is False else str(value)[:60]
 
 

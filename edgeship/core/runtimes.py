@@ -41,6 +41,14 @@ class Session(ABC):
         there is no second engine."""
         return None
 
+    def adapt(self, name: str) -> None:
+        """Answer with an adapter that ships with the model, from the next text on; without one when ``name`` is empty.
+
+        Raises `UsageError` when there is none of that name, or the engine takes none.
+        """
+        if name:
+            raise UsageError(f"this engine has no adapter {name!r}", fix="merge it into the model with --lora")
+
     def close(self) -> None:  # noqa: B027  most sessions hold nothing
         """Free what the session holds."""
 
@@ -129,6 +137,12 @@ class Runtime(ABC):
     def read_activations(self, artifact: Artifact) -> dict[str, ActivationEncoding] | None:
         """Static grids as the saved file holds them, by graph node; None where that cannot be read back."""
         return None
+
+    def read_adapters(
+        self, artifact: Artifact
+    ) -> Mapping[str, Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]]:
+        """LoRA matrices beside a model as their files hold them: adapter -> layer -> ``[in, r]`` and ``[r, out]``."""
+        return {}
 
     def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
         """Bits a weight takes in the file: more than decided where the format lacks that width (int3 in int4)."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeship.core.runtimes import Arrays, Session
-from edgeship.errors import UsageError
 from edgeship.llm.generation import Stepper, generate, score
 
 if TYPE_CHECKING:
@@ -48,14 +47,6 @@ class LanguageSession(Session):
         """Logits after each token of the text ``input_ids``."""
         tokens = [int(token) for token in inputs["input_ids"].reshape(-1)]
         return {"logits": score(self.stepper, tokens)[None]}
-
-    def adapt(self, name: str) -> None:
-        """Answer with an adapter that ships with the model, from the next text on; without one when ``name`` is empty.
-
-        Raises `UsageError` when there is none of that name, or the engine takes none.
-        """
-        if name:
-            raise UsageError(f"this engine has no adapter {name!r}", fix="merge it into the model with --lora")
 
     def time_text(self, prompt: Sequence[int], new: int, depth: Sequence[int] = ()) -> TextTimes:
         """Time a prompt and ``new`` tokens after it, the likeliest ones, behind ``depth`` tokens that are not timed.

@@ -135,7 +135,7 @@ class Genai(Runtime):
 
             def adapt(self, name: str) -> None:
                 """Answer with an adapter of the artifact; without one when ``name`` is empty."""
-                known = [item for item in artifact.facts.get("adapters", "").split(",") if item]
+                known = _adapters(artifact)
                 if name and name not in known:
                     fix = f"it has {', '.join(known)}" if known else "build it with --adapter NAME=DIR"
                     raise UsageError(f"{artifact.path.name} has no adapter {name!r}", fix=fix)
@@ -161,6 +161,19 @@ class Genai(Runtime):
         with _damage(artifact, "read"):
             return read_placed_weights(replace(artifact, path=artifact.path / GRAPH))
 
+    def read_adapters(self, artifact: Artifact) -> dict[str, dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]]:
+        """Every adapter's matrices. Raises `ArtifactError` when a file is damaged."""
+        import onnxruntime
+
+        found: dict[str, dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]] = {}
+        for name in _adapters(artifact):
+            with _damage(artifact, "read"):
+                file = onnxruntime.AdapterFormat.read_adapter(str(artifact.path / ADAPTERS / f"{name}{SUFFIX}"))
+                held = {key: value.numpy().copy() for key, value in file.get_parameters().items()}
+                layers = sorted({key.rpartition(".")[0] for key in held})
+                found[name] = {layer: (held[f"{layer}.lora_A"], held[f"{layer}.lora_B"]) for layer in layers}
+        return found
+
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """As ONNX Runtime holds it; activations stay float or are rounded while running."""
         if activations in ("int8", "int16"):
@@ -178,6 +191,10 @@ class Genai(Runtime):
     def warm_imports(self) -> None:
         """Import the engine."""
         import onnxruntime_genai  # noqa: F401
+
+
+def _adapters(artifact: Artifact) -> list[str]:
+    return [item for item in artifact.facts.get("adapters", "").split(",") if item]
 
 
 @contextmanager

@@ -105,6 +105,8 @@ def write_adapter(path: Path, matrices: Mapping[str, tuple[npt.NDArray[Any], npt
 
     Args:
         matrices: layer -> A ``[in, r]`` and B ``[r, out]``, float32, with the scale in one of them.
+
+    Raises `OutputError` when the disk refuses it, `LoweringError` when the file holds other numbers.
     """
     import numpy as np
     import onnxruntime
@@ -122,3 +124,7 @@ def write_adapter(path: Path, matrices: Mapping[str, tuple[npt.NDArray[Any], npt
         adapter.export_adapter(str(path.absolute()))
     except Exception as error:  # a plain RuntimeError of the binding
         raise OutputError(f"cannot write {path.name}: {error}", fix="check space and permissions") from error
+    read = onnxruntime.AdapterFormat.read_adapter(str(path.absolute())).get_parameters()
+    for name, value in values.items():
+        if name not in read or not np.array_equal(read[name].numpy(), value.numpy()):
+            raise LoweringError(f"{name} is not in {path.name} as it was written", fix="report this as a bug")

@@ -73,8 +73,10 @@ class VerifyArtifact(Pass):
         """
         from edgeship.core.registry import runtimes
         from edgeship.data.batches import generate_batches, load_batches
+        from edgeship.program.adapted import adapted
         from edgeship.program.compare import Comparison, Reference
         from edgeship.program.program import TorchProgram
+        from edgeship.program.streamed import is_large
 
         runtime = runtimes()[self.runtime]
         program = TorchProgram.open(reference)
@@ -83,6 +85,7 @@ class VerifyArtifact(Pass):
         given = load_batches(self.data.reference, signature, self.samples) if self.data else []
         batches = [*given, *generate_batches(signature, self.samples - len(given), self.seed)]
         lowering, total, engines = Comparison(), Comparison(), Comparison()
+        adapters: dict[str, Comparison] = {}
         decided = Reference(program, ahead=batches)
         loaded = Reference(TorchProgram.open(original), ahead=given or batches)
         with runtime.open(model) as session:
@@ -96,11 +99,18 @@ class VerifyArtifact(Pass):
                 second = session.run_on_cpu(_fitted(model, batch)) if done < EMULATED_SAMPLES else None
                 if second is not None:
                     engines.add(second, found)
+            for name, matrices in runtime.read_adapters(model).items():
+                if not is_large(program):
+                    adapters[name] = Comparison()
+                    changed = Reference(adapted(program, matrices))
+                    session.adapt(name)
+                    for batch in batches[:EMULATED_SAMPLES]:
+                        adapters[name].add(changed.run(batch), session.run(_fitted(model, batch)))
         origin = (
             f" ({len(given)} given, {len(batches) - len(given)} generated)" if 0 < len(given) < len(batches) else ""
         )
         inputs = f"{len(batches)} inputs{origin}"
-        return self._verdict(runtime, model, problem, counted, inputs, lowering, total, engines)
+        return self._verdict(runtime, model, problem, counted, inputs, lowering, total, engines, adapters)
 
     def limit(self, model: Artifact) -> tuple[str, float]:
         """The arithmetic in a word, and the lowest ratio that passes for it."""
@@ -112,7 +122,7 @@ class VerifyArtifact(Pass):
 
     def _verdict(
         self, runtime: Runtime, model: Artifact, problem: str, counted: int, inputs: str,
-        lowering: Any, total: Any, engines: Any,
+        lowering: Any, total: Any, engines: Any, adapters: dict[str, Any],
     ) -> Verdict:  # fmt: skip
         arithmetic, limit = self.limit(model)
         how = "emulated" if runtime.execution == "emulated" else "measured"
@@ -131,7 +141,12 @@ class VerifyArtifact(Pass):
         ]
         if engines.samples:
             figures.append(figure("engines_snr", engines.snr_db, "dB"))
-        reasons = []
+        figures += [figure(f"adapter_{key}_snr", item.snr_db, "dB", item.samples) for key, item in adapters.items()]
+        reasons = [
+            f"{item.snr_db:.1f} dB with the adapter {key}, {limit:g} dB wanted for {arithmetic}"
+            for key, item in adapters.items()
+            if item.snr_db < limit
+        ]
         if problem:
             reasons.append(problem)
         if not lowering.has_signal:
@@ -146,6 +161,7 @@ class VerifyArtifact(Pass):
             f"{counted} weights read back equal, {lowering.snr_db:.1f} dB to the reference, "
             f"{total.snr_db:.1f} dB to the original, {inputs}"
         )
+        summary += "".join(f", {item.snr_db:.1f} dB with the adapter {key}" for key, item in adapters.items())
         return Verdict(
             self.name, runtime.name, not reasons, "; ".join([*reasons, f"on {inputs}"]) if reasons else summary,
             tuple(figures),

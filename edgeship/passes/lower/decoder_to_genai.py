@@ -122,18 +122,25 @@ class DecoderToGenai(Pass):
             return {}
         from edgeship.frontends.lora import read_adapter
         from edgeship.llm.models import build_hollow, read_config
+        from edgeship.llm.names import program_names
         from edgeship.lowering.onnx.adapters import linear_layers
 
         assert program.origin is not None
         model = build_hollow(read_config(program.origin))
         shapes = {name: tuple(held.shape) for name, held in model.named_parameters(remove_duplicate=False)}
         layers = linear_layers(model)
+        names = program_names(model, program)
+        tied = {name for name, main in names.items() if sum(other == main for other in names.values()) > 1}
         found: dict[str, dict[str, tuple[Array, Array]]] = {}
         for ref in self.adapters:
             adapter = read_adapter(Path(ref.folder), shapes)
             found[ref.name] = {}
             for weight in adapter.pairs:
                 layer = weight.removesuffix(".weight")
+                if weight in tied:
+                    raise UsageError(
+                        f"{ref.folder} changes {layer}, whose weight another layer shares", fix="merge it with --lora"
+                    )
                 if layer not in layers:
                     raise UsageError(
                         f"{ref.folder} changes {layer}, which is no linear layer", fix="merge it with --lora"
