@@ -78,7 +78,44 @@ def test_the_bundle_verifies_and_shows_a_changed_byte(built, cli, tmp_path) -> N
     assert "tokenizer" in ran.errors[0]
 
 
+@pytest.fixture(scope="module")
+def poet(tmp_path_factory):
+    """A random adapter for the storyteller."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("poet")
+    torch.manual_seed(0)
+    made = {}
+    for layer in range(5):
+        stem = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        made |= {f"{stem}.lora_A.weight": torch.randn(4, 192) * 0.1, f"{stem}.lora_B.weight": torch.randn(192, 4) * 0.3}
+    save_file(made, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
+    return folder
+
+
+def test_an_adapter_ships_beside_its_base(poet, cli, root, tmp_path) -> None:
+    given = ("--target", "linux-x86", "--adapter", f"poet={poet}", "-o", str(tmp_path / "b"), "--profile", "small")
+    refused = cli("build", "samples/storyteller", *given, cwd=root)
+    assert "LiteRT-LM loads no adapters beside a model; --lora merges one" in refused.errors[0]
+    refused = cli("build", "samples/storyteller", *given, "--runtime", "onnx", "--kv-cache", "int8", cwd=root)
+    assert "the scales of an int8 cache are the base's" in refused.errors[0]
+    ran = cli("build", "samples/storyteller", *given, "--runtime", "onnx", cwd=root)
+    assert ran.code == 0, ran.err
+    (record,) = json.loads((tmp_path / "b" / "manifest.json").read_text())["artifacts"]
+    assert record["facts"]["adapters"] == "poet"
+    report = json.loads((tmp_path / "b" / "report.json").read_text())
+    figures = {item["name"]: item["value"] for v in report["rows"][0]["verdicts"] for item in v["measurements"]}
+    assert figures["adapter_poet_snr"] > 18
+    say = ("chat", str(tmp_path / "b"), "--plain", "--prompt", "ROMEO:", "--max-tokens", "12")
+    assert cli(*say).out != cli(*say, "--adapter", "poet").out
+    assert "genai has no adapter 'cook'; it has poet" in cli(*say, "--adapter", "cook").errors[0]
+
+
 def test_what_does_not_fit_the_context_is_refused(built) -> None:
+    with pytest.raises(UsageError, match="build it with --adapter"), open_conversation(built[0], adapter="poet"):
+        pass
     with open_conversation(built[0], "onnx", plain=True) as talk:
         assert talk.say("ROMEO:", 4) is not None
         with pytest.raises(UsageError, match="do not fit the context of 256"):
@@ -92,6 +129,13 @@ def test_what_does_not_fit_the_context_is_refused(built) -> None:
         (("--context", "5000"), "not among the 512 positions"),
         (("--kv-cache", "int8"), "LiteRT-LM keeps keys and values in float32, not in int8; .*leave litert-lm out"),
         (("--kv-cache", "int4"), "int4"),
+        (
+            ("--target", "iphone15pro", "--runtime", "coreai", "--profile", "small", "--kv-cache", "float32"),
+            "computes in float16, and its cache is as wide, not float32",
+        ),
+        (("--adapter", "poet"), "'poet' is not NAME=DIR"),
+        (("--adapter", "a,b=samples"), "is not NAME=DIR"),
+        (("--adapter", "poet=nowhere"), "has no adapter_config.json"),
         (("--lora", "nowhere"), "has no adapter_config.json"),
         (("--runtime", "qnn"), "does not run qnn|no engine for language models"),
         (("--set", "load/decoder.tokens=9999"), "the model has 512 positions"),
@@ -119,6 +163,10 @@ def test_orders_that_cannot_be_met_are_refused(cli, root, tmp_path, arguments, e
         (
             ("build", "samples/digits_cnn", "--target", "linux-x86", "--kv-cache", "int8"),
             "--kv-cache is for language models",
+        ),
+        (
+            ("build", "samples/digits_cnn", "--target", "linux-x86", "--adapter", "a=x"),
+            "--adapter is for language models",
         ),
         (("build", "samples/digits_cnn", "--target", "linux-x86", "--lora", "x"), "--lora is for language models"),
         (("build", "samples/digits_cnn", "--target", "linux-x86", "--runtime", "genai"), "runs language models only"),
