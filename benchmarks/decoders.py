@@ -11,12 +11,14 @@ close transformers' two best were there. What is known already is kept in llm-co
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from families import FAMILIES, make_family
@@ -26,6 +28,8 @@ from edgeship.core.registry import passes, runtimes
 
 CONTEXT, CHUNK, PROMPT, NEW = 64, 8, 20, 32
 KEPT = RESULTS / "llm-coverage.json"
+# Galaxy S24's: Qualcomm's number of the chip, and the version of its Hexagon.
+CHIP = (57, 75)
 
 
 def columns() -> dict[str, str]:
@@ -34,6 +38,9 @@ def columns() -> dict[str, str]:
     for name, runtime in runtimes().items():
         if runtime.language_of in ("coreml", "coreai"):
             found |= {f"{name} {width}": name for width in ("float32", "float16")}
+        elif runtime.language_of == "qnn":
+            # Hexagon has no float language model: the steps before their grids, and as they run.
+            found |= {f"{name} {form}": name for form in ("steps", "W8A16")}
         elif runtime.language_of:
             found[name] = name
     return found
@@ -47,8 +54,65 @@ def lower(column: str, model: Any, folder: Path) -> Any:
     cls = next(cls for cls in passes().values() if cls.edges()[1] is runtimes()[engine].artifact)
     known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     wanted = {"context": CONTEXT, "chunk": CHUNK, **({"compute": width} if width else {})}
+    if engine == "qnn-lm":
+        wanted |= {"soc_model": CHIP[0], "htp_arch": CHIP[1], "samples": 64}
+        model = in_eight_bits(model, folder / "program")
     given: dict[str, Any] = {name: value for name, value in wanted.items() if name in known}
     return cls(**given).run(model, ctx=Context(folder))
+
+
+def in_eight_bits(model: Any, folder: Path) -> Any:
+    """The same program with its linear layers and tables in 8 bits."""
+    from edgeship.compression.encode import Encoder
+    from edgeship.core.model import TorchModel
+    from edgeship.core.weights import Affine
+    from edgeship.program.program import TorchProgram
+
+    program = TorchProgram.open(model)
+    uses = [use for use in program.record.inventory.weights if use.op in ("linear", "embedding")]
+    encodings = {use.name: Affine(8) for use in uses}
+    encoded, _ = Encoder(program, encodings).encode()
+    record = dataclasses.replace(program.record, encodings=encodings)
+    dataclasses.replace(program, encoded=encoded, record=record).save(folder)
+    return TorchModel(folder, program.signature)
+
+
+def steps(program: Any) -> Any:
+    """A stepper over the steps that Hexagon's graphs are made from, in float32 in torch, with their host."""
+    import torch
+
+    from edgeship.llm.generation import Stepper
+    from edgeship.llm.hosted import Host
+    from edgeship.lowering.qnn.decoder import angle_tables, step_program
+
+    class Steps(Stepper):
+        def __init__(self) -> None:
+            self.host = Host.of(program.record.decoder, CONTEXT, angle_tables(program, CONTEXT))
+            self.context, self.chunk = CONTEXT, CHUNK
+            made = [step_program(program, self.host, tokens, logits=tokens == 1) for tokens in (1, CHUNK)]
+            self.steps = {step.tokens: (step.program, step.program.module()) for step in made}
+
+        def reset(self) -> None:
+            self.host.reset()
+            self.position = 0
+
+        def prefill(self, tokens: Any) -> None:
+            self._run(tokens)
+
+        def decode(self, token: int) -> Any:
+            return self._run([token])["logits"].reshape(-1)
+
+        def _run(self, tokens: Any) -> dict[str, Any]:
+            held, module = self.steps[len(tokens)]
+            with torch.no_grad():
+                answers = module(*(torch.from_numpy(value) for value in self.host.inputs(tokens).values()))
+            names = [spec.name for spec in held.signature.outputs]
+            found = {name: value.numpy() for name, value in zip(names, answers, strict=True)}
+            self.host.take(found, len(tokens))
+            self.position = self.host.position
+            return found
+
+    return Steps()
 
 
 def measure(family: str, column: str) -> dict[str, Any]:
@@ -67,7 +131,11 @@ def measure(family: str, column: str) -> dict[str, Any]:
         program.save(Path(temporary) / "program")
         made = Path(temporary) / "made"
         made.mkdir()
-        artifact = lower(column, TorchModel(Path(temporary) / "program", program.signature), made)
+        if column.endswith(" steps"):
+            artifact, session = None, contextlib.nullcontext(SimpleNamespace(stepper=steps(program)))
+        else:
+            artifact = lower(column, TorchModel(Path(temporary) / "program", program.signature), made)
+            session = runtimes()[columns()[column]].open(artifact)
         openelm.register()
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         prompt = torch.randint(2, 256, (1, PROMPT), generator=torch.Generator().manual_seed(1))
@@ -77,16 +145,21 @@ def measure(family: str, column: str) -> dict[str, Any]:
                 return_dict_in_generate=True,
             )  # fmt: skip
         wanted = answer.sequences[0, PROMPT:].tolist()
-        with runtimes()[columns()[column]].open(artifact) as session:
-            if hasattr(session.stepper, "chunk") and "chunk" not in artifact.facts:
-                session.stepper.chunk = CHUNK
-            found = list(generate(session.stepper, prompt[0].tolist(), NEW))
+        with session as opened:
+            if artifact and hasattr(opened.stepper, "chunk") and "chunk" not in artifact.facts:
+                opened.stepper.chunk = CHUNK
+            found = list(generate(opened.stepper, prompt[0].tolist(), NEW))
         same = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b), NEW)
         margin = None
         if same < NEW:
             best = answer.logits[same][0].topk(2).values
             margin = float((best[0] - best[1]) / answer.logits[same][0].abs().max())
-        return {"same": same, "margin": margin, "compute": artifact.compute, "distinct": len(set(wanted))}
+        return {
+            "same": same,
+            "margin": margin,
+            "compute": artifact.compute if artifact else "f32",
+            "distinct": len(set(wanted)),
+        }
 
 
 def cell(known: dict[str, Any] | None) -> str:
@@ -136,8 +209,9 @@ def main() -> None:
         [[family, *(cell(known.get(f"{family} {column}")) for column in columns())] for family in FAMILIES],
         before=f"Greedy tokens equal to transformers' own, of {NEW}, after a prompt of {PROMPT} in chunks of {CHUNK}; "
         "float weights and arithmetic; where a column says float16 every operator is rounded to it, as the Neural Engine "
-        "does. Small random models; see benchmarks/families.py. coreml-lm runs in the evaluator, qnn-lm's float graphs in "
-        "ONNX Runtime.",
+        "does. Small random models, whose best tokens lie close together: 8-bit weights and 16-bit activations (W8A16) choose "
+        "another one soon; see benchmarks/families.py. coreml-lm runs in the evaluator, qnn-lm in Hexagon's emulator; "
+        "*steps* are the graphs of qnn-lm before anything is quantized, in torch, with the host that keeps their cache.",
     )
 
 
