@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from edgeship.core.inventory import WeightUse
     from edgeship.program.program import TorchProgram
 
-# A table of 128k tokens takes a gigabyte in float32; rounding it whole takes several. Parts that stay in the cache of the
-# processor are rounded six times as fast as parts that each operator fetches from fresh memory.
+# A table of 128k tokens takes a gigabyte in float32; rounding it whole takes several. Parts that stay in the
+# processor's cache are six times as fast as parts that each operator fetches from fresh memory.
 CHUNK_ELEMENTS = 1 << 20
 
 Plain = FloatTensor | AffineTensor | PaletteTensor

@@ -21,6 +21,7 @@ from edgeship.llm.models import build_hollow, read_config
 from edgeship.llm.names import program_names
 from edgeship.lowering.onnx.adapters import Matrices, default_matrices, example_matrices, matrix_names, open_layers
 from edgeship.lowering.onnx.export import OPSET, explained, forget_origins, quiet
+from edgeship.lowering.onnx.fuse import fuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,6 +158,7 @@ def export_decoder(program: TorchProgram, adapted: Sequence[str] = ()) -> tuple[
     graph: ir.Model = exported.model
     weights = _hide(graph, names)
     _tidy(graph)
+    fuse(graph)
     for value in weights.values():
         graph.graph.inputs.remove(value)
     default_matrices(graph, adapted)
