@@ -59,6 +59,7 @@ def export_normalised(
     with torch.no_grad():
         normal: ExportedProgram = torch.export.export(flat, inputs, strict=False).run_decompositions({})
     _drop_no_ops(normal.graph_module.graph)
+    _drop_empty_parts(normal.graph_module.graph)
     index_as_view(normal)
     for node in normal.graph_module.graph.nodes:
         # It holds addresses of this process, which would make every saved program another one.
@@ -177,6 +178,26 @@ def _loosen_views(graph: Graph) -> None:
     for node in graph.nodes:
         if node.target == torch.ops.aten.view.default:
             node.target = torch.ops.aten.reshape.default
+
+
+def _drop_empty_parts(graph: Graph) -> None:
+    """What is joined with nothing stays itself: a model that rotates whole heads joins the rest of none to them."""
+    import torch
+
+    for node in list(graph.nodes):
+        if node.target != torch.ops.aten.cat.default:
+            continue
+        parts = [part for part in node.args[0] if part.meta["val"].numel()]
+        if not parts or len(parts) == len(node.args[0]):
+            continue
+        if len(parts) == 1:
+            # Joining made the memory contiguous for any view behind it.
+            _loosen_views(graph)
+            node.replace_all_uses_with(parts[0])
+            graph.erase_node(node)
+        else:
+            node.args = (parts, *node.args[1:])
+    graph.eliminate_dead_code()
 
 
 def _is_same_copy(node: Node) -> bool:

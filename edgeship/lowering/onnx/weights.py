@@ -31,18 +31,25 @@ if TYPE_CHECKING:
 
 
 def place_weights(
-    model: ir.Model, weights: dict[str, ir.Value], program: TorchProgram, activations: ActivationMode = "float"
+    model: ir.Model,
+    weights: dict[str, ir.Value],
+    program: TorchProgram,
+    activations: ActivationMode = "float",
+    *,
+    partial: bool = False,
 ) -> tuple[Placement, ...]:
     """Give every weight its content. Float weights that compression left alone stay float32.
 
-    ``weights`` are values without content, by torch name, as `export_graph` returns them.
+    Args:
+        weights: values without content, by torch name, as `export_graph` returns them.
+        partial: the graph is a part of the program that may do without some of its weights.
 
     Raises:
         LoweringError: an encoded weight is no longer in the graph.
         EncodingError: its scales have a shape that DequantizeLinear does not take.
     """
     placements = []
-    for name in program.encoded:
+    for name in () if partial else program.encoded:
         if name not in weights or not weights[name].uses():
             raise LoweringError(f"the encoded weight {name} is not used in the ONNX graph", fix="keep it in float32")
     static = bool(program.activations)

@@ -156,7 +156,8 @@ def write_step(step: Step, graph: Path, htp_arch: int) -> tuple[Placement, ...]:
     from edgeship.lowering.qnn.graph import rewrite_graph
 
     model, weights = export_graph(step.program)
-    placements = place_weights(model, weights, step.program, "int16")
+    # What only the head reads is not in prefill: the last layer's experts, or its network beside the attention.
+    placements = place_weights(model, weights, step.program, "int16", partial=step.tokens > 1)
     store_activations(model, step.program)
     with TemporaryDirectory(prefix="edgeship-qnn-") as folder:
         save_model(model, Path(folder) / "model.onnx")
