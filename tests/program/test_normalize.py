@@ -100,6 +100,18 @@ def test_what_computes_nothing_at_inference_is_gone():
     assert operators(make_program(Idle(), [IMAGE], [X])) == ["relu.default"]
 
 
+def test_joining_with_nothing_is_gone_and_views_behind_it_still_run():
+    class Rest(nn.Module):
+        def forward(self, x):
+            whole = torch.cat([x.transpose(1, 2), x.transpose(1, 2)[..., 8:]], dim=-1)
+            return whole.view(1, 64) + 1, torch.cat([x, x[..., 8:], x], dim=-1)
+
+    program = make_program(Rest(), [TensorSpec("x", "f32", (1, 8, 8))], [torch.randn(1, 8, 8)])
+    assert "slice.Tensor" not in operators(program)
+    joined = [node for node in program.exported.graph.nodes if node.target == torch.ops.aten.cat.default]
+    assert [len(node.args[0]) for node in joined] == [2]
+
+
 def test_layers_stay_whole():
     class Block(nn.Module):
         def __init__(self):
