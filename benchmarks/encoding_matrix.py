@@ -180,6 +180,11 @@ class Outcome:
     steps: float | None = None
 
 
+def networks() -> list[str]:
+    """Runtimes that take any network. Engines for language models store as their family does, in the same formats."""
+    return sorted(name for name, runtime in runtimes().items() if not runtime.language_of)
+
+
 def cells(runtime: str, *, quick: bool = False) -> list[Cell]:
     """Every cell of one runtime whose sizes fit, refused ones included; ``quick`` takes a few encodings of each kind."""
     every = [
@@ -439,10 +444,14 @@ def write_page(runtime_names: Sequence[str], folder: Path) -> dict[Cell, Outcome
             print(f"{name} {key}: {len(batch)} cells, {time.perf_counter() - begin:.1f} s", file=sys.stderr)
         results.update(outcomes)
         (folder / f"{name}.md").write_text(section(name, found, outcomes))
-    versions = {package: version for one in runtimes().values() for package, version in one.versions().items()}
+    versions = {
+        package: version
+        for one in map(runtimes().__getitem__, networks())
+        for package, version in one.versions().items()
+    }
     listed = ", ".join(f"{package} {version}" for package, version in sorted(versions.items()))
     head = HEADER.format(versions=listed, layers="; ".join(layer.name for layer in LAYERS))
-    parts = [(folder / f"{name}.md").read_text() for name in sorted(runtimes()) if (folder / f"{name}.md").is_file()]
+    parts = [(folder / f"{name}.md").read_text() for name in networks() if (folder / f"{name}.md").is_file()]
     PAGE.write_text("\n".join([head, summary(), *parts]))
     return results
 
@@ -450,7 +459,7 @@ def write_page(runtime_names: Sequence[str], folder: Path) -> dict[Cell, Outcome
 def summary() -> str:
     """Encodings by runtimes: bits in the file and while running, for a linear layer with the first kind of activations
     that holds it."""
-    names = sorted(runtimes())
+    names = networks()
     lines = [
         "## Linear layers at a glance",
         "",
@@ -521,7 +530,7 @@ def main() -> None:
     parser.add_argument("--parts", type=Path, default=Path(tempfile.gettempdir()) / "edgeship-encodings")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = write_page(arguments.runtime or sorted(runtimes()), arguments.parts)
+    results = write_page(arguments.runtime or networks(), arguments.parts)
     failed = {cell: outcome for cell, outcome in results.items() if outcome.problem}
     for cell, outcome in failed.items():
         print(f"FAIL {cell}: {outcome.problem}")
