@@ -24,8 +24,8 @@ from edgeship.runtimes.coreai_lm import RUNTIME
 pytestmark = pytest.mark.xdist_group("coreai-lm")
 
 SLOW = ["mistral", "qwen2", "qwen3", "gemma3", "phi3", "smollm3", "olmo2", "mixtral", "qwen3_moe", "falcon", "openelm"]
-FAMILIES = ["llama", "gemma2", "gpt2", *(pytest.param(name, marks=pytest.mark.heavy) for name in SLOW)]
-HALF = ["gemma2", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("llama", "gpt2", *SLOW))]
+FAMILIES = ["llama", "gpt2", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("gemma2", *SLOW))]
+HALF = ["gpt2", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("llama", "gemma2", *SLOW))]
 CONTEXT = 64
 
 

@@ -113,7 +113,7 @@ def test_a_text_is_scored_through_prefill_decode_and_cache(name, decoder_model, 
 @pytest.mark.parametrize(
     ("encoding", "activations", "closeness"),
     [
-        (Affine(8), "float", 1e-4),
+        pytest.param(Affine(8), "float", 1e-4, marks=pytest.mark.heavy),
         pytest.param(Affine(4, True, "group", 32), "dynamic", 0.1, marks=pytest.mark.heavy),
         pytest.param(Affine(4), "dynamic", 0.1, marks=pytest.mark.heavy),
         pytest.param(Float(16), "float", 1e-4, marks=pytest.mark.heavy),
