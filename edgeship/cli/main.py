@@ -265,12 +265,13 @@ def chat(
     """Talk to a built language model through its own engine."""
     from edgeship.cli.talking import converse
     from edgeship.conversation import open_conversation
+    from edgeship.engine.chatter import hushed
     from edgeship.llm.generation import sampler
 
     if max_tokens < 1:
         raise UsageError(f"--max-tokens {max_tokens} writes nothing", fix="give at least 1")
     pick = sampler(temperature, top_k, seed)
-    with open_conversation(Path(bundle), runtime, plain=plain, adapter=adapter) as talk:
+    with hushed(), open_conversation(Path(bundle), runtime, plain=plain, adapter=adapter) as talk:
         talk.pick = pick
         converse(talk, prompt, max_tokens)
 
@@ -356,7 +357,18 @@ def main() -> None:
     interrupt.ignore()
     if "coreai" in sys.modules:
         _leave(code)
+    _hush()
     sys.exit(code)
+
+
+def _hush() -> None:
+    """What was said is out; LiteRT's libraries would still tell the terminal how they are taken down."""
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
 
 
 def answer() -> int:

@@ -70,6 +70,34 @@ def silenced(log: Log) -> Iterator[None]:
             os.close(old)
 
 
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Drop what libraries write to file descriptor 2 by themselves; Python's ``sys.stderr`` still reaches the terminal.
+
+    For commands that talk while an engine runs, and so cannot send everything to a log.
+    """
+    _flush()
+    saved, stream = os.dup(2), sys.stderr
+    try:
+        own = stream.fileno() == 2
+    except (OSError, ValueError, AttributeError):
+        own = False
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    if own:
+        sys.stderr = os.fdopen(os.dup(saved), "w", encoding=stream.encoding, errors="replace", buffering=1)
+    try:
+        yield
+    finally:
+        _flush()
+        if own:
+            sys.stderr.close()
+        sys.stderr = stream
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

@@ -40,7 +40,11 @@ class LiteRTLMSession(LanguageSession):
 
     def _text(self, prompt: tuple[int, ...], new: int) -> tuple[int, ...]:
         if (prompt, new) not in self._written:
-            written = self.engine.write(self.engine.text_of(list(prompt)), new)
+            text = self.engine.text_of(list(prompt))
+            # Pieces of words and bytes become more tokens when they are read as a text, and may not fit the context.
+            while len(self.engine.tokens_of(text)) > len(prompt):
+                text = text[: -max(1, len(text) // 32)]
+            written = self.engine.write(text, new)
             # The sign for bytes that are no character would look like a loop when it is made tokens again.
             self._written[prompt, new] = tuple(self.engine.tokens_of(written.replace("\N{REPLACEMENT CHARACTER}", "")))
         return self._written[prompt, new]
