@@ -26,7 +26,7 @@ from edgeship.engine.gathering import Prepared, gather_all
 from edgeship.engine.planner import plan_build, plan_load
 from edgeship.engine.repair import MAX_ROUNDS, next_attempt
 from edgeship.engine.sources import find_source
-from edgeship.errors import GateError, MissingToolError, UsageError
+from edgeship.errors import ArtifactError, MissingToolError, UsageError
 
 MAX_BENCH_SECONDS = 3600
 LANGUAGE_FORMS = ("decoder", "llama2c")
@@ -344,7 +344,7 @@ def bench(
     bundle = read_bundle(bundle_path)
     problems = changed_files(bundle)
     if problems:
-        raise GateError(f"{bundle_path}: {problems[0]}", fix="build it again")
+        raise ArtifactError(f"{bundle_path}: {problems[0]}", fix="build it again")
     name, _, argument = device.partition(":")
     place = find("device", devices(), name)
     if bool(argument) != bool(place.argument):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeship.core.artifact import TOKENIZER
 from edgeship.core.registry import runtimes
 from edgeship.core.units import human_bytes
-from edgeship.errors import GateError, SourceError, UsageError
+from edgeship.errors import ArtifactError, SourceError, UsageError
 from edgeship.llm.generation import likeliest
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def open_conversation(
         adapter: name of an adapter that the artifact has beside its base; the base alone when empty.
 
     Raises:
-        UsageError: no language model in the bundle, or none for that runtime. GateError: a file was changed.
+        UsageError: no language model in the bundle, or none for that runtime. ArtifactError: a file was changed.
     """
     from edgeship.llm.session import LanguageSession
     from edgeship.shipping.bundle import changed_files, opened, read_bundle
@@ -114,7 +114,7 @@ def open_conversation(
     record = (named or timed or engines)[0]
     problems = changed_files(bundle)
     if problems:
-        raise GateError(f"{bundle_path}: {problems[0]}", fix="build it again")
+        raise ArtifactError(f"{bundle_path}: {problems[0]}", fix="build it again")
     engine = runtimes()[record.runtime]
     engine.versions()
     tokenizer = _tokenizer(bundle_path / TOKENIZER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -65,8 +66,6 @@ def test_it_talks_and_is_timed(built, cli) -> None:
 
 
 def test_the_bundle_verifies_and_shows_a_changed_byte(built, cli, tmp_path) -> None:
-    import shutil
-
     bundle, _ = built
     assert cli("verify", str(bundle)).code == 0
     broken = tmp_path / "b"
@@ -111,6 +110,30 @@ def test_an_adapter_ships_beside_its_base(poet, cli, root, tmp_path) -> None:
     say = ("chat", str(tmp_path / "b"), "--plain", "--prompt", "ROMEO:", "--max-tokens", "12")
     assert cli(*say).out != cli(*say, "--adapter", "poet").out
     assert "genai has no adapter 'cook'; it has poet" in cli(*say, "--adapter", "cook").errors[0]
+
+
+def test_an_adapter_that_the_engine_ignores_is_found(poet, cli, root, tmp_path, monkeypatch) -> None:
+    import onnxruntime_genai
+
+    # A weak one, whose answers lie within the noise of 4 bits.
+    config = json.loads((poet / "adapter_config.json").read_text())
+    weak = tmp_path / "weak"
+    shutil.copytree(poet, weak)
+    (weak / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 0.2}))
+    given = ("--target", "linux-x86", "--adapter", f"weak={weak}", "--runtime", "onnx", "--profile", "small")
+    ran = cli("build", "samples/storyteller", *given, "-o", str(tmp_path / "good"), cwd=root)
+    assert ran.code == 0, ran.err
+    monkeypatch.setattr(onnxruntime_genai.Generator, "set_active_adapter", lambda *_: None)
+    ran = cli("build", "samples/storyteller", *given, "-o", str(tmp_path / "bad"), "--no-cache", cwd=root)
+    assert ran.code != 0
+    assert "does not bring the answers nearer" in ran.err
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "tflite"])
+def test_a_context_below_the_usual_text_is_built(runtime, cli, root, tmp_path) -> None:
+    given = ("--target", "linux-x86", "--runtime", runtime, "--context", "24", "-o", str(tmp_path / "b"))
+    ran = cli("build", "samples/storyteller", *given, cwd=root)
+    assert ran.code == 0, ran.err
 
 
 def test_what_does_not_fit_the_context_is_refused(built) -> None:

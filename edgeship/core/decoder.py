@@ -71,7 +71,7 @@ def context_of(decoder: Decoder, asked: int | None) -> int:
     if not 1 < asked <= decoder.context:
         raise UsageError(
             f"--context {asked} is not among the {decoder.context} positions that the model was made for",
-            fix=f"give at most {decoder.context}",
+            fix=f"give 2 to {decoder.context}",
         )
     return asked
 

@@ -66,7 +66,7 @@ def _time_text(artifact: Artifact, text: TextOrder, depth: int) -> tuple[Measure
     prompt = min(text.prompt, max(1, context - depth - text.new))
     new = min(text.new, context - depth - prompt)
     if new < 2:
-        reason = f"{depth} tokens of depth, {prompt} of prompt and {text.new} new ones do not fit {context} positions"
+        reason = f"{depth} tokens of depth, {text.prompt} of prompt and {text.new} new do not fit {context} positions"
         return (Measurement(f"decode{suffix}", None, "tokens/s", "measured", runtime=runtime.name, note=reason),)
     found = _worked(artifact, {"prompt": prompt, "new": new, "depth": depth, "runs": text.runs})
     stuck = f"the text ends in a loop of {found['loop']} tokens" if found["loop"] else ""

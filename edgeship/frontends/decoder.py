@@ -250,6 +250,8 @@ def _compare(program: TorchProgram, folder: Path, example: torch.Tensor) -> None
     with torch.no_grad():
         wanted = model(input_ids=example, use_cache=False).logits.double()
         found = program.module()(example)[0].double()
+    if not torch.isfinite(wanted).all():
+        raise WeightsError(f"{folder}: the model answers NaN or infinity", fix="check its weights, or train it again")
     noise, signal = float((wanted - found).pow(2).mean()), float(wanted.pow(2).mean())
     if not noise <= signal * 10 ** (-MIN_EXPORT_SNR_DB / 10):
         raise SourceError(f"{folder}: the exported model answers differently", fix="report this as a bug")

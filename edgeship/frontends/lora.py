@@ -23,6 +23,8 @@ PREFIX = "base_model.model."
 # What changes more than a product of two matrices would.
 REFUSED = {
     "use_dora": "DoRA",
+    "lora_bias": "biases in its products",
+    "alora_invocation_tokens": "tokens that switch it on",
     "modules_to_save": "whole modules trained beside it",
     "rank_pattern": "ranks by layer",
     "alpha_pattern": "scales by layer",
@@ -76,6 +78,8 @@ def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Adapter
         SourceError: not a LoRA adapter, or one with parts that cannot be merged so.
         WeightsError: damaged, or made for another base.
     """
+    import numpy as np
+
     adapter_digest(folder)
     try:
         config = json.loads((folder / CONFIGURATION).read_text(encoding="utf-8"))
@@ -89,12 +93,15 @@ def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Adapter
             raise SourceError(f"{folder} has {words}, which edgeship does not merge", fix="merge it with PEFT first")
     if config.get("bias", "none") != "none":
         raise SourceError(f"{folder} has trained biases, which edgeship does not merge", fix="merge it with PEFT first")
+    if rank < 1 or not math.isfinite(alpha):
+        raise SourceError(f"{folder} has rank {rank} and alpha {alpha:g}", fix="save the adapter again")
     file = TensorFile(folder / WEIGHTS)
     pairs = {}
     for key in file:
         name, part, _ = key.removeprefix(PREFIX).rpartition(".lora_A")
         if not part:
-            if ".lora_B" not in key:
+            # Its other matrix is taken with the first, below.
+            if not key.endswith(".lora_B.weight") or key.replace(".lora_B", ".lora_A") not in file:
                 raise SourceError(f"{folder} holds {key}, which is no part of LoRA", fix="merge it with PEFT first")
             continue
         other = key.replace(".lora_A", ".lora_B")
@@ -111,6 +118,12 @@ def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Adapter
                 "it belongs to another base",
                 fix=f"it was trained on {config.get('base_model_name_or_path') or 'a model that it does not name'}",
             )
+        if file.shape(key)[0] != rank:
+            raise WeightsError(
+                f"{folder} says rank {rank}, and {name} has rank {file.shape(key)[0]}", fix="save the adapter again"
+            )
+        if not all(np.isfinite(file.read(part)).all() for part in (key, other)):
+            raise WeightsError(f"{folder} changes {name} by NaN or infinity", fix="train the adapter again")
         pairs[weight] = (key, other)
     if not pairs:
         raise WeightsError(f"{folder} changes no weight", fix="save the adapter again")

@@ -120,9 +120,16 @@ def score(model: Stepper, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
 
     The first chunk is decoded token by token for its logits, then taken again by `prefill`, whose cache the rest of the
     text is decoded with: an error in either shows.
+
+    Raises `UsageError` when the text is longer than the cache.
     """
     import numpy as np
 
+    if len(tokens) > model.context:
+        raise UsageError(
+            f"a text of {len(tokens)} tokens does not fit a cache of {model.context} positions",
+            fix="give a longer --context, or shorter texts with --set load/decoder.tokens",
+        )
     model.reset()
     head = model.chunk if len(tokens) > model.chunk > 1 else 0
     rows = model.decode_each(tokens[:head])

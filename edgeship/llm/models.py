@@ -54,6 +54,11 @@ def read_config(folder: Path) -> Any:
     except Exception as error:  # strict dataclasses raise errors of their own
         raise SourceError(f"{folder / 'config.json'}: {' '.join(str(error).split())[:200]}", fix="mend it") from None
     config = getattr(config, "text_config", config)
+    if getattr(config, "max_position_embeddings", None) is None:
+        raise SourceError(
+            f"{folder}: models of type {kind} do not say how many positions they have (max_position_embeddings)",
+            fix="edgeship keeps a cache of positions for decoders that attend; build others as networks with --input",
+        )
     config._attn_implementation = attention.NAME
     return config
 

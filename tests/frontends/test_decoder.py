@@ -101,6 +101,7 @@ def test_tied_weights_given_twice_must_be_the_same(folder) -> None:
         ({"num_attention_heads": "four"}, "num_attention_heads|config"),
         ({"hidden_size": 128}, "cannot be loaded"),
         ({"num_hidden_layers": 4}, "lacks the weight"),
+        ({"model_type": "mamba", "max_position_embeddings": ...}, "do not say how many positions"),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(folder, changes, error) -> None:
@@ -154,10 +155,30 @@ def test_an_adapter_is_merged(folder, tmp_path, rslora, scale) -> None:
         ({"use_dora": True}, "DoRA"),
         ({"bias": "all"}, "trained biases"),
         ({"r": "many"}, "cannot be read"),
+        ({"r": 0}, "rank 0"),
+        ({"r": 16}, "says rank 16, and .* has rank 4"),
+        ({"lora_bias": True}, "biases in its products"),
     ],
 )
 def test_adapters_that_do_not_fit_are_refused(family, tmp_path, given, error) -> None:
     place, _ = adapter(tmp_path / "lora", **given)
+    shapes = {f"model.layers.1.self_attn.{name}.weight": (out, 64) for name, out in (("q_proj", 64), ("v_proj", 32))}
+    with pytest.raises(EdgeshipError, match=error):
+        read_adapter(place, shapes)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "error"),
+    [
+        ("v_proj.lora_B.bias", torch.ones(32), "no part of LoRA"),
+        ("o_proj.lora_B.weight", torch.ones(64, 4), "no part of LoRA"),
+        ("v_proj.lora_A.weight", torch.full((4, 64), torch.nan), "NaN or infinity"),
+    ],
+)
+def test_adapters_with_more_or_less_than_products_are_refused(tmp_path, tensor, value, error) -> None:
+    place, made = adapter(tmp_path / "lora")
+    made[f"base_model.model.model.layers.1.self_attn.{tensor}"] = value
+    save_file(made, place / "adapter_model.safetensors")
     shapes = {f"model.layers.1.self_attn.{name}.weight": (out, 64) for name, out in (("q_proj", 64), ("v_proj", 32))}
     with pytest.raises(EdgeshipError, match=error):
         read_adapter(place, shapes)

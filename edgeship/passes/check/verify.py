@@ -86,6 +86,9 @@ class VerifyArtifact(Pass):
         batches = [*given, *generate_batches(signature, self.samples - len(given), self.seed)]
         lowering, total, engines = Comparison(), Comparison(), Comparison()
         adapters: dict[str, Comparison] = {}
+        # The base alone beside what an adapter should answer: one that the engine ignored is no nearer.
+        unmoved: dict[str, Comparison] = {}
+        moved: list[str] = []
         decided = Reference(program, ahead=batches)
         loaded = Reference(TorchProgram.open(original), ahead=given or batches)
         with runtime.open(model) as session:
@@ -106,11 +109,19 @@ class VerifyArtifact(Pass):
                     session.adapt(name)
                     for batch in batches[:EMULATED_SAMPLES]:
                         adapters[name].add(changed.run(batch), session.run(_fitted(model, batch)))
+                    session.adapt("")
+                    unmoved[name], change = Comparison(), Comparison()
+                    for batch in batches[:EMULATED_SAMPLES]:
+                        unmoved[name].add(changed.run(batch), session.run(_fitted(model, batch)))
+                        change.add(changed.run(batch), decided.run(batch))
+                    # One that was never trained adds nothing.
+                    moved += [name] if change.max_error > 0 else []
         origin = (
             f" ({len(given)} given, {len(batches) - len(given)} generated)" if 0 < len(given) < len(batches) else ""
         )
         inputs = f"{len(batches)} inputs{origin}"
-        return self._verdict(runtime, model, problem, counted, inputs, lowering, total, engines, adapters)
+        idle = [name for name in moved if not adapters[name].snr_db > unmoved[name].snr_db]
+        return self._verdict(runtime, model, problem, counted, inputs, lowering, total, engines, adapters, idle)
 
     def limit(self, model: Artifact) -> tuple[str, float]:
         """The arithmetic in a word, and the lowest ratio that passes for it."""
@@ -122,7 +133,7 @@ class VerifyArtifact(Pass):
 
     def _verdict(
         self, runtime: Runtime, model: Artifact, problem: str, counted: int, inputs: str,
-        lowering: Any, total: Any, engines: Any, adapters: dict[str, Any],
+        lowering: Any, total: Any, engines: Any, adapters: dict[str, Any], idle: list[str],
     ) -> Verdict:  # fmt: skip
         arithmetic, limit = self.limit(model)
         how = "emulated" if runtime.execution == "emulated" else "measured"
@@ -147,6 +158,7 @@ class VerifyArtifact(Pass):
             for key, item in adapters.items()
             if item.snr_db < limit
         ]
+        reasons += [f"the adapter {key} does not bring the answers nearer to what it was trained for" for key in idle]
         if problem:
             reasons.append(problem)
         if not lowering.has_signal:

@@ -17,8 +17,8 @@ class LoadDecoder(Pass):
     """Read the language model of a local Hugging Face folder: the graph now, its weights when they are needed.
 
     Args:
-        tokens: length of the texts that artifacts are compared on, and that calibration sees; 128, or all positions
-            of a model that has fewer, when None.
+        tokens: length of the texts that artifacts are compared on, and that calibration sees; 128 when None, or all
+            positions of a model or a ``--context`` that has fewer.
         lora: folder of a PEFT adapter to merge into the weights; ``lora_digest`` is of what it holds.
     """
 
@@ -35,12 +35,17 @@ class LoadDecoder(Pass):
         """Takes a folder whose ``config.json`` names a language model."""
         if request.source.form != "decoder":
             return Skip(f"{request.source.reference} is no language model")
+        from edgeship.frontends.decoder import DEFAULT_TOKENS
+
+        # Texts are scored through the artifact's cache, and must fit it.
+        short = request.context is not None and request.context < DEFAULT_TOKENS
+        tokens = max(1, request.context) if short and request.context is not None else None
         lora = str(request.load.get("lora") or "")
         if not lora:
-            return cls()
+            return cls(tokens)
         from edgeship.frontends.lora import adapter_digest
 
-        return cls(lora=str(Path(lora).absolute()), lora_digest=adapter_digest(Path(lora)))
+        return cls(tokens, lora=str(Path(lora).absolute()), lora_digest=adapter_digest(Path(lora)))
 
     def run(self, model: Source, ctx: Context) -> TorchModel:
         """Export the whole text without a cache: the reference that every engine is compared with."""

@@ -66,7 +66,9 @@ class DecoderToGenai(Pass):
                 "the scales of an int8 cache are the base's, and adapters change its keys and values",
                 fix="--kv-cache float32, or merge one adapter with --lora",
             )
-        if self.samples is not None and (self.samples < 1 or self.cache != "int8"):
+        if self.samples is not None and self.samples < 1:
+            raise UsageError(f"{self.name}.samples={self.samples} looks at no text", fix="leave it out for 32")
+        if self.samples is not None and self.cache != "int8":
             raise UsageError(
                 f"{self.name}.samples={self.samples} has no use with a cache of {self.cache}",
                 fix="leave it out; 1 and more go with --kv-cache int8",
