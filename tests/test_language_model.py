@@ -112,6 +112,7 @@ def test_an_adapter_ships_beside_its_base(poet, cli, root, tmp_path) -> None:
     assert "genai has no adapter 'cook'; it has poet" in cli(*say, "--adapter", "cook").errors[0]
 
 
+@pytest.mark.heavy
 def test_an_adapter_that_the_engine_ignores_is_found(poet, cli, root, tmp_path, monkeypatch) -> None:
     import onnxruntime_genai
 
@@ -129,7 +130,7 @@ def test_an_adapter_that_the_engine_ignores_is_found(poet, cli, root, tmp_path, 
     assert "does not bring the answers nearer" in ran.err
 
 
-@pytest.mark.parametrize("runtime", ["onnx", "tflite"])
+@pytest.mark.parametrize("runtime", ["onnx", pytest.param("tflite", marks=pytest.mark.heavy)])
 def test_a_context_below_the_usual_text_is_built(runtime, cli, root, tmp_path) -> None:
     given = ("--target", "linux-x86", "--runtime", runtime, "--context", "24", "-o", str(tmp_path / "b"))
     ran = cli("build", "samples/storyteller", *given, cwd=root)

@@ -12,7 +12,7 @@ from edgeship.core.registry import runtimes
 from edgeship.core.report import LOSS_OF, ArtifactRow
 from edgeship.core.units import human_bytes
 from edgeship.core.weights import Affine, Sparse
-from edgeship.program.program import ProgramRecord
+from edgeship.program.program import REMARK, ProgramRecord
 
 SHOWN = 5
 
@@ -31,6 +31,7 @@ def notes_of(
         if why:
             found.append(f"{request.runtime}: {why}")
     for row, record in zip(rows, records, strict=True):
+        found += [entry.removeprefix(REMARK) for entry in record.history if entry.startswith(REMARK)]
         found += [_zeros(row, record)] if record.pruned else []
         found += [_curve(row, record)] if record.curve else []
         found += _ungrouped(requests, row, record)

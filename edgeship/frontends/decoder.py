@@ -19,7 +19,7 @@ from edgeship.frontends.huggingface import check_shards
 from edgeship.program.export import MIN_EXPORT_SNR_DB
 from edgeship.program.inventory import take_inventory
 from edgeship.program.normalize import export_normalised
-from edgeship.program.program import ProgramRecord, TorchProgram
+from edgeship.program.program import REMARK, ProgramRecord, TorchProgram
 from edgeship.program.stored import Overlay, Place, WeightStore, tensor_file
 
 if TYPE_CHECKING:
@@ -89,12 +89,15 @@ def load_decoder(
         history=(note,) if note else (),
         decoder=describe(config, heads, folder),
     )
+    if "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        remark = f"{REMARK}the folder's own model code was not run: this is transformers' {config.model_type}"
+        record = replace(record, history=(*record.history, remark))
     program = TorchProgram(exported, floats, {}, record, folder)
     size = 4 * record.inventory.parameters
     if lora is None and size <= MAX_COMPARED_BYTES:
         _compare(program, folder, example)
     elif lora is None:
-        remark = f"{size / 1e9:.1f} GB: the export was not compared with the eager model"
+        remark = f"{REMARK}{size / 1e9:.1f} GB: the export was not compared with the eager model"
         program.record = replace(record, history=(*record.history, remark))
     return LoadedDecoder(program, files)
 

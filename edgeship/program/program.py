@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 ORIGIN = "origin"
+# Entries of a program's history that a report shows.
+REMARK = "note: "
 GRAPH = "program.pt2"
 
 

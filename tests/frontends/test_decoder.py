@@ -110,6 +110,12 @@ def test_configurations_that_do_not_fit_are_refused(folder, changes, error) -> N
         load_decoder(folder, 16)
 
 
+def test_code_that_a_folder_brings_beside_a_known_type_is_named(folder) -> None:
+    assert not any("own model code" in line for line in load_decoder(folder, 16).program.record.history)
+    edit(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Own"})
+    assert any("own model code was not run" in line for line in load_decoder(folder, 16).program.record.history)
+
+
 def test_texts_longer_than_the_model_are_refused(folder) -> None:
     with pytest.raises(UsageError, match="tokens=129, and the model has 128 positions"):
         load_decoder(folder, 129)
