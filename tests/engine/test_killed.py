@@ -55,7 +55,8 @@ def test_killed_at_random_moments(seed, cli_process, tiny_order, tmp_path):
     killed = 0
     for _ in range(3):
         process = start(order, tmp_path)
-        deadline = time.monotonic() + chance.uniform(0.3, 7)
+        # Before a first build can have ended, which takes three seconds and more: else there is nothing to kill.
+        deadline = time.monotonic() + chance.uniform(0.3, 2.5)
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         killed += kill(process)
