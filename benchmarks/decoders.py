@@ -79,40 +79,15 @@ def in_eight_bits(model: Any, folder: Path) -> Any:
 
 def steps(program: Any) -> Any:
     """A stepper over the steps that Hexagon's graphs are made from, in float32 in torch, with their host."""
-    import torch
-
-    from edgeship.llm.generation import Stepper
-    from edgeship.llm.hosted import Host
+    from edgeship.llm.hosted import Host, HostedStepper
     from edgeship.lowering.qnn.decoder import angle_tables, step_program
 
-    class Steps(Stepper):
-        def __init__(self) -> None:
-            self.host = Host.of(program.record.decoder, CONTEXT, angle_tables(program, CONTEXT))
-            self.context, self.chunk = CONTEXT, CHUNK
-            made = [step_program(program, self.host, tokens, logits=tokens == 1) for tokens in (1, CHUNK)]
-            self.steps = {step.tokens: (step.program, step.program.module()) for step in made}
-
-        def reset(self) -> None:
-            self.host.reset()
-            self.position = 0
-
-        def prefill(self, tokens: Any) -> None:
-            self._run(tokens)
-
-        def decode(self, token: int) -> Any:
-            return self._run([token])["logits"].reshape(-1)
-
-        def _run(self, tokens: Any) -> dict[str, Any]:
-            held, module = self.steps[len(tokens)]
-            with torch.no_grad():
-                answers = module(*(torch.from_numpy(value) for value in self.host.inputs(tokens).values()))
-            names = [spec.name for spec in held.signature.outputs]
-            found = {name: value.numpy() for name, value in zip(names, answers, strict=True)}
-            self.host.take(found, len(tokens))
-            self.position = self.host.position
-            return found
-
-    return Steps()
+    host = Host.of(program.record.decoder, CONTEXT, angle_tables(program, CONTEXT))
+    runners = {
+        name: step_program(program, host, tokens, logits=tokens == 1).runner()
+        for name, tokens in (("prefill", CHUNK), ("decode", 1))
+    }
+    return HostedStepper(host, CHUNK, lambda name, inputs: runners[name](inputs))
 
 
 def measure(family: str, column: str) -> dict[str, Any]:

@@ -342,6 +342,29 @@ def decoder_model(
 
 
 @pytest.fixture(scope="session")
+def encoded_model() -> Callable[[TorchModel, str, Path], TorchModel]:
+    """``encoded_model(model, "int4-g32", folder)``: a decoder with its linear layers and tables in one encoding."""
+    from edgeship.compression.encode import Encoder
+    from edgeship.core.encodings import encoding_named, fitted
+    from edgeship.program.program import TorchProgram
+
+    def encode(model: TorchModel, name: str, folder: Path) -> TorchModel:
+        program = TorchProgram.open(model)
+        wanted = {
+            use.name: fitted(encoding_named(name), use)
+            for use in program.record.inventory.weights
+            if use.op in ("linear", "embedding") and use.name not in program.record.aliases
+        }
+        encoded, _ = Encoder(program, wanted).encode()
+        encodings = {key: tensor.encoding for key, tensor in encoded.items()}
+        record = dataclasses.replace(program.record, encodings=encodings)
+        dataclasses.replace(program, encoded=encoded, record=record).save(folder / "program")
+        return TorchModel(folder / "program", model.signature)
+
+    return encode
+
+
+@pytest.fixture(scope="session")
 def continued(family: Callable[[str], Path]) -> Callable[[str], tuple[list[int], list[int]]]:
     """A prompt of 20 tokens and the 32 that transformers itself writes after it, by its own attention and cache."""
     import torch

@@ -151,15 +151,13 @@ class Encoder:
     def _encode(
         self, use: WeightUse, weight: torch.Tensor, encoding: Encoding, layer: Layer | None = None
     ) -> EncodedTensor:
+        if isinstance(encoding, Sparse):
+            kept = weight != 0
+            return _masked(self._plain(use, weight, encoding.inner, layer, kept), kept, encoding)
         # What pruning made zero stays zero, stored or not. A palette stored densely has no entry kept for it: there
         # zeros are values like any other, and get the entry nearest to them.
         masked = use.name in self.program.record.pruned and not isinstance(encoding, Palette)
-        if not masked and not isinstance(encoding, Sparse):
-            return self._plain(use, weight, encoding, layer, None)
-        kept = weight != 0
-        if isinstance(encoding, Sparse):
-            return _masked(self._plain(use, weight, encoding.inner, layer, kept), kept, encoding)
-        return self._plain(use, weight, encoding, layer, kept)
+        return self._plain(use, weight, encoding, layer, weight != 0 if masked else None)
 
     def _plain(
         self,

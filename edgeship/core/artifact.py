@@ -20,6 +20,8 @@ INVENTORY = "inventory.json"
 SEAL = "manifest.sha256"
 # Of a language model: its tokenizer, configuration and chat template.
 TOKENIZER = "tokenizer"
+# In a folder for onnxruntime-genai: where adapters lie, and how their files end.
+ADAPTERS, ADAPTER_SUFFIX = "adapters", ".onnx_adapter"
 SCHEMA_VERSION = 1
 _BLOCK = 1 << 20
 

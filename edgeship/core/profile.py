@@ -119,7 +119,11 @@ class Request:
     @property
     def choice(self) -> Choice:
         """How the profile wants weights and activations for this runtime."""
+        return self.choice_of(self.profile)
+
+    def choice_of(self, profile: Profile) -> Choice:
+        """How any profile wants them for this runtime."""
         from edgeship.core.registry import runtimes
 
         family = runtimes()[self.runtime].language_of if self.runtime in runtimes() else ""
-        return self.profile.choice(self.runtime, family)
+        return profile.choice(self.runtime, family)

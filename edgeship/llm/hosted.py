@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from edgeship.llm.generation import Stepper
+
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     from edgeship.core.decoder import Decoder
@@ -80,6 +83,42 @@ class Host:
         distance = places[:, None] - others[None]
         seen = (distance >= 0) & (distance < (window or self.context + 1))
         return np.where(seen, 0.0, MASKED).astype(np.float32)[None, None]
+
+
+class HostedStepper(Stepper):
+    """Two steps over the same host.
+
+    Args:
+        run: runs the step ``prefill`` or ``decode`` on its inputs by name, and answers by name.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        chunk: int,
+        run: Callable[[str, Mapping[str, npt.NDArray[Any]]], Mapping[str, npt.NDArray[Any]]],
+    ) -> None:
+        self._host, self._run_step = host, run
+        self.context, self.chunk = host.context, chunk
+
+    def reset(self) -> None:
+        """Forget the text."""
+        self._host.reset()
+        self.position = 0
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Take a chunk."""
+        self._run("prefill", tokens)
+
+    def decode(self, token: int) -> npt.NDArray[np.float32]:
+        """Take one token; logits of the next."""
+        return self._run("decode", [token])["logits"].reshape(-1).astype("float32")
+
+    def _run(self, step: str, tokens: Sequence[int]) -> Mapping[str, npt.NDArray[Any]]:
+        answers = self._run_step(step, self._host.inputs(tokens))
+        self._host.take(answers, len(tokens))
+        self.position = self._host.position
+        return answers
 
 
 def mask_name(window: int | None) -> str:

@@ -15,7 +15,7 @@ from edgeship.core.inventory import Inventory
 from edgeship.core.model import Signature, TorchModel
 from edgeship.core.records import read_json, write_json
 from edgeship.core.weights import ActivationEncoding, Affine, EncodedTensor, Float, Palette, Sparse
-from edgeship.errors import ArtifactError, WeightsError
+from edgeship.errors import ArtifactError, LoweringError, WeightsError
 from edgeship.program.stored import ENCODED, EncodedStore, link, open_floats, save_encoded, save_floats
 
 if TYPE_CHECKING:
@@ -158,6 +158,15 @@ class TorchProgram:
         """Positional example inputs that the graph was exported with."""
         args, kwargs = self.exported.example_inputs or ((), {})
         return (*args, *kwargs.values())
+
+    def language(self) -> tuple[Decoder, Path]:
+        """The language model that this program scores texts of, and the folder with its files.
+
+        Raises `LoweringError` when it is none.
+        """
+        if self.record.decoder is None or self.origin is None:
+            raise LoweringError("this program is no language model", fix="give a folder with one")
+        return self.record.decoder, self.origin
 
     def save(self, folder: Path) -> None:
         """Write program.pt2 (graph, placeholder weights), float weights that changed, where the others lie

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgeship.core.artifact import ADAPTER_SUFFIX, ADAPTERS
 from edgeship.core.decoder import CacheType
 from edgeship.core.model import Artifact, GenaiModel
 from edgeship.core.runtimes import ActivationMode, Runtime
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 GRAPH = "model.onnx"
 CHUNK = 64
-ADAPTERS, SUFFIX = "adapters", ".onnx_adapter"
 
 
 def _stepper(model: Any, folder: Path, context: int) -> Any:
@@ -60,7 +60,7 @@ def _stepper(model: Any, folder: Path, context: int) -> Any:
             """Answer with an adapter from the next text on; without one when ``name`` is empty."""
             if name and name not in self._loaded:
                 adapters = genai.Adapters(model)
-                adapters.load(str(folder / ADAPTERS / f"{name}{SUFFIX}"), name)
+                adapters.load(str(folder / ADAPTERS / f"{name}{ADAPTER_SUFFIX}"), name)
                 self._loaded[name] = adapters
             self._adapter = name
             self.reset()
@@ -168,7 +168,7 @@ class Genai(Runtime):
         found: dict[str, dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]] = {}
         for name in _adapters(artifact):
             with _damage(artifact, "read"):
-                file = onnxruntime.AdapterFormat.read_adapter(str(artifact.path / ADAPTERS / f"{name}{SUFFIX}"))
+                file = onnxruntime.AdapterFormat.read_adapter(str(artifact.path / ADAPTERS / f"{name}{ADAPTER_SUFFIX}"))
                 held = {key: value.numpy().copy() for key, value in file.get_parameters().items()}
                 layers = sorted({key.rpartition(".")[0] for key in held})
                 found[name] = {layer: (held[f"{layer}.lora_A"], held[f"{layer}.lora_B"]) for layer in layers}

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.model import Artifact, OnnxModel, QnnDecoder, Signature, TensorSpec
 from edgeship.core.runtimes import ActivationMode, Execution, Runtime, Session
 from edgeship.core.weights import same_numbers
 from edgeship.errors import ArtifactError, EdgeshipError
-from edgeship.llm.generation import Stepper
-from edgeship.llm.hosted import Host
+from edgeship.llm.hosted import Host, HostedStepper
 from edgeship.llm.session import LanguageSession
 from edgeship.runtimes.qnn.runtime import RUNTIME as FAMILY
 from edgeship.runtimes.qnn.runtime import chip_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from edgeship.core.inventory import WeightOp
     from edgeship.core.weights import EncodedTensor, Encoding
     from edgeship.runtimes.qnn.emulator import Emulator
@@ -84,7 +79,7 @@ class _Session(LanguageSession):
         self.stepper.close()
 
 
-class _Stepper(Stepper):
+class _Stepper(HostedStepper):
     """Two steps and their host."""
 
     def __init__(self, artifact: Artifact) -> None:
@@ -92,7 +87,7 @@ class _Stepper(Stepper):
 
         self._steps: dict[str, Emulator | Session] = {}
         try:
-            self.context, self.chunk = int(artifact.facts["context"]), int(artifact.facts["chunk"])
+            context, chunk = int(artifact.facts["context"]), int(artifact.facts["chunk"])
             file = tensor_file(artifact.path / "angles.safetensors")
             angles = {name: file.read(name) for name in file}
             signature = _graph(artifact, "decode").signature
@@ -100,9 +95,10 @@ class _Stepper(Stepper):
             raise ArtifactError(f"{artifact.path} is damaged: {error}", fix="build again") from error
         caches = {spec.name: spec.shape for spec in signature.inputs if spec.name[:2] in ("k_", "v_")}
         masks = [spec.name.removeprefix(MASK) for spec in signature.inputs if spec.name.startswith(MASK)]
-        if not caches or not masks or any(shape[2] != self.context for shape in caches.values()):
+        if not caches or not masks or any(shape[2] != context for shape in caches.values()):
             raise ArtifactError(f"{artifact.path} has caches of another context", fix="build again")
-        self._host = Host(caches, [None if kind == "all" else int(kind) for kind in masks], angles)
+        host = Host(caches, [None if kind == "all" else int(kind) for kind in masks], angles)
+        super().__init__(host, chunk, lambda step, inputs: self._steps[step].run(inputs))
         try:
             for name in STEPS:
                 self._steps[name] = _opened(artifact, name)
@@ -110,32 +106,11 @@ class _Stepper(Stepper):
             self.close()
             raise
 
-    def reset(self) -> None:
-        """Forget the text."""
-        self._host.reset()
-        self.position = 0
-
-    def prefill(self, tokens: Sequence[int]) -> None:
-        """Take a chunk."""
-        self._run("prefill", tokens)
-
-    def decode(self, token: int) -> npt.NDArray[np.float32]:
-        """Take one token; logits of the next."""
-        import numpy as np
-
-        return self._run("decode", [token])["logits"].reshape(-1).astype(np.float32)
-
     def close(self) -> None:
         """End the emulators."""
         for step in self._steps.values():
             step.close()
         self._steps.clear()
-
-    def _run(self, step: str, tokens: Sequence[int]) -> Mapping[str, npt.NDArray[Any]]:
-        answers = self._steps[step].run(self._host.inputs(tokens))
-        self._host.take(answers, len(tokens))
-        self.position = self._host.position
-        return answers
 
 
 def _opened(artifact: Artifact, step: str) -> Emulator | Session:

@@ -14,8 +14,8 @@ from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context
 from edgeship.core.weights import Affine, same_numbers
 from edgeship.errors import ArtifactError, UsageError
-from edgeship.llm.generation import Stepper, generate
-from edgeship.llm.hosted import Host
+from edgeship.llm.generation import generate
+from edgeship.llm.hosted import Host, HostedStepper
 from edgeship.lowering.qnn.decoder import angle_tables, step_program
 from edgeship.passes.lower.decoder_to_qnn import DecoderToQnn
 from edgeship.program.program import TorchProgram
@@ -29,40 +29,20 @@ FAMILIES = ["llama", "gemma2", "gpt2", *(pytest.param(name, marks=pytest.mark.he
 CONTEXT, CHUNK = 64, 8
 
 
-class _Reference(Stepper):
+def _reference(program):
     """The steps before anything is quantized, in torch."""
-
-    def __init__(self, program):
-        self.host = Host.of(program.record.decoder, CONTEXT, angle_tables(program, CONTEXT))
-        self.context, self.chunk = CONTEXT, CHUNK
-        steps = [step_program(program, self.host, tokens, logits=tokens == 1) for tokens in (1, CHUNK)]
-        self.steps = {step.tokens: (step.program, step.program.module()) for step in steps}
-
-    def reset(self):
-        self.host.reset()
-        self.position = 0
-
-    def prefill(self, tokens):
-        self._run(tokens)
-
-    def decode(self, token):
-        return self._run([token])["logits"].reshape(-1)
-
-    def _run(self, tokens):
-        program, module = self.steps[len(tokens)]
-        with torch.no_grad():
-            answers = module(*(torch.from_numpy(value) for value in self.host.inputs(tokens).values()))
-        names = [spec.name for spec in program.signature.outputs]
-        found = {name: value.numpy() for name, value in zip(names, answers, strict=True)}
-        self.host.take(found, len(tokens))
-        self.position = self.host.position
-        return found
+    host = Host.of(program.record.decoder, CONTEXT, angle_tables(program, CONTEXT))
+    runners = {
+        name: step_program(program, host, tokens, logits=tokens == 1).runner()
+        for name, tokens in (("prefill", CHUNK), ("decode", 1))
+    }
+    return HostedStepper(host, CHUNK, lambda name, inputs: runners[name](inputs))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_hosted_steps_write_what_transformers_writes(name, decoder_model, continued):
     prompt, wanted = continued(name)
-    assert list(generate(_Reference(TorchProgram.open(decoder_model(name))), prompt, 32)) == wanted
+    assert list(generate(_reference(TorchProgram.open(decoder_model(name))), prompt, 32)) == wanted
 
 
 @pytest.fixture(scope="module")

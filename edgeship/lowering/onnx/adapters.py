@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx_ir as ir
 
-FOLDER, SUFFIX = "adapters", ".onnx_adapter"
 # While a graph is exported: layer -> its two matrices.
 _active: list[Mapping[str, tuple[torch.Tensor, torch.Tensor]]] = []
 

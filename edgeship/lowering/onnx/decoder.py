@@ -132,10 +132,8 @@ def export_decoder(program: TorchProgram, adapted: Sequence[str] = ()) -> tuple[
     Raises:
         UnsupportedOpError: an operator has no ONNX form. LoweringError: the exporter failed otherwise.
     """
-    assert program.origin is not None
-    assert program.record.decoder is not None
-    decoder = program.record.decoder
-    config = read_config(program.origin)
+    decoder, origin = program.language()
+    config = read_config(origin)
     with _registered():
         config._attn_implementation = NAME
         model = build_hollow(config)

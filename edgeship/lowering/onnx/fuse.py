@@ -61,14 +61,13 @@ class _Rotations:
             self.start = constant(self.model, "rotation_start", np.zeros(1, np.int64))
         tables = [self._half(table, node) for table in (cos, sin)]
         flat, ended = _flat(x), _flat_uses(node.outputs[0])
-        whole = flat is None or not ended
-        given = x if flat is None or not ended else flat
+        given, replaced = (x, [node.outputs[0]]) if flat is None or not ended else (flat, ended)
         made = ir.node("RotaryEmbedding", [given, self.start, *tables], {"interleaved": 0}, domain=DOMAIN,
                        name=f"{node.name}_rotated")  # fmt: skip
         self.model.graph.insert_before(node, made)
         (output,) = made.outputs
         output.name, output.dtype, output.shape = f"{node.outputs[0].name}_rotated", node.outputs[0].dtype, given.shape
-        for old in [node.outputs[0]] if whole else ended:
+        for old in replaced:
             old.replace_all_uses_with(output)
 
     def _half(self, table: ir.Value, before: ir.Node) -> ir.Value:

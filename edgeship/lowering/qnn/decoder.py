@@ -12,7 +12,7 @@ rows into its caches.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,6 @@ import torch
 from torch import nn
 
 from edgeship.core.model import Placement, Signature, TensorSpec
-from edgeship.errors import LoweringError
 from edgeship.llm.cache import FixedCache
 from edgeship.llm.hosted import Host, mask_name
 from edgeship.llm.models import REAL_ELEMENTS, build_hollow, read_config
@@ -146,6 +145,17 @@ class Step:
         """How many it takes."""
         return self.program.signature.inputs[0].shape[1]
 
+    def runner(self) -> Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]]:
+        """Runs it in torch, from inputs in their order to answers by name."""
+        module, names = self.program.module(), [spec.name for spec in self.program.signature.outputs]
+
+        def run(given: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+            with torch.no_grad():
+                answers = module(*(torch.from_numpy(value) for value in given.values()))
+            return {name: value.numpy() for name, value in zip(names, answers, strict=True)}
+
+        return run
+
 
 def write_step(step: Step, graph: Path, htp_arch: int) -> tuple[Placement, ...]:
     """Write a step whose activations are decided as a QDQ graph for Hexagon; where it keeps each weight."""
@@ -177,7 +187,7 @@ def record_steps(
         most: inputs of whole chunks; of single tokens `FIRST` and `LAST` times as many. Fewer where caches are large.
     """
     found: dict[int, list[dict[str, npt.NDArray[Any]]]] = {tokens: [] for tokens in steps}
-    modules = {tokens: step.program.module() for tokens, step in steps.items()}
+    runners = {tokens: step.runner() for tokens, step in steps.items()}
     chunk = max(steps)
     room = max(LEAST, KEPT_BYTES // sum(cache.nbytes for cache in host.caches.values()))
     limits = {tokens: min(room, most if tokens > 1 else most * (FIRST + LAST)) for tokens in steps}
@@ -186,10 +196,7 @@ def record_steps(
         given = host.inputs(tokens)
         if len(found[len(tokens)]) < limits[len(tokens)]:
             found[len(tokens)].append({name: value.copy() for name, value in given.items()})
-        with torch.no_grad():
-            answers = modules[len(tokens)](*(torch.from_numpy(value) for value in given.values()))
-        names = [spec.name for spec in steps[len(tokens)].program.signature.outputs]
-        host.take({name: value.numpy() for name, value in zip(names, answers, strict=True)}, len(tokens))
+        host.take(runners[len(tokens)](given), len(tokens))
 
     for text in texts:
         text = text[: host.context]
@@ -279,10 +286,8 @@ def step_program(program: TorchProgram, host: Host, tokens: int, *, logits: bool
 
 
 def _hollow(program: TorchProgram) -> tuple[Any, dict[str, str]]:
-    if program.origin is None:
-        raise LoweringError("this program is no language model", fix="give a folder with one")
     register()
-    config = read_config(program.origin)
+    config = read_config(program.language()[1])
     config._attn_implementation = NAME
     model = build_hollow(config)
     return model, program_names(model, program)

@@ -51,8 +51,7 @@ class CheckSize(Pass):
         """Always planned."""
         from edgeship.core.registry import profiles, runtimes
 
-        family = runtimes()[request.runtime].language_of
-        others = {name: profile.choice(request.runtime, family) for name, profile in profiles().items()}
+        others = {name: request.choice_of(profile) for name, profile in profiles().items()}
         others.pop(request.profile.name, None)
         return cls(
             request.runtime,

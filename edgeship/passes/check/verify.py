@@ -85,10 +85,13 @@ class VerifyArtifact(Pass):
         given = load_batches(self.data.reference, signature, self.samples) if self.data else []
         batches = [*given, *generate_batches(signature, self.samples - len(given), self.seed)]
         lowering, total, engines = Comparison(), Comparison(), Comparison()
+        beside = runtime.read_adapters(model)
+        if is_large(program):
+            beside = {}
         adapters: dict[str, Comparison] = {}
-        # The base alone beside what an adapter should answer: one that the engine ignored is no nearer.
-        unmoved: dict[str, Comparison] = {}
-        moved: list[str] = []
+        idle: list[str] = []
+        # What the first inputs gave without an adapter: batch, reference, artifact.
+        plain: list[tuple[Any, Any, Any]] = []
         decided = Reference(program, ahead=batches)
         loaded = Reference(TorchProgram.open(original), ahead=given or batches)
         with runtime.open(model) as session:
@@ -102,25 +105,24 @@ class VerifyArtifact(Pass):
                 second = session.run_on_cpu(_fitted(model, batch)) if done < EMULATED_SAMPLES else None
                 if second is not None:
                     engines.add(second, found)
-            for name, matrices in runtime.read_adapters(model).items():
-                if not is_large(program):
-                    adapters[name] = Comparison()
-                    changed = Reference(adapted(program, matrices))
-                    session.adapt(name)
-                    for batch in batches[:EMULATED_SAMPLES]:
-                        adapters[name].add(changed.run(batch), session.run(_fitted(model, batch)))
-                    session.adapt("")
-                    unmoved[name], change = Comparison(), Comparison()
-                    for batch in batches[:EMULATED_SAMPLES]:
-                        unmoved[name].add(changed.run(batch), session.run(_fitted(model, batch)))
-                        change.add(changed.run(batch), decided.run(batch))
-                    # One that was never trained adds nothing.
-                    moved += [name] if change.max_error > 0 else []
+                if beside and done < EMULATED_SAMPLES:
+                    plain.append((batch, wanted, found))
+            for name, matrices in beside.items():
+                changed = Reference(adapted(program, matrices))
+                session.adapt(name)
+                adapters[name], unmoved, change = Comparison(), Comparison(), Comparison()
+                for batch, wanted, found in plain:
+                    trained = changed.run(batch)
+                    adapters[name].add(trained, session.run(_fitted(model, batch)))
+                    unmoved.add(trained, found)
+                    change.add(trained, wanted)
+                # One that the engine ignored is no nearer than the base; one that was never trained adds nothing.
+                if change.max_error > 0 and not adapters[name].snr_db > unmoved.snr_db:
+                    idle.append(name)
         origin = (
             f" ({len(given)} given, {len(batches) - len(given)} generated)" if 0 < len(given) < len(batches) else ""
         )
         inputs = f"{len(batches)} inputs{origin}"
-        idle = [name for name in moved if not adapters[name].snr_db > unmoved[name].snr_db]
         return self._verdict(runtime, model, problem, counted, inputs, lowering, total, engines, adapters, idle)
 
     def limit(self, model: Artifact) -> tuple[str, float]:

@@ -10,7 +10,7 @@ from edgeship.core.decoder import context_of, language_facts
 from edgeship.core.model import CoreAIDecoder, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
-from edgeship.errors import LoweringError, UsageError
+from edgeship.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,14 @@ class DecoderToCoreAI(Pass):
         from edgeship.runtimes.coreai.bytecode import blob_places
 
         program = TorchProgram.open(model)
-        decoder = program.record.decoder
-        if decoder is None or program.origin is None:
-            raise LoweringError("this program is no language model", fix="give a folder with one")
+        decoder, origin = program.language()
         context = context_of(decoder, self.context)
         chunk = min(self.chunk, context)
         check_floats(program.encoded, self.compute, "Core AI")
         path = ctx.folder / "model.aimodel"
         placements = lower_decoder(program, path, context, chunk, self.compute == "float16", blob_places)
         for name in decoder.files:
-            shutil.copyfile(program.origin / name, ctx.folder / name)
+            shutil.copyfile(origin / name, ctx.folder / name)
         return CoreAIDecoder(
             path,
             program.signature,

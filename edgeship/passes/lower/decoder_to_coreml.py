@@ -10,7 +10,7 @@ from edgeship.core.decoder import context_of, language_facts
 from edgeship.core.model import CoreMLDecoder, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
-from edgeship.errors import LoweringError, UsageError
+from edgeship.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ class DecoderToCoreML(Pass):
         from edgeship.program.program import TorchProgram
 
         program = TorchProgram.open(model)
-        decoder = program.record.decoder
-        if decoder is None or program.origin is None:
-            raise LoweringError("this program is no language model", fix="give a folder with one")
+        decoder, origin = program.language()
         context = context_of(decoder, self.context)
         chunk = min(self.chunk, context)
         check_floats(program.encoded, self.compute, "Core ML")
@@ -85,7 +83,7 @@ class DecoderToCoreML(Pass):
         else:
             placements = lower_generic(program, path, context, chunk, half, facts)
         for name in decoder.files:
-            shutil.copyfile(program.origin / name, ctx.folder / name)
+            shutil.copyfile(origin / name, ctx.folder / name)
         return CoreMLDecoder(
             path,
             program.signature,

@@ -76,7 +76,8 @@ class DecoderToGenai(Pass):
 
     def run(self, model: TorchModel, ctx: Context) -> GenaiModel:
         """Write ``genai/``. Raises `UnsupportedOpError`, `LoweringError`, `EncodingError` or `UsageError`."""
-        from edgeship.lowering.onnx.adapters import FOLDER, SUFFIX, write_adapter
+        from edgeship.core.artifact import ADAPTER_SUFFIX, ADAPTERS
+        from edgeship.lowering.onnx.adapters import write_adapter
         from edgeship.lowering.onnx.decoder import export_decoder
         from edgeship.lowering.onnx.genai import GRAPH, write_configuration
         from edgeship.lowering.onnx.save import save_model
@@ -84,9 +85,7 @@ class DecoderToGenai(Pass):
         from edgeship.program.program import TorchProgram
 
         program = TorchProgram.open(model)
-        decoder = program.record.decoder
-        if decoder is None or program.origin is None:
-            raise LoweringError("this program is no language model", fix="give a folder with one")
+        decoder, origin = program.language()
         context = context_of(decoder, self.context)
         steps = 4 if self.cache == "int8" else 3
         ctx.progress(0, steps, "export")
@@ -103,12 +102,12 @@ class DecoderToGenai(Pass):
         if self.cache == "int8":
             ctx.progress(3, steps, "cache")
             facts |= self._narrow(folder / GRAPH, model, context)
-        write_configuration(folder, decoder, program.origin, context)
+        write_configuration(folder, decoder, origin, context)
         if adapters:
             facts["adapters"] = ",".join(adapters)
-            (folder / FOLDER).mkdir()
+            (folder / ADAPTERS).mkdir()
         for name, matrices in adapters.items():
-            write_adapter(folder / FOLDER / f"{name}{SUFFIX}", matrices)
+            write_adapter(folder / ADAPTERS / f"{name}{ADAPTER_SUFFIX}", matrices)
         return GenaiModel(
             folder,
             program.signature,
@@ -127,8 +126,7 @@ class DecoderToGenai(Pass):
         from edgeship.llm.names import program_names
         from edgeship.lowering.onnx.adapters import linear_layers
 
-        assert program.origin is not None
-        model = build_hollow(read_config(program.origin))
+        model = build_hollow(read_config(program.language()[1]))
         shapes = {name: tuple(held.shape) for name, held in model.named_parameters(remove_duplicate=False)}
         layers = linear_layers(model)
         names = program_names(model, program)

@@ -51,9 +51,7 @@ class DecoderToLiteRTLM(Pass):
         from edgeship.program.program import TorchProgram
 
         program = TorchProgram.open(model)
-        decoder = program.record.decoder
-        if decoder is None or program.origin is None:
-            raise LoweringError("this program is no language model", fix="give a folder with one")
+        decoder, _ = program.language()
         context = context_of(decoder, self.context)
         chunks = chunks_of(context, self.chunk)
         path = ctx.folder / "model.litertlm"

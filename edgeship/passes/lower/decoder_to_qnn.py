@@ -11,7 +11,7 @@ from edgeship.core.decoder import context_of, language_facts
 from edgeship.core.model import Placement, QnnDecoder, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
-from edgeship.errors import LoweringError, UsageError
+from edgeship.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeship.lowering.qnn.decoder import Step
@@ -83,9 +83,7 @@ class DecoderToQnn(Pass):
         from edgeship.program.stored import TensorWriter
 
         program = TorchProgram.open(model)
-        decoder = program.record.decoder
-        if decoder is None or program.origin is None:
-            raise LoweringError("this program is no language model", fix="give a folder with one")
+        decoder, origin = program.language()
         context = context_of(decoder, self.context)
         chunk = min(self.chunk, context)
         folder = ctx.folder / "model_qnn"
@@ -113,7 +111,7 @@ class DecoderToQnn(Pass):
             chip = Hexagon(self.soc_model, self.htp_arch)
             Compiler(graph, chip, self.timeout_s, ctx.log).write_context(f"{name}_ctx.onnx")
         for name in decoder.files:
-            shutil.copyfile(program.origin / name, folder / name)
+            shutil.copyfile(origin / name, folder / name)
         facts = language_facts(
             decoder,
             context,

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from edgeship.compression.encode import Encoder
-from edgeship.core.encodings import encoding_named, fitted
-from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context
 from edgeship.core.weights import same_numbers
 from edgeship.errors import ArtifactError, UsageError
@@ -54,19 +49,6 @@ def lowered(decoder_model, tmp_path_factory):
     return lower
 
 
-def _decided(model: TorchModel, name: str, folder: Path) -> TorchModel:
-    program = TorchProgram.open(model)
-    wanted = {
-        use.name: fitted(encoding_named(name), use)
-        for use in program.record.inventory.weights
-        if use.op in ("linear", "embedding") and use.name not in program.record.aliases
-    }
-    encoded, _ = Encoder(program, wanted).encode()
-    record = dataclasses.replace(program.record, encodings={key: tensor.encoding for key, tensor in encoded.items()})
-    dataclasses.replace(program, encoded=encoded, record=record).save(folder / "program")
-    return TorchModel(folder / "program", model.signature)
-
-
 def _check_weights(model, artifact):
     decided, stored = TorchProgram.open(model).encoded, RUNTIME.read_weights(artifact)
     assert set(stored) == set(decided)
@@ -95,9 +77,9 @@ def test_greedy_tokens_are_those_of_transformers(name, form, lowered, continued)
         assert list(generate(session.stepper, prompt, 32)) == wanted
 
 
-def test_pieces_and_parts_of_four_bit_weights(decoder_model, tmp_path, monkeypatch):
+def test_pieces_and_parts_of_four_bit_weights(decoder_model, tmp_path, monkeypatch, encoded_model):
     monkeypatch.setattr(neural, "MAX_ROWS", 96)
-    model = _decided(decoder_model("llama"), "int4-g32", tmp_path)
+    model = encoded_model(decoder_model("llama"), "int4-g32", tmp_path)
     artifact = DecoderToCoreML(64, 8, form="ane", part_bytes=45_000).run(model, Context(tmp_path))
     assert artifact.compute == "f16"
     functions = load_program(artifact.path).functions
@@ -129,8 +111,8 @@ def test_pieces_and_parts_of_four_bit_weights(decoder_model, tmp_path, monkeypat
 @pytest.mark.heavy
 @pytest.mark.parametrize("form", ["ane", "generic"])
 @pytest.mark.parametrize("name", ["int8", "int4-g32-asym", "int3", "palette4-c8", "palette6", "float16"])
-def test_weights_are_stored_as_decided(name, form, decoder_model, tmp_path):
-    model = _decided(decoder_model("qwen2"), name, tmp_path)
+def test_weights_are_stored_as_decided(name, form, decoder_model, tmp_path, encoded_model):
+    model = encoded_model(decoder_model("qwen2"), name, tmp_path)
     artifact = DecoderToCoreML(64, 8, form=form).run(model, Context(tmp_path))
     _check_weights(model, artifact)
     assert _signal_to_noise(model, artifact) > 40

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
-from edgeship.compression.encode import Encoder
-from edgeship.core.encodings import encoding_named, fitted
-from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context
 from edgeship.passes.lower.decoder_to_coreml import DecoderToCoreML
-from edgeship.program.program import TorchProgram
 from edgeship.runtimes.coreml import constants, packed
 from edgeship.runtimes.coreml.evaluator import Evaluator
 from edgeship.runtimes.coreml.packed import Packed
@@ -24,27 +18,14 @@ ENCODINGS = [
 ]
 
 
-def _package(model, name, form, folder):
-    program = TorchProgram.open(model)
-    wanted = {
-        use.name: fitted(encoding_named(name), use)
-        for use in program.record.inventory.weights
-        if use.op in ("linear", "embedding") and use.name not in program.record.aliases
-    }
-    encoded, _ = Encoder(program, wanted).encode()
-    record = dataclasses.replace(program.record, encodings={key: tensor.encoding for key, tensor in encoded.items()})
-    dataclasses.replace(program, encoded=encoded, record=record).save(folder / "program")
-    step = DecoderToCoreML(64, 8, form=form)
-    return step.run(TorchModel(folder / "program", model.signature), Context(folder)).path
-
-
 def _states(*evaluators):
     return {name: torch.from_numpy(zeros) for e in evaluators for name, zeros in e.new_state().items()}
 
 
 @pytest.mark.parametrize(("name", "form"), ENCODINGS)
-def test_the_same_answers_with_constants_in_the_file(name, form, decoder_model, tmp_path, monkeypatch):
-    path = _package(decoder_model("llama"), name, form, tmp_path)
+def test_the_same_answers_with_constants_in_the_file(name, form, decoder_model, encoded_model, tmp_path, monkeypatch):
+    model = encoded_model(decoder_model("llama"), name, tmp_path)
+    path = DecoderToCoreML(64, 8, form=form).run(model, Context(tmp_path)).path
     texts = [
         {"input_ids": np.array([[t]], np.int32), "position": np.array([i], np.int32)}
         for i, t in enumerate([5, 9, 200, 7])
