@@ -30,6 +30,10 @@ MIN_SCALE = 2.0**-14
 MAX_SCALE = 65504.0
 # Significant bits of float16; 16-bit grids need finer scales than float16's exponents reach, and are stored in float32.
 SIGNIFICANT_BITS = 11
+# Sixteen bits have room: half as much again beyond what was seen costs 0.6 of a bit, where a clipped value costs all.
+HEADROOM = 1.5
+# What lies further below the largest of its row adds nothing to a softmax; grids in 16 bits need not reach it.
+REACH = 20.0
 
 
 def decide_activations(
@@ -66,7 +70,9 @@ def decide_activations(
         if grid.nodes[0] not in known:
             observer = Observer()
             watchers.update(dict.fromkeys(grid.watched, observer))
-    runner = _Runner(filled, _written_constants(filled.graph))
+    runner = _Runner(filled, _written_constants(filled.graph), _scores(filled.graph) if bits == 16 else {})
+    if bits == 16:
+        _see_tables(filled, runner, watchers)
     sweeps: list[Callable[[Observer, torch.Tensor], None]] = [Observer.widen]
     if method != "minmax":
         sweeps.append(Observer.count)
@@ -81,8 +87,9 @@ def decide_activations(
     for grid in grids:
         if grid.nodes[0] not in known:
             seen = watchers[grid.watched[0]]
-            ends = choose_range(seen, method, 2**bits, symmetric=bits == 16)
-            decided.update(dict.fromkeys(grid.nodes, encode_range(*ends, bits)))
+            low, high = choose_range(seen, method, 2**bits, symmetric=bits == 16)
+            room = HEADROOM if bits == 16 else 1.0
+            decided.update(dict.fromkeys(grid.nodes, encode_range(room * low, room * high, bits)))
     return {node.name: decided[node.name] for node in filled.graph.nodes if node.name in decided}
 
 
@@ -123,7 +130,8 @@ def encode_range(low: float, high: float, bits: int) -> ActivationEncoding:
     steps = 255 if bits == 8 else 32767
     span = high - low if bits == 8 else max(-low, high)
     if span == 0:
-        return ActivationEncoding(bits, 1.0, 0)
+        # Not 1: Hexagon's sums wrap around where an operand's scale is 2**14 times the sum's.
+        return ActivationEncoding(bits, MIN_SCALE if bits == 8 else MIN_SCALE / 2**16, 0)
     scale = _round_up(span / steps)
     if bits == 16:
         return ActivationEncoding(16, scale, 0)
@@ -149,6 +157,15 @@ def _known(grid: Grid, program: TorchProgram, bits: int) -> ActivationEncoding |
     return ActivationEncoding(8, table, 0) if bits == 8 else ActivationEncoding(16, table / 256, 0)
 
 
+def _see_tables(program: Any, runner: _Runner, watchers: Mapping[str, Observer]) -> None:
+    """Let whole tables decide the range of what is looked up in them: other rows than the data's are read later."""
+    for node in program.graph.nodes:
+        if operator_name(node) == "embedding" and node.name in watchers:
+            table = runner.weights.get(str(node.args[0]))
+            if table is not None:
+                watchers[node.name].widen(table)
+
+
 def _table_scale(grid: Grid, program: TorchProgram) -> float | None:
     """The scale of a per-tensor symmetric int8 table, when the grid holds one lookup and views of it."""
     nodes = {node.name: node for node in program.exported.graph.nodes}
@@ -166,16 +183,20 @@ def _table_scale(grid: Grid, program: TorchProgram) -> float | None:
 
 
 class _Runner:
-    """Runs an exported graph node by node, showing watched values to their observers."""
+    """Runs an exported graph node by node, showing watched values to their observers.
 
-    def __init__(self, program: Any, constants: Mapping[str, list[float]]) -> None:
+    Args:
+        constants: numbers that nodes may hold beside what they hold here. scores: what softmax reads -> its axis.
+    """
+
+    def __init__(self, program: Any, constants: Mapping[str, list[float]], scores: Mapping[str, int]) -> None:
         self._program = program
-        self._constants = constants
+        self._constants, self._scores = constants, scores
         signature = program.graph_signature
-        self._weights: dict[str, Any] = {}
+        self.weights: dict[str, Any] = {}
         for node, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items():
             value = program.state_dict.get(name)
-            self._weights[node] = program.constants[name] if value is None else value
+            self.weights[node] = program.constants[name] if value is None else value
 
     def run(
         self,
@@ -186,7 +207,7 @@ class _Runner:
         import numpy as np
         import torch
 
-        constants = self._constants
+        constants, scores = self._constants, self._scores
 
         class Watching(torch.fx.Interpreter):
             def run_node(self, n: Node) -> Any:
@@ -198,14 +219,16 @@ class _Runner:
                             f"activation {n.name} is not finite on the calibration data",
                             fix="check the data and the weights; masks must be finite",
                         )
-                    sweep(observer, value)
+                    least = value.amax(scores[n.name], keepdim=True) - REACH if n.name in scores else None
+                    sweep(observer, value if least is None else value.maximum(least))
                     if n.name in constants:
-                        sweep(observer, torch.tensor(constants[n.name]))
+                        numbers = torch.tensor(constants[n.name])
+                        sweep(observer, numbers if least is None else numbers.maximum(least.min()))
                 return value
 
         values = iter(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs)
         arguments = [
-            self._weights[node.name] if node.name in self._weights else next(values)
+            self.weights[node.name] if node.name in self.weights else next(values)
             for node in self._program.graph.nodes
             if node.op == "placeholder"
         ]
@@ -231,6 +254,16 @@ def _written_constants(graph: Any) -> dict[str, list[float]]:
         elif passed and (name in SAME_AS_INPUT or (name == "add" and _feeds_softmax(node))):
             written[node.name] = passed
     return {name: numbers for name, numbers in written.items() if numbers}
+
+
+def _scores(graph: Any) -> dict[str, int]:
+    """What softmax reads, and nothing else does, with the axis it runs along."""
+    return {
+        node.name: int(user.args[1])
+        for node in graph.nodes
+        for user in node.users
+        if len(node.users) == 1 and operator_name(user) in ("softmax", "_softmax")
+    }
 
 
 def _feeds_softmax(node: Node) -> bool:

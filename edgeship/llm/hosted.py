@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from edgeship.core.decoder import Decoder
 
-# Added to the scores of what a token must not see: exp(-100) is nothing, and 16-bit scores keep their steps.
-MASKED = -100.0
+# Added to the scores of what a token must not see; the grid of the sum ends far above it (`compression.calibrate`).
+MASKED = -1000.0
 
 
 class Host:

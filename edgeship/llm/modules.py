@@ -3,6 +3,7 @@ through the interface. What it computes does not change."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -49,12 +50,12 @@ class Experts(nn.Module):
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """``hidden`` [T, H], the chosen experts ``index`` [T, k] and their ``weights`` [T, k]."""
-        total = torch.zeros_like(hidden)
+        shares = []
         for i, (gate_up, down) in enumerate(zip(self.gate_up, self.down, strict=True)):
             share = torch.where(index == i, weights, 0.0).sum(-1, keepdim=True)
             gate, up = gate_up(hidden).chunk(2, dim=-1)
-            total = total + share * down(self.act_fn(gate) * up)
-        return total
+            shares.append(share * down(self.act_fn(gate) * up))
+        return functools.reduce(torch.add, shares)
 
 
 def attention_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from edgeship.compression.affine import quantize_nearest
-from edgeship.compression.calibrate import MIN_SCALE, decide_activations, encode_range
+from edgeship.compression.calibrate import HEADROOM, MIN_SCALE, REACH, decide_activations, encode_range
 from edgeship.compression.grids import shared_grids
 from edgeship.core.model import TensorSpec
 from edgeship.core.weights import ActivationEncoding, Affine
@@ -155,6 +155,49 @@ def test_scales_are_on_the_float16_grid_and_cover_the_range() -> None:
 def test_a_tiny_range_keeps_a_normal_float16_scale() -> None:
     assert encode_range(0, 1e-6, 8).scale == MIN_SCALE
     assert encode_range(0, 1e-6, 16).scale < MIN_SCALE
+
+
+def test_nothing_seen_has_a_fine_grid() -> None:
+    assert encode_range(0.0, 0.0, 8).scale == MIN_SCALE
+    assert encode_range(0.0, 0.0, 16).scale == MIN_SCALE / 2**16
+
+
+def test_16_bits_reach_beyond_what_was_seen() -> None:
+    data = generate_batches(program_of(torch.tanh).signature, 3)
+    decided = decide(program_of(torch.tanh), bits=16, method="minmax")
+    seen = max(float(np.abs(batch["x"]).max()) for batch in data)
+    assert HEADROOM * seen <= 32767 * decided["x"].scale < 1.01 * HEADROOM * seen
+
+
+def test_scores_in_16_bits_need_not_reach_their_mask() -> None:
+    mask = torch.zeros(8, 8)
+    mask[:, 4:] = -1000.0
+
+    def scored(x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x + mask, -1)
+
+    program = program_of(scored)
+    decided = decide(program, bits=16, method="minmax")
+    assert HEADROOM * REACH <= 32767 * decided["add"].scale < HEADROOM * (REACH + 20)
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    record = dataclasses.replace(program.record, activations=decided)
+    with torch.no_grad():
+        (wanted,), (found,) = program.module()(x), dataclasses.replace(program, record=record).module()(x)
+    assert float(found[..., 4:].max()) == 0
+    assert float((found - wanted).abs().max()) < 1e-3
+    # In eight bits the mask stays on the grid, as the data showed it.
+    assert decide(program, method="minmax")["add"].scale > 1
+
+
+def test_rows_that_no_data_looked_up_are_on_the_grid() -> None:
+    table = nn.Embedding(9, 4)
+    with torch.no_grad():
+        table.weight[8] = 100.0
+    program = make_program(table, [TensorSpec("ids", "i64", (1, 3), low=0, high=8)], [torch.tensor([[1, 2, 3]])])
+    data = [{"ids": np.array([[1, 2, 3]])}]
+    decided = decide_activations(program, data, bits=16, method="minmax")
+    assert 32767 * decided["embedding"].scale >= 100.0
+    assert 255 * decide_activations(program, data, method="minmax")["embedding"].scale < 10.0
 
 
 CONSTANTS: dict[float, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -69,7 +69,13 @@ def lowered(decoder_model, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "short"),
-    [("llama", False), *(pytest.param(*case, marks=pytest.mark.heavy) for case in (("llama", True), ("gpt2", False)))],
+    [
+        ("llama", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.heavy)
+            for case in (("llama", True), ("gpt2", False), ("qwen3_moe", False))
+        ),
+    ],
 )
 def test_the_emulator_says_what_the_graphs_say(name, short, lowered, tmp_path):
     model, encoded, artifact = lowered(name, short)
@@ -89,7 +95,7 @@ def test_the_emulator_says_what_the_graphs_say(name, short, lowered, tmp_path):
     with RUNTIME.open(plain) as session:
         computed = session.run({"input_ids": tokens})["logits"]
     assert np.linalg.norm(emulated - computed) < 0.02 * np.linalg.norm(wanted)
-    assert np.linalg.norm(computed - wanted) < 0.04 * np.linalg.norm(wanted)
+    assert np.linalg.norm(computed - wanted) < 0.004 * np.linalg.norm(wanted)
 
 
 def test_damage_is_named(lowered, tmp_path):

@@ -154,6 +154,29 @@ def small(after: Callable[[torch.Tensor], torch.Tensor]) -> TorchProgram:
     return make_program(Small(after), [TensorSpec("x", "f32", (1, 16))], [torch.randn(1, 16)])
 
 
+class WithNothing(nn.Module):
+    """Nothing, as models begin their sums over experts, and something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.after = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.nothing = nn.Parameter(torch.zeros(1, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(self.nothing + self.layer(x) * 0.7)
+
+
+def test_a_sum_with_nothing_does_not_wrap_around(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    program = make_program(WithNothing(), [TensorSpec("x", "f32", (1, 16))], [torch.randn(1, 16)])
+    program = decided(program, "int8", 16)
+    artifact, found = to_qnn(program, tmp_path), Comparison()
+    with RUNTIME.open(artifact) as session:
+        for batch in generate_batches(program.signature, 2, seed=5):
+            found.add(Reference(program).run(batch), session.run(batch))
+    assert min(output.snr_db for output in found.outputs.values()) > 50
+
+
 def test_two_builds_in_two_folders_give_the_same_bytes(tmp_path: Path) -> None:
     program = decided(small(torch.relu), "int8", 16)
     contents = []
