@@ -3,7 +3,6 @@ through the interface. What it computes does not change."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -55,7 +54,7 @@ class Experts(nn.Module):
             share = torch.where(index == i, weights, 0.0).sum(-1, keepdim=True)
             gate, up = gate_up(hidden).chunk(2, dim=-1)
             shares.append(share * down(self.act_fn(gate) * up))
-        return functools.reduce(torch.add, shares)
+        return cast("torch.Tensor", sum(shares[1:], shares[0]))
 
 
 def attention_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -128,13 +128,24 @@ class Reference:
         known = self._answers.get(_key(inputs))
         return run_streamed(self._program, [inputs])[0] if known is None else known
 
-    def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def undecided(self, inputs: Mapping[str, Array], within: float) -> Array:
+        """Positions of a text where a router's choice of experts hangs on rounding, see `routers`; none in programs
+        that are too large for memory."""
+        from edgeship.program.routers import undecided
+
+        return undecided(None if self._program is not None else self._module, self._tensors(inputs), within)
+
+    def _tensors(self, inputs: Mapping[str, Array]) -> list[Any]:
         import numpy as np
         import torch
 
-        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in self._signature.inputs]
+        return [torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in self._signature.inputs]
+
+    def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        import torch
+
         with torch.no_grad():
-            results = self._module(*tensors)
+            results = self._module(*self._tensors(inputs))
         outputs = self._signature.outputs
         return {spec.name: result.numpy() for spec, result in zip(outputs, results, strict=True)}
 

@@ -9,17 +9,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from edgeship.compression.encode import Encoder
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context
 from edgeship.core.weights import Affine, Float, Palette, Sparse, same_numbers
 from edgeship.errors import ArtifactError, UsageError
-from edgeship.llm import openelm
 from edgeship.llm.generation import generate
 from edgeship.passes.lower.decoder_to_coreai import DecoderToCoreAI
+from edgeship.program.compare import Reference
 from edgeship.program.program import TorchProgram
+from edgeship.program.routers import WITHIN
 from edgeship.runtimes.coreai_lm import RUNTIME
 
 # What is lowered once is used by all of them.
@@ -74,34 +74,14 @@ def test_it_writes_what_transformers_writes(name, lowered, continued):
         assert list(generate(session.stepper, prompt, 4)) == wanted[:4]
 
 
-def _undecided(folder, tokens):
-    """Positions ``[T]`` where some router's last chosen expert and the next lie closer than float16 tells apart."""
-    openelm.register()
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    undecided = np.zeros(tokens.shape[1], bool)
-
-    def look(module, inputs, answer):
-        logits = answer[0].reshape(tokens.shape[1], -1)
-        best = logits.sort(-1, descending=True).values
-        margin = best[:, model.config.num_experts_per_tok - 1] - best[:, model.config.num_experts_per_tok]
-        undecided[(margin < 0.005 * logits.abs().max()).numpy()] = True
-
-    for module in model.modules():
-        if type(module).__name__.endswith("Router"):
-            module.register_forward_hook(look)
-    with torch.no_grad():
-        model(tokens)
-    return undecided
-
-
 @pytest.mark.parametrize("name", HALF)
-def test_float16_stays_close(name, family, decoder_model, lowered):
+def test_float16_stays_close(name, decoder_model, lowered):
     tokens = _tokens()
     with RUNTIME.open(lowered(name, "float16")) as session:
         found = session.run({"input_ids": tokens.numpy()})["logits"]
     wanted = _reference(decoder_model(name), tokens)
     # Another expert is another answer, and no error of the arithmetic.
-    decided = ~_undecided(family(name), tokens)
+    decided = ~Reference(TorchProgram.open(decoder_model(name))).undecided({"input_ids": tokens.numpy()}, WITHIN["f16"])
     assert decided.sum() >= 0.75 * len(decided)
     found, wanted = (logits.reshape(len(decided), -1)[decided] for logits in (found, wanted))
     assert np.linalg.norm(found - wanted) < 0.02 * np.linalg.norm(wanted)

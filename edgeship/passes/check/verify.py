@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from edgeship.core.model import Artifact, TorchModel
@@ -11,6 +11,8 @@ from edgeship.core.profile import DataRef, Request
 from edgeship.core.report import Measurement, Verdict
 from edgeship.core.runtimes import ENGINE_PACKAGES, ActivationMode, Runtime
 from edgeship.errors import UsageError
+from edgeship.program.compare import Comparison, Reference
+from edgeship.program.routers import WITHIN
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -25,6 +27,8 @@ MIN_SNR_DB: dict[str, float] = {"f32": 70.0, "f16": 30.0, "int16": 30.0, "int8":
 INT8_CACHE_SNR_DB = 24.0
 NATIVE_SAMPLES = 16
 EMULATED_SAMPLES = 4
+# Where experts are chosen by a hair at more of a text's positions than this, all are compared (`program.routers`).
+MOST_LEFT_OUT = 0.5
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,6 @@ class VerifyArtifact(Pass):
         from edgeship.core.registry import runtimes
         from edgeship.data.batches import generate_batches, load_batches
         from edgeship.program.adapted import adapted
-        from edgeship.program.compare import Comparison, Reference
         from edgeship.program.program import TorchProgram
         from edgeship.program.streamed import is_large
 
@@ -84,61 +87,63 @@ class VerifyArtifact(Pass):
         signature = program.signature
         given = load_batches(self.data.reference, signature, self.samples) if self.data else []
         batches = [*given, *generate_batches(signature, self.samples - len(given), self.seed)]
-        lowering, total, engines = Comparison(), Comparison(), Comparison()
+        seen = _Seen(problem, counted, len(given), len(batches))
         beside = runtime.read_adapters(model)
         if is_large(program):
             beside = {}
-        adapters: dict[str, Comparison] = {}
-        idle: list[str] = []
         # What the first inputs gave without an adapter: batch, reference, artifact.
         plain: list[tuple[Any, Any, Any]] = []
         decided = Reference(program, ahead=batches)
         loaded = Reference(TorchProgram.open(original), ahead=given or batches)
+        within = WITHIN.get(self._arithmetic(model), WITHIN["dynamic"])
         with runtime.open(model) as session:
             for done, batch in enumerate(batches):
                 ctx.progress(done, len(batches), "comparing")
                 found = session.run(_fitted(model, batch))
                 wanted = decided.run(batch)
-                lowering.add(wanted, found)
+                close = None
+                if program.record.decoder is not None:
+                    close = decided.undecided(batch, within)
+                    close &= close.mean() <= MOST_LEFT_OUT
+                seen.lowering.add(seen.clear(wanted, close), seen.clear(found, close))
+                if close is not None:
+                    seen.positions, seen.close = seen.positions + close.size, seen.close + int(close.sum())
                 if done < len(given) or not given:
-                    total.add(loaded.run(batch), found)
+                    seen.total.add(loaded.run(batch), found)
                 second = session.run_on_cpu(_fitted(model, batch)) if done < EMULATED_SAMPLES else None
                 if second is not None:
-                    engines.add(second, found)
+                    seen.engines.add(seen.clear(second, close), seen.clear(found, close))
                 if beside and done < EMULATED_SAMPLES:
                     plain.append((batch, wanted, found))
             for name, matrices in beside.items():
                 changed = Reference(adapted(program, matrices))
                 session.adapt(name)
-                adapters[name], unmoved, change = Comparison(), Comparison(), Comparison()
+                seen.adapters[name], unmoved, change = Comparison(), Comparison(), Comparison()
                 for batch, wanted, found in plain:
                     trained = changed.run(batch)
-                    adapters[name].add(trained, session.run(_fitted(model, batch)))
+                    seen.adapters[name].add(trained, session.run(_fitted(model, batch)))
                     unmoved.add(trained, found)
                     change.add(trained, wanted)
                 # One that the engine ignored is no nearer than the base; one that was never trained adds nothing.
-                if change.max_error > 0 and not adapters[name].snr_db > unmoved.snr_db:
-                    idle.append(name)
-        origin = (
-            f" ({len(given)} given, {len(batches) - len(given)} generated)" if 0 < len(given) < len(batches) else ""
-        )
-        inputs = f"{len(batches)} inputs{origin}"
-        return self._verdict(runtime, model, problem, counted, inputs, lowering, total, engines, adapters, idle)
+                if change.max_error > 0 and not seen.adapters[name].snr_db > unmoved.snr_db:
+                    seen.idle.append(name)
+        return self._verdict(runtime, model, seen)
 
     def limit(self, model: Artifact) -> tuple[str, float]:
         """The arithmetic in a word, and the lowest ratio that passes for it."""
-        arithmetic: str = self.activations if self.activations != "float" else model.compute
+        arithmetic = self._arithmetic(model)
         limit = MIN_SNR_DB.get(arithmetic, 18.0)
         if model.facts.get("cache") == "int8":
             arithmetic, limit = f"{arithmetic} with an int8 cache", min(limit, INT8_CACHE_SNR_DB)
         return arithmetic, limit if self.min_snr_db is None else self.min_snr_db
 
-    def _verdict(
-        self, runtime: Runtime, model: Artifact, problem: str, counted: int, inputs: str,
-        lowering: Any, total: Any, engines: Any, adapters: dict[str, Any], idle: list[str],
-    ) -> Verdict:  # fmt: skip
+    def _arithmetic(self, model: Artifact) -> str:
+        return self.activations if self.activations != "float" else model.compute
+
+    def _verdict(self, runtime: Runtime, model: Artifact, seen: _Seen) -> Verdict:
         arithmetic, limit = self.limit(model)
         how = "emulated" if runtime.execution == "emulated" else "measured"
+        lowering, total, engines = seen.lowering, seen.total, seen.engines
 
         def figure(name: str, value: float, unit: str, runs: int = lowering.samples) -> Measurement:
             return Measurement(name, value, unit, how, runtime=runtime.name, runs=runs)  # type: ignore[arg-type]
@@ -149,20 +154,26 @@ class VerifyArtifact(Pass):
             figure("total_snr", total.snr_db, "dB", total.samples),
             figure("total_max_error", total.max_error, "absolute", total.samples),
             figure("agreement", lowering.agreement, "fraction"),
-            figure("weights_read_back", counted, "tensors"),
+            figure("weights_read_back", seen.counted, "tensors"),
             figure("samples", lowering.samples, "inputs"),
         ]
         if engines.samples:
             figures.append(figure("engines_snr", engines.snr_db, "dB"))
-        figures += [figure(f"adapter_{key}_snr", item.snr_db, "dB", item.samples) for key, item in adapters.items()]
+        if seen.close:
+            figures.append(figure("positions_left_out", seen.close, f"of {seen.positions}"))
+        figures += [
+            figure(f"adapter_{key}_snr", item.snr_db, "dB", item.samples) for key, item in seen.adapters.items()
+        ]
         reasons = [
             f"{item.snr_db:.1f} dB with the adapter {key}, {limit:g} dB wanted for {arithmetic}"
-            for key, item in adapters.items()
+            for key, item in seen.adapters.items()
             if item.snr_db < limit
         ]
-        reasons += [f"the adapter {key} does not bring the answers nearer to what it was trained for" for key in idle]
-        if problem:
-            reasons.append(problem)
+        reasons += [
+            f"the adapter {key} does not bring the answers nearer to what it was trained for" for key in seen.idle
+        ]
+        if seen.problem:
+            reasons.append(seen.problem)
         if not lowering.has_signal:
             reasons.append("the reference says nothing: its outputs do not depend on the input, or are all but zero")
         if lowering.snr_db < limit:
@@ -172,15 +183,56 @@ class VerifyArtifact(Pass):
         if engines.samples and engines.snr_db < limit:
             reasons.append(f"the emulator and the CPU differ on the same file: {engines.snr_db:.1f} dB")
         summary = (
-            f"{counted} weights read back equal, {lowering.snr_db:.1f} dB to the reference, "
-            f"{total.snr_db:.1f} dB to the original, {inputs}"
+            f"{seen.counted} weights read back equal, {lowering.snr_db:.1f} dB to the reference, "
+            f"{total.snr_db:.1f} dB to the original, {seen.inputs}"
         )
-        summary += "".join(f", {item.snr_db:.1f} dB with the adapter {key}" for key, item in adapters.items())
+        summary += "".join(f", {item.snr_db:.1f} dB with the adapter {key}" for key, item in seen.adapters.items())
         return Verdict(
-            self.name, runtime.name, not reasons, "; ".join([*reasons, f"on {inputs}"]) if reasons else summary,
+            self.name, runtime.name, not reasons, "; ".join([*reasons, f"on {seen.inputs}"]) if reasons else summary,
             tuple(figures),
             fix="" if not reasons else "look at the log; try --profile exact to see whether the encoding is the cause",
         )  # fmt: skip
+
+
+@dataclass
+class _Seen:
+    """What the comparisons of one artifact found.
+
+    Args:
+        problem: why stored numbers are not the decided ones. counted: how many tensors were read back.
+        given: inputs from data. samples: inputs in all.
+        positions: of texts, in models with experts or without. close: those left out.
+        idle: adapters that the engine ignored.
+    """
+
+    problem: str
+    counted: int
+    given: int
+    samples: int
+    lowering: Comparison = field(default_factory=Comparison)
+    total: Comparison = field(default_factory=Comparison)
+    engines: Comparison = field(default_factory=Comparison)
+    adapters: dict[str, Comparison] = field(default_factory=dict)
+    idle: list[str] = field(default_factory=list)
+    positions: int = 0
+    close: int = 0
+
+    @property
+    def inputs(self) -> str:
+        """How many inputs, where from, and what of them was not compared."""
+        text = f"{self.samples} inputs"
+        if 0 < self.given < self.samples:
+            text += f" ({self.given} given, {self.samples - self.given} generated)"
+        if self.close:
+            text += f" without {self.close} of {self.positions} positions where experts are chosen by a hair"
+        return text
+
+    @staticmethod
+    def clear(answers: Any, close: npt.NDArray[Any] | None) -> Any:
+        """The answers ``[1, T, vocabulary]``, nothing in place of the positions that are chosen by a hair."""
+        if close is None or not close.any():
+            return answers
+        return {name: value * ~close[None, :, None] for name, value in answers.items()}
 
 
 def _fewest(runtime: str) -> int:
