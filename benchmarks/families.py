@@ -32,6 +32,22 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "gpt2": ("GPT2Config", {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "n_inner": 96}),
     "openelm": ("OpenELMConfig", {}),
 }  # fmt: skip
+_STACKS: Mapping[str, Any] = {
+    "vocab_size": VOCABULARY, "d_model": 64, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2, "decoder_start_token_id": 3, "forced_eos_token_id": None, "tie_word_embeddings": False,
+}  # fmt: skip
+# Encoder-decoders: name -> (class of the model, class of its configuration, what that sets).
+ENCODER_DECODERS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
+    "t5": ("T5ForConditionalGeneration", "T5Config", {
+        "vocab_size": VOCABULARY, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_decoder_layers": 3,
+        "num_heads": 4, "pad_token_id": 0, "decoder_start_token_id": 3, "tie_word_embeddings": False, "n_positions": 64,
+    }),
+    "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", {
+        **_STACKS, "num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 64,
+    }),
+    "bart": ("BartForConditionalGeneration", "BartConfig", {**_STACKS, "max_position_embeddings": 64}),
+}  # fmt: skip
 OPENELM = {
     "model_dim": 64, "head_dim": 16, "num_transformer_layers": 3, "num_gqa_groups": 2,
     "qkv_multipliers": [0.5, 1.0], "ffn_multipliers": [0.5, 2.0], "ffn_dim_divisor": 32, "max_context_length": 128,
@@ -54,17 +70,36 @@ def make_family(family: str, folder: Path) -> Path:
     else:
         config = getattr(transformers, name)(**{**COMMON, **extra})
         model = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                # A tied table with large rows makes every token its own likeliest successor.
-                parameter.normal_(0, 0.05 if "embed" in parameter_name else 0.15)
-            elif parameter_name.endswith("bias"):
-                parameter.normal_(0, 0.1)
-    model.generation_config.eos_token_id = None
+    _draw(model)
     model.save_pretrained(folder)
     make_tokenizer(folder)
     return folder
+
+
+def make_encoder_decoder(name: str, folder: Path) -> Path:
+    """Write the folder of a small random encoder-decoder."""
+    import transformers
+
+    cls, config, values = ENCODER_DECODERS[name]
+    torch.manual_seed(0)
+    model: Any = getattr(transformers, cls)(getattr(transformers, config)(**values))
+    # So that what is written changes with what is read and where it stands.
+    _draw(model, *((0.05, 0.3, 0.3) if name == "t5" else (1.0, 0.05, 0.5)))
+    model.save_pretrained(folder)
+    return folder
+
+
+def _draw(model: Any, table: float = 0.05, layer: float = 0.15, attention: float = 0.15) -> None:
+    """Draw weights with these standard deviations."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                # A tied table with large rows makes every token its own likeliest successor.
+                embeds = "embed" in name or "shared" in name
+                parameter.normal_(0, table if embeds else attention if "attn" in name else layer)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.1)
+    model.generation_config.eos_token_id = None
 
 
 def make_tokenizer(folder: Path) -> None:

@@ -143,10 +143,10 @@ def builder(model: Path, out: Path) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - begin, "peak_bytes": peak, "bytes": size}
 
 
-def speeds(known: dict[str, Any], folder: Path, size: str) -> dict[str, Any]:
+def speeds(folder: Path, size: str) -> dict[str, Any]:
     """Tokens a second of our two engines and the builder's artifact, in turn, in one process each turn."""
     found: dict[str, list[tuple[float, float]]] = {}
-    subjects = [name for name in ("genai", "builder", "litert-lm") if "seconds" in known.get(name, {})]
+    subjects = [name for name in ("genai", "builder", "litert-lm") if (folder / f"{size}-{name}").is_dir()]
     for _ in range(RUNS):
         for name in subjects:
             order = [sys.executable, "-W", "ignore", __file__, "--time", str(folder / f"{size}-{name}")]
@@ -208,7 +208,7 @@ def main() -> None:
         print(given.size, engine, {k: v for k, v in known[engine].items() if k != "steps"}, flush=True)
         KEPT.write_text(json.dumps(kept, indent=1) + "\n")
     if given.part != "convert":
-        known["speeds"] = speeds(known, given.folder, given.size)
+        known["speeds"] = speeds(given.folder, given.size)
         decode = known["speeds"]
         known.setdefault("rounds", []).append({
             "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip(),

@@ -41,6 +41,7 @@ class BuildOrder:
         output: bundle folder; ``<name>.edgeship`` here when None. options: ``{"compress/quantize": {"bits": "8"}}``.
         metric: see `edgeship.data.metrics`; accuracy when None.
         context: positions that a language model's artifacts keep. lora: folder of a PEFT adapter to merge.
+        part: ``encoder`` or ``decoder`` of an encoder-decoder; the whole network when None.
         kv_cache: how a language model's artifacts keep keys and values; each engine's own way when None.
         adapters: PEFT adapters that ship beside a language model, each as ``NAME=DIR``.
         max_drop: fraction. max_size_bytes: limit for each artifact's files.
@@ -62,6 +63,7 @@ class BuildOrder:
     context: int | None = None
     kv_cache: CacheType | None = None
     lora: str | None = None
+    part: str | None = None
     adapters: tuple[str, ...] = ()
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     use_cache: bool = True
@@ -161,7 +163,9 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     if found.source.form in LANGUAGE_FORMS:
         metric = metric or "perplexity"
     language = found.source.form in LANGUAGE_FORMS
-    if order.context is not None and not language:
+    if order.part is not None and found.source.form != "huggingface":
+        raise UsageError("--part is for encoder-decoders in Hugging Face folders", fix="leave it out")
+    if order.context is not None and not language and order.part != "decoder":
         raise UsageError("--context is for language models", fix="leave it out; sizes are part of --input")
     if order.kv_cache is not None and not language:
         raise UsageError("--kv-cache is for language models", fix="leave it out; a network keeps nothing")
@@ -179,8 +183,8 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
                 Request(
                     found.source, target, name, profile, None, calibration_ref, evaluation_ref,
                     metric, order.max_size_bytes, order.max_drop, options=order.options,
-                    load={**found.load, "lora": order.lora},
-                    context=order.context,
+                    load={**found.load, "lora": order.lora, "part": order.part, "context": order.context},
+                    context=order.context if language else None,
                     kv_cache=order.kv_cache,
                     adapters=adapters,
                 )

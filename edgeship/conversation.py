@@ -14,6 +14,8 @@ from edgeship.errors import ArtifactError, SourceError, UsageError
 from edgeship.llm.generation import likeliest
 
 if TYPE_CHECKING:
+    from edgeship.core.model import Artifact
+    from edgeship.llm.encoder_decoder import EncoderDecoder
     from edgeship.llm.session import LanguageSession
 
 
@@ -125,6 +127,50 @@ def open_conversation(
         assert isinstance(session, LanguageSession)
         session.adapt(adapter)
         yield Conversation(session, tokenizer, eos, f"{record.main}, {size}, {engine.title}", plain)
+
+
+@contextmanager
+def open_encoder_decoder(encoder: Path, decoder: Path, runtime: str | None = None) -> Iterator[EncoderDecoder]:
+    """Open the two bundles of an encoder-decoder (``build --part encoder`` and ``--part decoder``) in one runtime.
+
+    Args:
+        runtime: its name; by default the first of the decoder's that is quick here.
+
+    Raises:
+        UsageError: a bundle without that runtime, or of another model's other half. ArtifactError: a file was changed.
+    """
+    from edgeship.llm.encoder_decoder import EncoderDecoder
+
+    write = _artifact(decoder, runtime)
+    read = _artifact(encoder, write.runtime)
+    answers = {spec.name: spec.shape for spec in read.signature.outputs}
+    for spec in write.signature.inputs:
+        if spec.name.startswith("cross_") and answers.get(spec.name) != spec.shape:
+            raise UsageError(
+                f"{decoder} wants {spec}, which {encoder} does not answer", fix="build both parts from one model"
+            )
+    if not any(spec.name.startswith("cross_") for spec in write.signature.inputs):
+        raise UsageError(f"{decoder} is no decoder of an encoder-decoder", fix="build it with --part decoder")
+    engine = runtimes()[write.runtime]
+    with engine.open_fast(read) as reading, engine.open_fast(write) as writing:
+        yield EncoderDecoder(reading, writing, write.signature.inputs)
+
+
+def _artifact(bundle_path: Path, runtime: str | None) -> Artifact:
+    from edgeship.shipping.bundle import changed_files, opened, read_bundle
+
+    bundle = read_bundle(bundle_path)
+    problems = changed_files(bundle)
+    if problems:
+        raise ArtifactError(f"{bundle_path}: {problems[0]}", fix="build it again")
+    there = bundle.manifest.artifacts
+    found = [item for item in there if runtime in (None, item.runtime)]
+    if not found:
+        names = ", ".join(item.runtime for item in there)
+        raise UsageError(f"{bundle_path} has nothing for {runtime}", fix=f"it has {names}")
+    record = next((item for item in found if runtimes()[item.runtime].timed), found[0])
+    runtimes()[record.runtime].versions()
+    return opened(bundle, record)
 
 
 def _tokenizer(folder: Path) -> Any:

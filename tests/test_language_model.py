@@ -112,6 +112,23 @@ def test_an_adapter_ships_beside_its_base(poet, cli, root, tmp_path) -> None:
     assert "genai has no adapter 'cook'; it has poet" in cli(*say, "--adapter", "cook").errors[0]
 
 
+def test_an_adapter_of_another_base_is_refused_before_anything_is_converted(poet, cli, root, tmp_path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(poet, other)
+    stem = "base_model.model.model.layers.0.self_attn.q_proj"
+    save_file(
+        {f"{stem}.lora_A.weight": torch.ones(4, 64), f"{stem}.lora_B.weight": torch.ones(64, 4)},
+        other / "adapter_model.safetensors",
+    )
+    given = ("--target", "linux-x86", "--runtime", "onnx", "--adapter", f"other={other}", "--dry-run")
+    ran = cli("build", "samples/storyteller", *given, cwd=root)
+    assert ran.code != 0
+    assert "belongs to another base" in ran.errors[0]
+
+
 @pytest.mark.heavy
 def test_an_adapter_that_the_engine_ignores_is_found(poet, cli, root, tmp_path, monkeypatch) -> None:
     import onnxruntime_genai

@@ -53,6 +53,9 @@ def order_options(command: F) -> F:
         click.option(
             "--kv-cache", type=click.Choice(list(CACHE_BITS)), help="How a language model keeps keys and values."
         ),
+        click.option(
+            "--part", type=click.Choice(["encoder", "decoder"]), help="One of the two networks of an encoder-decoder."
+        ),
         click.option("--lora", metavar="DIR", help="A PEFT adapter to merge into a language model."),
         click.option(
             "--adapter",

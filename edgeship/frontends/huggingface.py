@@ -94,6 +94,33 @@ def load_folder(folder: Path, given: Sequence[TensorSpec] = ()) -> LoadedFolder:
     return LoadedFolder(model, specs, examples, task)
 
 
+def part_of(
+    loaded: LoadedFolder, part: str, context: int | None = None
+) -> tuple[torch.nn.Module, tuple[TensorSpec, ...], list[str]]:
+    """The ``encoder`` of an encoder-decoder or a step of its ``decoder``: network, inputs, and names of its outputs.
+
+    Raises:
+        UsageError: it is no encoder-decoder, or a context that it has not.
+    """
+    from edgeship.core.decoder import DEFAULT_CONTEXT
+    from edgeship.llm.encoder_decoder import decoder_of, encoder_of, positions_of
+
+    config = loaded.model.config
+    if not getattr(config, "is_encoder_decoder", False):
+        raise UsageError(f"{type(loaded.model).__name__} is no encoder-decoder", fix="leave --part out")
+    specs = tuple(spec for spec in loaded.inputs if not spec.name.startswith("decoder_"))
+    if part == "encoder":
+        network, names = encoder_of(loaded.model, specs)
+        return network, specs, names
+    positions = positions_of(config)
+    if context is not None and not 1 < context <= positions:
+        raise UsageError(
+            f"--context {context} is not among the {positions} positions of the decoder", fix=f"give 2 to {positions}"
+        )
+    step, inputs, names = decoder_of(loaded.model, specs, context or min(positions, DEFAULT_CONTEXT))
+    return step, tuple(inputs), names
+
+
 def call_by_name(names: Sequence[str]) -> Any:
     """How the exporter calls a transformers model: by keyword, caches off, tensors out in the model's own order."""
 

@@ -50,6 +50,7 @@ def grouped_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
+    position_bias: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention without repeating keys and values: the query heads of a group are rows of one product.
@@ -57,6 +58,7 @@ def grouped_attention(
     Args:
         query: ``[1, heads, T, D]``. key, value: ``[1, kv_heads, L, D]``.
         attention_mask: ``[1, 1, T, L]``, added to the scores; None lets every token see every other.
+        position_bias: ``[1, heads, T, L]``, added too (T5).
 
     Returns:
         ``[1, T, heads, D]`` and no weights.
@@ -71,6 +73,8 @@ def grouped_attention(
     scores = torch.matmul(rows, key.transpose(2, 3)) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
+    if position_bias is not None:
+        scores = scores + position_bias.reshape(1, kv_heads, group * tokens, -1)
     if attention_mask is not None:
         scores = scores + attention_mask.repeat(1, 1, group, 1)
     mixed = torch.matmul(torch.softmax(scores, dim=-1), value)
@@ -84,6 +88,7 @@ def additive_mask(
     q_offset: int | torch.Tensor = 0,
     kv_offset: int = 0,
     mask_function: Any = None,
+    attention_mask: torch.Tensor | None = None,
     **_: Any,
 ) -> torch.Tensor:
     """A mask ``[1, 1, q_length, kv_length]``: 0 where a token may look, -1e4 where not.
@@ -91,8 +96,11 @@ def additive_mask(
     Args:
         q_offset: position of the first query; a tensor when it is known only at run time.
         mask_function: ``(batch, head, query position, key position) -> bool``: causal, or within a sliding window.
+        attention_mask: ``[1, kv_length]``: keys that count, where the text is shorter than its tensor.
     """
     queries = torch.arange(q_length)[:, None] + q_offset
     keys = torch.arange(kv_length)[None, :] + kv_offset
     seen = mask_function(0, 0, queries, keys)
+    if attention_mask is not None:
+        seen = seen & attention_mask.bool()
     return torch.where(seen, 0.0, MASK)[None, None]

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from edgeship.core.model import Source, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
 from edgeship.data.specs import parse_inputs
 
+if TYPE_CHECKING:
+    from edgeship.frontends.huggingface import LoadedFolder
+
 
 @dataclass(frozen=True)
 class LoadHuggingFace(Pass):
-    """Load a local Hugging Face folder through transformers and export it."""
+    """Load a local Hugging Face folder through transformers and export it.
+
+    Args:
+        part: of an encoder-decoder: ``encoder``, ``decoder`` (one step of it), or all of it when empty.
+        context: positions that the step's cache has; the model's own, at most 2048, when None.
+    """
 
     name: ClassVar[str] = "load/huggingface"
     tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", "optimum")
+    decided: ClassVar[dict[str, str]] = {"part": "--part", "context": "--context"}
 
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    part: str = ""
+    context: int | None = None
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
@@ -30,7 +41,8 @@ class LoadHuggingFace(Pass):
         if request.source.form != "huggingface":
             return Skip(f"{request.source.reference} is no Hugging Face folder")
         load = request.load
-        return cls(tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]))
+        part, context = str(load.get("part") or ""), load.get("context")
+        return cls(tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]), part, context)
 
     def confirm(self, request: Request) -> None:
         """Refuse inputs that nobody can read before anything is imported."""
@@ -45,6 +57,8 @@ class LoadHuggingFace(Pass):
         from edgeship.program.export import does_not_run, make_program
 
         loaded = load_folder(model.path, parse_inputs(self.inputs))
+        if self.part:
+            return self._part(loaded, ctx)
         specs = with_notes(loaded.inputs, self.notes)
         # A range of the user's own asks for another example.
         same = [(a.low, a.high) == (b.low, b.high) for a, b in zip(specs, loaded.inputs, strict=True)]
@@ -60,5 +74,19 @@ class LoadHuggingFace(Pass):
         program = make_program(
             loaded.model, specs, examples, call=call_by_name(names), output_names=self.outputs or found, note=note
         )
+        program.save(ctx.folder / "program")
+        return TorchModel(ctx.folder / "program", program.signature)
+
+    def _part(self, loaded: LoadedFolder, ctx: Context) -> TorchModel:
+        from edgeship.data.specs import example_tensors, with_notes
+        from edgeship.frontends.huggingface import part_of
+        from edgeship.program.export import make_program
+
+        module, specs, names = part_of(loaded, self.part, self.context)
+        specs = with_notes(specs, self.notes)
+        note = f"{self.name}: {type(loaded.model).__name__}, {self.part}"
+        program = make_program(
+            module, specs, example_tensors(specs), output_names=self.outputs or names, note=note
+        )  # fmt: skip
         program.save(ctx.folder / "program")
         return TorchModel(ctx.folder / "program", program.signature)

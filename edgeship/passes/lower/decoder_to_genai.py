@@ -16,6 +16,7 @@ from edgeship.errors import LoweringError, UsageError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from edgeship.frontends.lora import Adapter
     from edgeship.program.program import TorchProgram
 
     Array = npt.NDArray[Any]
@@ -60,7 +61,8 @@ class DecoderToGenai(Pass):
         return cls(request.context, request.choice.activations, cache, data, adapters=request.adapters)
 
     def confirm(self, request: Request) -> None:
-        """Refuse scales of no text, of texts that nothing asks for, or of a base that adapters change."""
+        """Refuse scales of no text, of texts that nothing asks for, or of a base that adapters change; adapters of
+        another base."""
         if self.adapters and self.cache == "int8":
             raise UsageError(
                 "the scales of an int8 cache are the base's, and adapters change its keys and values",
@@ -73,6 +75,8 @@ class DecoderToGenai(Pass):
                 f"{self.name}.samples={self.samples} has no use with a cache of {self.cache}",
                 fix="leave it out; 1 and more go with --kv-cache int8",
             )
+        if self.adapters:
+            self._opened(request.source.path)
 
     def run(self, model: TorchModel, ctx: Context) -> GenaiModel:
         """Write ``genai/``. Raises `UnsupportedOpError`, `LoweringError`, `EncodingError` or `UsageError`."""
@@ -121,20 +125,16 @@ class DecoderToGenai(Pass):
         """Each adapter's matrices by layer, turned as the graph takes them and with its scale."""
         if not self.adapters:
             return {}
-        from edgeship.frontends.lora import read_adapter
-        from edgeship.llm.models import build_hollow, read_config
         from edgeship.llm.names import program_names
         from edgeship.lowering.onnx.adapters import linear_layers
 
-        model = build_hollow(read_config(program.language()[1]))
-        shapes = {name: tuple(held.shape) for name, held in model.named_parameters(remove_duplicate=False)}
+        model, opened = self._opened(program.language()[1])
         layers = linear_layers(model)
         names = program_names(model, program)
         tied = {name for name, main in names.items() if sum(other == main for other in names.values()) > 1}
         found: dict[str, dict[str, tuple[Array, Array]]] = {}
         for ref in self.adapters:
-            adapter = read_adapter(Path(ref.folder), shapes)
-            found[ref.name] = {}
+            adapter, found[ref.name] = opened[ref.name], {}
             for weight in adapter.pairs:
                 layer = weight.removesuffix(".weight")
                 if weight in tied:
@@ -147,6 +147,15 @@ class DecoderToGenai(Pass):
                     )
                 found[ref.name][layer] = adapter.matrices(weight)
         return found
+
+    def _opened(self, origin: Path) -> tuple[Any, dict[str, Adapter]]:
+        """The model of a folder without its weights, and every adapter, which fits it."""
+        from edgeship.frontends.lora import read_adapter
+        from edgeship.llm.models import build_hollow, read_config
+
+        model = build_hollow(read_config(origin))
+        shapes = {name: tuple(held.shape) for name, held in model.named_parameters(remove_duplicate=False)}
+        return model, {ref.name: read_adapter(Path(ref.folder), shapes) for ref in self.adapters}
 
     def _narrow(self, graph: Path, model: TorchModel, context: int) -> dict[str, str]:
         """Make the caches of a written graph int8; what the artifact says of their scales."""

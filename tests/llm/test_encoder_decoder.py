@@ -1,0 +1,130 @@
+"""Encoder-decoders as two networks: together they write what transformers writes, in torch and in runtimes."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeship.conversation import open_encoder_decoder
+from edgeship.core.registry import runtimes
+from edgeship.data.batches import generate_batches
+from edgeship.errors import UsageError
+from edgeship.llm.encoder_decoder import EncoderDecoder
+from edgeship.llm.generation import generate
+from edgeship.program.compare import Reference
+
+NAMES = ["t5", "whisper", "bart"]
+NEW, CONTEXT, READ = 32, 40, 24
+
+
+@pytest.fixture(scope="module")
+def folder(family, tmp_path_factory):
+    """The folder of a small random encoder-decoder; each is written once."""
+    made = {}
+
+    def make(name):
+        from families import make_encoder_decoder
+
+        if name not in made:
+            made[name] = make_encoder_decoder(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def parts(folder):
+    """The programs of both parts of a model, and inputs for the encoder."""
+    made = {}
+
+    def load(name):
+        import encoder_decoders
+
+        if name not in made:
+            programs, inputs = encoder_decoders.load(folder(name), name)
+            made[name] = (*programs, inputs)
+        return made[name]
+
+    return load
+
+
+def _written(folder, inputs):
+    """The first token as a prompt, and what transformers writes after it with its own attention and cache."""
+    import encoder_decoders
+
+    first, wanted, _ = encoder_decoders.transformers_writes(folder, inputs)
+    return [first], wanted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_networks_write_what_transformers_writes(name, folder, parts):
+    encoder, decoder, inputs = parts(name)
+    first, wanted = _written(folder(name), inputs)
+    assert len(set(wanted)) > 4
+    host = EncoderDecoder(Reference(encoder), Reference(decoder), decoder.signature.inputs)
+    host.take(inputs)
+    assert list(generate(host, first, NEW)) == wanted
+    host.reset()
+    assert list(generate(host, first, 4)) == wanted[:4]
+    # About something else it writes something else.
+    other = generate_batches(encoder.signature, 1, seed=11)[0]
+    host.take(other)
+    assert list(generate(host, first, NEW)) == _written(folder(name), other)[1] != wanted
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "tflite", "coreml", "coreai"])
+@pytest.mark.parametrize("name", ["t5", pytest.param("whisper", marks=pytest.mark.heavy)])
+def test_they_write_it_in_every_runtime(name, runtime, folder, parts, tmp_path):
+    import encoder_decoders
+
+    *programs, inputs = parts(name)
+    first, wanted = _written(folder(name), inputs)
+    artifacts = [encoder_decoders.lower(runtime, program, tmp_path / str(i)) for i, program in enumerate(programs)]
+    with runtimes()[runtime].open(artifacts[0]) as reading, runtimes()[runtime].open(artifacts[1]) as writing:
+        host = EncoderDecoder(reading, writing, artifacts[1].signature.inputs)
+        host.take(inputs)
+        assert list(generate(host, first, NEW)) == wanted
+
+
+def test_both_parts_are_built_and_written_with(folder, parts, cli, tmp_path):
+    _, _, inputs = parts("t5")
+    first, wanted = _written(folder("t5"), inputs)
+    for part in ("encoder", "decoder"):
+        more = ("--context", str(CONTEXT)) if part == "decoder" else ()
+        ran = cli(
+            "build", folder("t5"), "--part", part, "--input", f"input_ids:i64[1,{READ}]", "--target", "linux-x86",
+            "--runtime", "onnx", "--profile", "exact", "-o", tmp_path / part, *more,
+        )  # fmt: skip
+        assert ran.code == 0, ran.err
+    with open_encoder_decoder(tmp_path / "encoder", tmp_path / "decoder") as host:
+        host.take(inputs)
+        # Weights of float16 choose another token soon.
+        written = list(generate(host, first, 8))
+        assert (len(written), written[:2]) == (8, wanted[:2])
+    for encoder, decoder, runtime, message in (
+        ("decoder", "decoder", None, "cross_k_0"),
+        ("encoder", "encoder", None, "no decoder"),
+        ("encoder", "decoder", "coreml", "nothing for coreml"),
+    ):
+        pair = open_encoder_decoder(tmp_path / encoder, tmp_path / decoder, runtime)
+        with pytest.raises(UsageError, match=message), pair:
+            pass
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--part", "decoder", "--context", "65"), "65 is not among the 64 positions"),
+        (("--part", "encoder", "--context", "32"), "--context is for language models"),
+        (("--context", "32"), "--context is for language models"),
+        (("--part", "decoder", "--kv-cache", "int8"), "--kv-cache is for language models"),
+    ],
+)
+def test_what_a_part_has_not_is_refused(options, message, folder, cli, tmp_path):
+    ran = cli("build", folder("t5"), "--target", "linux-x86", "-o", tmp_path / "b", *options)
+    assert (ran.code, message in ran.err) == (2, True), ran.err
+    assert not (tmp_path / "b").exists()
+
+
+def test_only_encoder_decoders_have_parts(family, cli, tmp_path):
+    ran = cli("build", family("llama"), "--part", "decoder", "--target", "linux-x86", "-o", tmp_path / "b")
+    assert (ran.code, "--part is for encoder-decoders" in ran.err) == (2, True), ran.err
