@@ -31,7 +31,7 @@ WANTED = {
 }  # fmt: skip
 KEPT = RESULTS / "llm-large.json"
 PROMPT, NEW, RUNS, CONTEXT = 64, 48, 3, 2048
-TARGET = "iphone15pro"
+TARGET, TARGETS = "iphone15pro", {"qnn-lm": "galaxy-s24"}
 ARTIFACT = "artifact.json"
 
 
@@ -94,8 +94,9 @@ def convert(model: Path, engine: str, out: Path) -> dict[str, Any]:
     from edgeship.engine.chatter import Log
     from edgeship.engine.executor import Silence, execute
 
+    target = TARGETS.get(engine, TARGET)
     order = BuildOrder(
-        str(model), (TARGET,), (engine,), profile="small", output=out / "bundle", context=CONTEXT,
+        str(model), (target,), (engine,), profile="small", output=out / "bundle", context=CONTEXT,
         options={"compress/quantize": {"method": "nearest"}},
     )  # fmt: skip
     cache, log = Cache(out / "cache", True), Log(out / "log")
@@ -113,7 +114,7 @@ def convert(model: Path, engine: str, out: Path) -> dict[str, Any]:
     (out / ARTIFACT).write_text(json.dumps(to_plain(artifact)))
     return {
         "seconds": seconds, "peak_bytes": peak_bytes("self"), "bytes": total_bytes(artifact.path), "steps": times,
-        "target": TARGET, "fits": verdict.passed, "size": verdict.summary,
+        "target": target, "fits": verdict.passed, "size": verdict.summary,
     }  # fmt: skip
 
 
@@ -227,7 +228,7 @@ def write(kept: dict[str, Any]) -> None:
                 continue
             if "size" in found:
                 fits = "fits" if found["fits"] else "does NOT fit"
-                after.append(f"- {size}, {engine}, {CONTEXT} positions: {fits} {TARGET}: {found['size']}.")
+                after.append(f"- {size}, {engine}, {CONTEXT} positions: {fits} {found['target']}: {found['size']}.")
             if "error" in found:
                 rows.append([size, engine, "-", "-", "-", "-", "-", found["error"]])
                 continue

@@ -106,7 +106,10 @@ def open_conversation(
     bundle = read_bundle(bundle_path)
     engines = [record for record in bundle.manifest.artifacts if runtimes()[record.runtime].language_of]
     if not engines:
-        raise UsageError(f"{bundle_path} holds no language model", fix="build one from a Hugging Face folder")
+        raise UsageError(
+            f"{bundle_path} holds no language model to talk to",
+            fix="build one from a Hugging Face folder; with the two parts of an encoder-decoder Python writes",
+        )
     named = [item for item in engines if runtime in (item.runtime, runtimes()[item.runtime].language_of)]
     if runtime is not None and not named:
         raise UsageError(
@@ -137,7 +140,8 @@ def open_encoder_decoder(encoder: Path, decoder: Path, runtime: str | None = Non
         runtime: its name; by default the first of the decoder's that is quick here.
 
     Raises:
-        UsageError: a bundle without that runtime, or of another model's other half. ArtifactError: a file was changed.
+        UsageError: a bundle without that runtime, or two of other shapes. Two models of one shape are not told apart.
+        ArtifactError: a file was changed.
     """
     from edgeship.llm.encoder_decoder import EncoderDecoder
 

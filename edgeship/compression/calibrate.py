@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgeship.compression.grids import SAME_AS_INPUT, Grid, operator_name, shared_grids
+from edgeship.compression.grids import SAME_AS_INPUT, Grid, activation_arguments, operator_name, shared_grids
 from edgeship.compression.observers import METHODS, Observer, choose_range
 from edgeship.core.model import Signature
 from edgeship.core.weights import ActivationEncoding, AffineTensor
@@ -70,9 +70,9 @@ def decide_activations(
         if grid.nodes[0] not in known:
             observer = Observer()
             watchers.update(dict.fromkeys(grid.watched, observer))
-    runner = _Runner(filled, _written_constants(filled.graph), _scores(filled.graph) if bits == 16 else {})
-    if bits == 16:
-        _see_tables(filled, runner, watchers)
+    scores, through = _scores(filled.graph) if bits == 16 else ({}, set())
+    watchers = {name: observer for name, observer in watchers.items() if name not in through}
+    runner = _Runner(filled, _written_constants(filled.graph), scores)
     sweeps: list[Callable[[Observer, torch.Tensor], None]] = [Observer.widen]
     if method != "minmax":
         sweeps.append(Observer.count)
@@ -84,12 +84,18 @@ def decide_activations(
             if progress:
                 progress(done, len(sweeps) * len(batches))
     decided = dict(known)
+    tables = _tables(filled, runner) if bits == 16 else {}
+    nodes = {node.name: node for node in filled.graph.nodes}
     for grid in grids:
         if grid.nodes[0] not in known:
-            seen = watchers[grid.watched[0]]
+            seen = next(watchers[name] for name in grid.watched if name in watchers)
             low, high = choose_range(seen, method, 2**bits, symmetric=bits == 16)
-            room = HEADROOM if bits == 16 else 1.0
-            decided.update(dict.fromkeys(grid.nodes, encode_range(room * low, room * high, bits)))
+            if low == high == 0:
+                low, high = _range_of_operands([nodes[name] for name in grid.nodes], decided)
+            if bits == 16:
+                ends = [(HEADROOM * low, HEADROOM * high), *(tables[name] for name in grid.nodes if name in tables)]
+                low, high = min(low for low, _ in ends), max(high for _, high in ends)
+            decided.update(dict.fromkeys(grid.nodes, encode_range(low, high, bits)))
     return {node.name: decided[node.name] for node in filled.graph.nodes if node.name in decided}
 
 
@@ -157,13 +163,24 @@ def _known(grid: Grid, program: TorchProgram, bits: int) -> ActivationEncoding |
     return ActivationEncoding(8, table, 0) if bits == 8 else ActivationEncoding(16, table / 256, 0)
 
 
-def _see_tables(program: Any, runner: _Runner, watchers: Mapping[str, Observer]) -> None:
-    """Let whole tables decide the range of what is looked up in them: other rows than the data's are read later."""
-    for node in program.graph.nodes:
-        if operator_name(node) == "embedding" and node.name in watchers:
-            table = runner.weights.get(str(node.args[0]))
-            if table is not None:
-                watchers[node.name].widen(table)
+def _tables(program: Any, runner: _Runner) -> dict[str, tuple[float, float]]:
+    """The ends of whole tables by the node that looks rows up in them: other rows than the data's are read later."""
+    looked_up = (node for node in program.graph.nodes if operator_name(node) == "embedding")
+    found = {node.name: runner.weights.get(str(node.args[0])) for node in looked_up}
+    return {
+        name: (float(table.min()), float(table.max())) for name, table in found.items() if table is not None
+    }  # fmt: skip
+
+
+def _range_of_operands(nodes: Sequence[Node], decided: Mapping[str, ActivationEncoding]) -> tuple[float, float]:
+    """A range for what was zero whenever data passed, such as the part of an expert that no token took: the widest of
+    what it is made from. Nothing for constants."""
+    given = [arg.name for node in nodes if node.op == "call_function" for arg in activation_arguments(node)]
+    ends = [
+        ((grid.low - grid.zero_point) * grid.scale, (grid.high - grid.zero_point) * grid.scale)
+        for grid in (decided[name] for name in given if name in decided)
+    ]
+    return min((low for low, _ in ends), default=0.0), max((high for _, high in ends), default=0.0)
 
 
 def _table_scale(grid: Grid, program: TorchProgram) -> float | None:
@@ -256,15 +273,28 @@ def _written_constants(graph: Any) -> dict[str, list[float]]:
     return {name: numbers for name, numbers in written.items() if numbers}
 
 
-def _scores(graph: Any) -> dict[str, int]:
-    """What softmax reads, and nothing else does, with the axis it runs along."""
-    return {
-        node.name: int(user.args[1])
-        for node in graph.nodes
-        for user in node.users
-        if len(node.users) == 1 and operator_name(user) in ("softmax", "_softmax")
-    }
+def _scores(graph: Any) -> tuple[dict[str, int], set[str]]:
+    """What softmax reads and nothing else does, with the axis it runs along; and what only passes through to there."""
+    scores: dict[str, int] = {}
+    through: set[str] = set()
+    for user in graph.nodes:
+        if operator_name(user) not in ("softmax", "_softmax"):
+            continue
+        node = user.args[0]
+        if len(node.users) > 1:
+            continue
+        scores[node.name] = int(user.args[1])
+        while operator_name(node) in SAME_AS_INPUT and len(node.all_input_nodes) == 1:
+            node = node.all_input_nodes[0]
+            if len(node.users) > 1 or node.op != "call_function":
+                break
+            through.add(node.name)
+    return scores, through
 
 
 def _feeds_softmax(node: Node) -> bool:
-    return any(operator_name(user) in ("softmax", "_softmax") for user in node.users)
+    """Whether softmax reads it, or a view of it."""
+    names = ((operator_name(user), user) for user in node.users)
+    return any(
+        name in ("softmax", "_softmax") or (name in SAME_AS_INPUT and _feeds_softmax(user)) for name, user in names
+    )

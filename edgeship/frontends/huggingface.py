@@ -26,6 +26,8 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "input_values": ("batch_size", "audio_sequence_length"),
 }
 DEFAULT_TOKENS = 128
+# Positions of a decoder whose model has no table of them.
+DEFAULT_WRITTEN = 512
 # A second at 16 kHz.
 DEFAULT_SAMPLES = 16000
 
@@ -95,12 +97,16 @@ def load_folder(folder: Path, given: Sequence[TensorSpec] = ()) -> LoadedFolder:
 
 
 def part_of(
-    loaded: LoadedFolder, part: str, context: int | None = None
+    loaded: LoadedFolder, part: str, context: int | None = None, given: Sequence[TensorSpec] = ()
 ) -> tuple[torch.nn.Module, tuple[TensorSpec, ...], list[str]]:
     """The ``encoder`` of an encoder-decoder or a step of its ``decoder``: network, inputs, and names of its outputs.
 
+    Args:
+        context: positions of the step's cache; the model's own when None. given: inputs that the user sized.
+
     Raises:
-        UsageError: it is no encoder-decoder, or a context that it has not.
+        UsageError: it is no encoder-decoder that writes, or a context that it has not. SourceError: it does not run on
+            inputs of these sizes.
     """
     from edgeship.core.decoder import DEFAULT_CONTEXT
     from edgeship.llm.encoder_decoder import decoder_of, encoder_of, positions_of
@@ -108,11 +114,15 @@ def part_of(
     config = loaded.model.config
     if not getattr(config, "is_encoder_decoder", False):
         raise UsageError(f"{type(loaded.model).__name__} is no encoder-decoder", fix="leave --part out")
+    if loaded.model.get_output_embeddings() is None:
+        raise UsageError(f"{type(loaded.model).__name__} writes no text", fix="leave --part out")
+    if sized := [spec.name for spec in given if spec.name.startswith("decoder_")]:
+        raise UsageError(f"{sized[0]} has no size: a step takes one token", fix="size the encoder's inputs only")
     specs = tuple(spec for spec in loaded.inputs if not spec.name.startswith("decoder_"))
     if part == "encoder":
         network, names = encoder_of(loaded.model, specs)
         return network, specs, names
-    positions = positions_of(config)
+    positions = positions_of(config) or max(context or 2, DEFAULT_WRITTEN)
     if context is not None and not 1 < context <= positions:
         raise UsageError(
             f"--context {context} is not among the {positions} positions of the decoder", fix=f"give 2 to {positions}"

@@ -20,11 +20,14 @@ import torch
 from torch import nn
 
 from edgeship.core.model import TensorSpec
+from edgeship.errors import UsageError
 from edgeship.llm.attention import NAME, register
 from edgeship.llm.cache import FixedCache, write_by_select
 from edgeship.llm.generation import Stepper
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import numpy.typing as npt
 
@@ -63,12 +66,12 @@ class DecoderStep(nn.Module):
     """One token with the keys and values of what was read and of what was written so far.
 
     Args:
-        layers: of the decoder. masked: whether an ``attention_mask`` is given.
+        layers: of the decoder. width: of what the encoder answers. masked: whether an ``attention_mask`` is given.
     """
 
-    def __init__(self, model: Any, layers: int, *, masked: bool) -> None:
+    def __init__(self, model: Any, layers: int, width: int, *, masked: bool) -> None:
         super().__init__()
-        self.model, self.layers, self.masked = model, layers, masked
+        self.model, self.layers, self.width, self.masked = model, layers, width, masked
 
     def forward(self, token: torch.Tensor, position: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Write one token."""
@@ -79,7 +82,7 @@ class DecoderStep(nn.Module):
         cross_keys, cross_values, keys, values = (rest[i * self.layers : (i + 1) * self.layers] for i in range(4))
         own = _Written(keys, values, position)
         length = int(cross_keys[0].shape[2])
-        read = BaseModelOutput(last_hidden_state=torch.zeros(1, length, self.model.config.d_model))
+        read = BaseModelOutput(last_hidden_state=torch.zeros(1, length, self.width))
         # All of the cache counts: what is not written yet is hidden by its position.
         all_of_it = torch.ones((1, own.length), dtype=torch.int64)
         answer = self.model(
@@ -138,10 +141,11 @@ class _Written(FixedCache):
         return self.position
 
 
-def positions_of(config: Any) -> int:
-    """The longest text that a decoder writes, as its configuration says."""
-    known = (getattr(config, name, None) for name in ("max_target_positions", "max_position_embeddings", "n_positions"))
-    return int(next((number for number in known if number), 512))
+def positions_of(config: Any) -> int | None:
+    """The longest text that a decoder writes, as its configuration says; None when positions have no table."""
+    names = ("max_target_positions", "max_decoder_position_embeddings", "max_position_embeddings")
+    known = (getattr(config, name, None) for name in names)
+    return next((int(number) for number in known if number), None)
 
 
 def encoder_of(model: Any, specs: Sequence[TensorSpec]) -> tuple[EncoderNetwork, list[str]]:
@@ -151,7 +155,7 @@ def encoder_of(model: Any, specs: Sequence[TensorSpec]) -> tuple[EncoderNetwork,
         specs: of the encoder's inputs.
     """
     _plug_in(model)
-    layers = range(len(_attended(model, specs)) // 2)
+    layers = range(len(_attended(model, specs)[0]) // 2)
     return EncoderNetwork(model, [spec.name for spec in specs]), [f"cross_{kind}_{i}" for kind in "kv" for i in layers]
 
 
@@ -164,7 +168,7 @@ def decoder_of(
         specs: of the encoder's inputs.
     """
     _plug_in(model)
-    crossed = _attended(model, specs)
+    crossed, width = _attended(model, specs)
     layers = len(crossed) // 2
     mask = [spec for spec in specs if spec.name == MASK]
     inputs = [
@@ -174,11 +178,11 @@ def decoder_of(
     ]
     for name, length in (("cross_", None), ("", context)):
         for place, value in enumerate(crossed):
-            heads, read, width = (int(size) for size in value.shape[1:])
-            shape = (1, heads, read if length is None else length, width)
+            heads, read, head = (int(size) for size in value.shape[1:])
+            shape = (1, heads, read if length is None else length, head)
             inputs.append(TensorSpec(f"{name}{'kv'[place // layers]}_{place % layers}", "f32", shape))
     outputs = ["logits", *(f"{kind}_new_{i}" for kind in "kv" for i in range(layers))]
-    return DecoderStep(model, layers, masked=bool(mask)), inputs, outputs
+    return DecoderStep(model, layers, width, masked=bool(mask)), inputs, outputs
 
 
 def _plug_in(model: Any) -> None:
@@ -186,13 +190,22 @@ def _plug_in(model: Any) -> None:
     model.set_attn_implementation(NAME)
 
 
-def _attended(model: Any, specs: Sequence[TensorSpec]) -> tuple[torch.Tensor, ...]:
-    """Keys and values for the decoder, of inputs that say nothing: for their number and shapes."""
-    from edgeship.data.specs import example_tensors
+def _attended(model: Any, specs: Sequence[TensorSpec]) -> tuple[tuple[torch.Tensor, ...], int]:
+    """Keys and values for the decoder, of inputs that say nothing, for their number and shapes; the encoder's width.
 
+    Raises `SourceError` when the model does not run on inputs of these sizes.
+    """
+    from edgeship.data.specs import example_tensors
+    from edgeship.program.export import does_not_run
+
+    examples = example_tensors(specs)
+    names = [spec.name for spec in specs]
     with torch.no_grad():
-        found: tuple[torch.Tensor, ...] = EncoderNetwork(model, [spec.name for spec in specs])(*example_tensors(specs))
-    return found
+        try:
+            read = model.get_encoder()(**dict(zip(names, examples, strict=True))).last_hidden_state
+            return EncoderNetwork(model, names)(*examples), int(read.shape[-1])
+        except Exception as error:
+            raise does_not_run(specs, error) from error
 
 
 class EncoderDecoder(Stepper):
@@ -202,7 +215,12 @@ class EncoderDecoder(Stepper):
         encoder, decoder: sessions of the two. specs: of the decoder's inputs, as its signature has them.
 
     With `edgeship.llm.generation.generate` and the model's first tokens as the prompt it writes greedily or by drawing.
+
+    Attributes:
+        recording: whether to keep what the decoder is given, step by step, in ``steps``; see `save_steps`.
     """
+
+    recording = False
 
     def __init__(self, encoder: Session, decoder: Session, specs: Sequence[TensorSpec]) -> None:
         import numpy as np
@@ -213,6 +231,7 @@ class EncoderDecoder(Stepper):
             spec.name: np.zeros(spec.shape, np.float32) for spec in specs if spec.name.partition("_")[0] in ("k", "v")
         }
         self._given: dict[str, npt.NDArray[Any]] = {}
+        self.steps: list[dict[str, npt.NDArray[Any]]] = []
         self.context, self.chunk = next(iter(self._caches.values())).shape[2], 1
 
     def take(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -231,14 +250,34 @@ class EncoderDecoder(Stepper):
             self.decode(token)
 
     def decode(self, token: int) -> npt.NDArray[np.float32]:
-        """Take one token; logits of the next."""
+        """Take one token; logits of the next. Raises `UsageError` when nothing was read, or the context is full."""
         import numpy as np
+
+        if not self._given:
+            raise UsageError("there is nothing to write about yet", fix="give the encoder's inputs to take() first")
+        if self.position >= self.context:
+            raise UsageError(
+                f"the context of {self.context} tokens is full", fix="build the decoder with a longer --context"
+            )
 
         step = {"decoder_input_ids": np.array([[token]]), "position": np.array([self.position])}
         given = {**step, **self._given, **self._caches}
-        answers = self._decoder.run({name: given[name].astype(kind) for name, kind in self._dtypes.items()})
+        inputs = {name: given[name].astype(kind) for name, kind in self._dtypes.items()}
+        if self.recording:
+            self.steps.append(inputs)
+        answers = self._decoder.run(inputs)
         for name, cache in self._caches.items():
             kind, _, layer = name.partition("_")
             cache[:, :, self.position] = answers[f"{kind}_new_{layer}"][:, :, 0]
         self.position += 1
         return np.asarray(answers["logits"], np.float32).reshape(-1)
+
+    def save_steps(self, path: Path) -> None:
+        """Write what was recorded as data for ``build --part decoder --calibration``: ``.npz``, a row a step."""
+        import numpy as np
+
+        if not self.steps:
+            raise UsageError("no step was recorded", fix="set recording = True before writing")
+        np.savez(
+            path, allow_pickle=False, **{name: np.stack([step[name] for step in self.steps]) for name in self.steps[0]}
+        )

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-# How close two experts may lie, as a share of the row's largest value, before rounding decides between them. By the
-# arithmetic; each is some times the error that the float16 and integer engines make in a router's input.
+# How close two experts may lie, as a share of what lies between a row's ends, before rounding decides between them. By
+# the arithmetic; each is some times the error that the float16 and integer engines make in a router's input.
 WITHIN: dict[str, float] = {"f32": 1e-4, "f16": 1e-2, "int16": 1e-2, "int8": 1e-1, "dynamic": 1e-1}
 
 
@@ -39,11 +39,14 @@ def undecided(module: Any, inputs: Sequence[torch.Tensor], within: float) -> npt
             if _is_choice(n):
                 source, count = cast("tuple[torch.fx.Node, int]", n.args[:2])
                 values = self.env[source]
-                rows = values.reshape(-1, values.shape[-1])
+                largest = len(n.args) < 4 or bool(n.args[3])
+                rows = (values if largest else -values).reshape(-1, values.shape[-1])
                 if rows.shape[0] == tokens and rows.shape[1] > count:
+                    # Groups of experts that are out of the question are masked with minus infinity.
+                    least = rows.masked_fill(rows.isinf(), torch.inf).amin(-1)
                     best = rows.sort(-1, descending=True).values
                     margin = best[:, count - 1] - best[:, count]
-                    close[(margin < within * rows.abs().amax(-1)).numpy()] = True
+                    close[(margin < within * (best[:, 0] - least)).numpy()] = True
             return super().run_node(n)
 
     with torch.no_grad():

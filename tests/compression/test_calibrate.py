@@ -185,6 +185,9 @@ def test_scores_in_16_bits_need_not_reach_their_mask() -> None:
         (wanted,), (found,) = program.module()(x), dataclasses.replace(program, record=record).module()(x)
     assert float(found[..., 4:].max()) == 0
     assert float((found - wanted).abs().max()) < 1e-3
+    # Through a view too: both have one grid.
+    viewed = program_of(lambda x: torch.softmax((x + mask).reshape(1, 8, 64), -1))
+    assert 32767 * decide(viewed, bits=16, method="minmax")["add"].scale < HEADROOM * (REACH + 20)
     # In eight bits the mask stays on the grid, as the data showed it.
     assert decide(program, method="minmax")["add"].scale > 1
 
@@ -195,9 +198,18 @@ def test_rows_that_no_data_looked_up_are_on_the_grid() -> None:
         table.weight[8] = 100.0
     program = make_program(table, [TensorSpec("ids", "i64", (1, 3), low=0, high=8)], [torch.tensor([[1, 2, 3]])])
     data = [{"ids": np.array([[1, 2, 3]])}]
-    decided = decide_activations(program, data, bits=16, method="minmax")
-    assert 32767 * decided["embedding"].scale >= 100.0
+    for method in ("minmax", "percentile", "mse"):
+        decided = decide_activations(program, data, bits=16, method=method)
+        assert 32767 * decided["embedding"].scale >= 100.0
     assert 255 * decide_activations(program, data, method="minmax")["embedding"].scale < 10.0
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_what_no_data_reached_keeps_the_range_of_what_it_is_made_from(bits: int) -> None:
+    program = program_of(lambda x: torch.relu(x[:, :1] - 1e6) * x)
+    decided = decide(program, bits=bits, method="minmax")
+    reach = decided["conv2d"].high * decided["conv2d"].scale
+    assert decided["mul"].high * decided["mul"].scale >= 0.9 * reach
 
 
 CONSTANTS: dict[float, Callable[[torch.Tensor], torch.Tensor]] = {

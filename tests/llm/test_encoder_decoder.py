@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import transformers
 
 from edgeship.conversation import open_encoder_decoder
 from edgeship.core.registry import runtimes
@@ -98,8 +100,31 @@ def test_both_parts_are_built_and_written_with(folder, parts, cli, tmp_path):
     with open_encoder_decoder(tmp_path / "encoder", tmp_path / "decoder") as host:
         host.take(inputs)
         # Weights of float16 choose another token soon.
+        host.recording = True
         written = list(generate(host, first, 8))
         assert (len(written), written[:2]) == (8, wanted[:2])
+        host.save_steps(tmp_path / "steps.npz")
+        with pytest.raises(UsageError, match="context of 40 tokens is full"):
+            list(map(host.decode, [3] * 40))
+        with pytest.raises(UsageError, match="nothing to write about"):
+            EncoderDecoder(host, host, parts("t5")[1].signature.inputs).decode(3)
+    with np.load(tmp_path / "steps.npz") as steps:
+        # A row for the first token and for each that another followed.
+        assert steps["position"].tolist() == [[i] for i in range(8)]
+        assert steps["k_0"].shape == (8, 1, 4, CONTEXT, 16)
+    asked = ("build", folder("t5"), "--part", "decoder", "--target", "galaxy-s24", "--runtime", "qnn", "--dry-run")
+    ran = cli(*asked, "--context", str(CONTEXT), "--input", f"input_ids:i64[1,{READ}]")
+    assert (ran.code, "want caches as they come" in ran.err) == (2, True), ran.err
+    ran = cli(
+        *asked,
+        "--context",
+        str(CONTEXT),
+        "--input",
+        f"input_ids:i64[1,{READ}]",
+        "--calibration",
+        tmp_path / "steps.npz",
+    )
+    assert ran.code == 0, ran.err
     for encoder, decoder, runtime, message in (
         ("decoder", "decoder", None, "cross_k_0"),
         ("encoder", "encoder", None, "no decoder"),
@@ -110,21 +135,43 @@ def test_both_parts_are_built_and_written_with(folder, parts, cli, tmp_path):
             pass
 
 
+@pytest.mark.parametrize("part", ["decoder", pytest.param("encoder", marks=pytest.mark.heavy)])
+def test_apple_has_them_in_half(part, folder, cli, tmp_path):
+    given = ("--target", "iphone15pro", "--runtime", "coreml,coreai", "-o", tmp_path / "b")
+    ran = cli("build", folder("bart"), "--part", part, *given, "--input", f"input_ids:i64[1,{READ}]")
+    assert ran.code == 0, ran.err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--part", "decoder", "--context", "65"), "65 is not among the 64 positions"),
+        (("--part", "decoder", "--input", "decoder_input_ids:i64[1,5]"), "a step takes one token"),
         (("--part", "encoder", "--context", "32"), "--context is for language models"),
         (("--context", "32"), "--context is for language models"),
         (("--part", "decoder", "--kv-cache", "int8"), "--kv-cache is for language models"),
     ],
 )
 def test_what_a_part_has_not_is_refused(options, message, folder, cli, tmp_path):
-    ran = cli("build", folder("t5"), "--target", "linux-x86", "-o", tmp_path / "b", *options)
+    ran = cli("build", folder("bart"), "--target", "linux-x86", "-o", tmp_path / "b", *options)
     assert (ran.code, message in ran.err) == (2, True), ran.err
     assert not (tmp_path / "b").exists()
 
 
-def test_only_encoder_decoders_have_parts(family, cli, tmp_path):
+def test_only_encoder_decoders_that_write_have_parts(family, folder, cli, tmp_path):
     ran = cli("build", family("llama"), "--part", "decoder", "--target", "linux-x86", "-o", tmp_path / "b")
     assert (ran.code, "--part is for encoder-decoders" in ran.err) == (2, True), ran.err
+    shapes = transformers.T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    models = (
+        (transformers.T5Model(shapes), "T5Model writes no text"),
+        (transformers.BertModel(transformers.BertConfig(vocab_size=60, **tiny)), "BertModel is no encoder-decoder"),
+    )
+    for model, message in models:
+        model.save_pretrained(tmp_path / message[:4])
+        given = ("--part", "decoder", "--target", "linux-x86", "-o", tmp_path / "b", "--input", "input_ids:i64[1,8]")
+        ran = cli("build", tmp_path / message[:4], *given)
+        assert (ran.code, message in ran.err) == (2, True), ran.err
+    given = ("--part", "encoder", "--target", "linux-x86", "-o", tmp_path / "b")
+    ran = cli("build", folder("whisper"), *given, "--input", "input_features:f32[1,8,10]")
+    assert "the model does not run on input_features:f32[1,8,10]" in ran.err

@@ -7,6 +7,7 @@ import transformers
 
 from edgeship.program.compare import Reference
 from edgeship.program.program import TorchProgram
+from edgeship.program.routers import undecided
 
 WITHIN = 0.02
 
@@ -19,7 +20,8 @@ def _margins(folder, tokens):
     def look(module, inputs, answer):
         shares = torch.softmax(answer[0].reshape(tokens.shape[1], -1), -1).sort(-1, descending=True).values
         chosen = model.config.num_experts_per_tok
-        margins.append(((shares[:, chosen - 1] - shares[:, chosen]) / shares[:, 0]).numpy())
+        spread = shares[:, 0] - shares[:, -1]
+        margins.append(((shares[:, chosen - 1] - shares[:, chosen]) / spread).numpy())
 
     for module in model.modules():
         if type(module).__name__.endswith("Router"):
@@ -45,3 +47,18 @@ def test_they_are_what_transformers_routers_say(name, family, decoder_model):
 def test_a_model_without_experts_has_none(decoder_model):
     reference = Reference(TorchProgram.open(decoder_model("llama")))
     assert not reference.undecided({"input_ids": np.zeros((1, 32), np.int64)}, 1.0).any()
+
+
+def test_experts_that_are_masked_out_and_smallest_first():
+    class Router(torch.nn.Module):
+        def forward(self, tokens, rows):
+            masked = rows.masked_fill(torch.tensor([False, False, False, True]), -torch.inf)
+            return masked.topk(1).indices, rows.topk(1, largest=False).indices
+
+    # The two best of the first row and the two smallest of the last lie within a hundredth of its ends.
+    rows = torch.tensor([[9.0, 8.99, 0.0, 5.0], [9.0, 5.0, 0.0, 7.0], [9.0, 5.0, 0.01, 0.0]])
+    tokens = torch.zeros(1, 3)
+    module = torch.export.export(Router(), (tokens, rows)).module()
+    assert undecided(module, [tokens, rows], 0.01).tolist() == [True, False, True]
+    assert undecided(module, [tokens, rows + 1000], 0.01).tolist() == [True, False, True]
+    assert undecided(module, [tokens, rows], 0.001).tolist() == [False, False, False]

@@ -38,8 +38,7 @@ def decomposed(program: TorchProgram, compute: Compute) -> ExportedProgram:
     activations = quantized(exported.graph)
     module = exported.module(check_guards=False)
     if half:
-        fit_scalars(module.graph)
-        _compute_in_half(module)
+        _to_half(module)
     _separate_outputs(module)
     module.recompile()
     examples = program.example_inputs()
@@ -62,12 +61,16 @@ def computed_in_half(exported: ExportedProgram, examples: tuple[Any, ...]) -> Ex
                 is_parameter = isinstance(value, torch.nn.Parameter)
                 held[name] = torch.nn.Parameter(half, requires_grad=False) if is_parameter else half
     module = exported.module(check_guards=False)
-    fit_scalars(module.graph)
-    _halve_new(module.graph)
-    _compute_in_half(module)
+    _to_half(module)
     module.recompile()
     with torch.no_grad():
         return torch.export.export(module, examples, strict=False)
+
+
+def _to_half(module: GraphModule) -> None:
+    fit_scalars(module.graph)
+    _halve_new(module.graph)
+    _compute_in_half(module)
 
 
 def _halved(value: torch.Tensor) -> torch.Tensor:

@@ -101,13 +101,8 @@ class VerifyArtifact(Pass):
                 ctx.progress(done, len(batches), "comparing")
                 found = session.run(_fitted(model, batch))
                 wanted = decided.run(batch)
-                close = None
-                if program.record.decoder is not None:
-                    close = decided.undecided(batch, within)
-                    close &= close.mean() <= MOST_LEFT_OUT
+                close = seen.left_out(decided, batch, within) if program.record.decoder is not None else None
                 seen.lowering.add(seen.clear(wanted, close), seen.clear(found, close))
-                if close is not None:
-                    seen.positions, seen.close = seen.positions + close.size, seen.close + int(close.sum())
                 if done < len(given) or not given:
                     seen.total.add(loaded.run(batch), found)
                 second = session.run_on_cpu(_fitted(model, batch)) if done < EMULATED_SAMPLES else None
@@ -120,10 +115,11 @@ class VerifyArtifact(Pass):
                 session.adapt(name)
                 seen.adapters[name], unmoved, change = Comparison(), Comparison(), Comparison()
                 for batch, wanted, found in plain:
-                    trained = changed.run(batch)
-                    seen.adapters[name].add(trained, session.run(_fitted(model, batch)))
-                    unmoved.add(trained, found)
-                    change.add(trained, wanted)
+                    trained, close = changed.run(batch), changed.undecided(batch, within)
+                    answered = session.run(_fitted(model, batch))
+                    seen.adapters[name].add(seen.clear(trained, close), seen.clear(answered, close))
+                    unmoved.add(seen.clear(trained, close), seen.clear(found, close))
+                    change.add(seen.clear(trained, close), seen.clear(wanted, close))
                 # One that the engine ignored is no nearer than the base; one that was never trained adds nothing.
                 if change.max_error > 0 and not seen.adapters[name].snr_db > unmoved.snr_db:
                     seen.idle.append(name)
@@ -201,7 +197,8 @@ class _Seen:
     Args:
         problem: why stored numbers are not the decided ones. counted: how many tensors were read back.
         given: inputs from data. samples: inputs in all.
-        positions: of texts, in models with experts or without. close: those left out.
+        positions: of texts, in models with experts or without. close: those left out. crowded: those that would have
+            been, in texts with so many that all were compared.
         idle: adapters that the engine ignored.
     """
 
@@ -216,6 +213,17 @@ class _Seen:
     idle: list[str] = field(default_factory=list)
     positions: int = 0
     close: int = 0
+    crowded: int = 0
+
+    def left_out(self, reference: Reference, batch: Any, within: float) -> npt.NDArray[Any]:
+        """Positions of a text that are chosen by a hair, counted; none when that is most of it."""
+        close = reference.undecided(batch, within)
+        self.positions += close.size
+        if close.mean() > MOST_LEFT_OUT:
+            self.crowded += int(close.sum())
+            close[:] = False
+        self.close += int(close.sum())
+        return close
 
     @property
     def inputs(self) -> str:
@@ -225,6 +233,8 @@ class _Seen:
             text += f" ({self.given} given, {self.samples - self.given} generated)"
         if self.close:
             text += f" without {self.close} of {self.positions} positions where experts are chosen by a hair"
+        if self.crowded:
+            text += f", {self.crowded} of {self.positions} such positions compared because they are most of their text"
         return text
 
     @staticmethod

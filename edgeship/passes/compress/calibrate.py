@@ -42,6 +42,14 @@ class CalibrateActivations(Pass):
         bits = int(activations.removeprefix("int"))
         return cls(bits, "mse" if bits == 8 else "minmax", data=request.calibration)
 
+    def confirm(self, request: Request) -> None:
+        """Refuse to calibrate a decoder's step on caches drawn at random: they are nothing like real ones."""
+        if self.data is None and request.load.get("part") == "decoder":
+            raise UsageError(
+                f"integer activations of a decoder for {request.runtime} want caches as they come: no data is given",
+                fix="record them (docs/language-models.md) and give --calibration FILE.npz, or leave the runtime out",
+            )
+
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Write the program in its static form, with ``record.activations`` set. Raises `DataError` for unfit data."""
         from edgeship.compression.calibrate import decide_activations

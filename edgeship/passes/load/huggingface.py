@@ -82,11 +82,9 @@ class LoadHuggingFace(Pass):
         from edgeship.frontends.huggingface import part_of
         from edgeship.program.export import make_program
 
-        module, specs, names = part_of(loaded, self.part, self.context)
+        module, specs, names = part_of(loaded, self.part, self.context, parse_inputs(self.inputs))
         specs = with_notes(specs, self.notes)
         note = f"{self.name}: {type(loaded.model).__name__}, {self.part}"
-        program = make_program(
-            module, specs, example_tensors(specs), output_names=self.outputs or names, note=note
-        )  # fmt: skip
+        program = make_program(module, specs, example_tensors(specs), output_names=self.outputs or names, note=note)
         program.save(ctx.folder / "program")
         return TorchModel(ctx.folder / "program", program.signature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -123,21 +124,29 @@ class DecoderToGenai(Pass):
 
     def _read_adapters(self, program: TorchProgram) -> dict[str, dict[str, tuple[Array, Array]]]:
         """Each adapter's matrices by layer, turned as the graph takes them and with its scale."""
-        if not self.adapters:
-            return {}
-        from edgeship.llm.names import program_names
+        opened = self._opened(program.language()[1]) if self.adapters else {}
+        return {
+            name: {weight.removesuffix(".weight"): adapter.matrices(weight) for weight in adapter.pairs}
+            for name, adapter in opened.items()
+        }
+
+    def _opened(self, origin: Path) -> dict[str, Adapter]:
+        """Every adapter by its name. Raises `WeightsError` or `UsageError` for one that the model of a folder cannot
+        have beside it."""
+        from edgeship.frontends.lora import read_adapter
+        from edgeship.llm.models import build_hollow, read_config
         from edgeship.lowering.onnx.adapters import linear_layers
 
-        model, opened = self._opened(program.language()[1])
+        model = build_hollow(read_config(origin))
+        held = dict(model.named_parameters(remove_duplicate=False))
+        shapes = {name: tuple(parameter.shape) for name, parameter in held.items()}
+        count = Counter(id(parameter) for parameter in held.values())
         layers = linear_layers(model)
-        names = program_names(model, program)
-        tied = {name for name, main in names.items() if sum(other == main for other in names.values()) > 1}
-        found: dict[str, dict[str, tuple[Array, Array]]] = {}
+        found = {ref.name: read_adapter(Path(ref.folder), shapes) for ref in self.adapters}
         for ref in self.adapters:
-            adapter, found[ref.name] = opened[ref.name], {}
-            for weight in adapter.pairs:
+            for weight in found[ref.name].pairs:
                 layer = weight.removesuffix(".weight")
-                if weight in tied:
+                if count[id(held[weight])] > 1:
                     raise UsageError(
                         f"{ref.folder} changes {layer}, whose weight another layer shares", fix="merge it with --lora"
                     )
@@ -145,17 +154,7 @@ class DecoderToGenai(Pass):
                     raise UsageError(
                         f"{ref.folder} changes {layer}, which is no linear layer", fix="merge it with --lora"
                     )
-                found[ref.name][layer] = adapter.matrices(weight)
         return found
-
-    def _opened(self, origin: Path) -> tuple[Any, dict[str, Adapter]]:
-        """The model of a folder without its weights, and every adapter, which fits it."""
-        from edgeship.frontends.lora import read_adapter
-        from edgeship.llm.models import build_hollow, read_config
-
-        model = build_hollow(read_config(origin))
-        shapes = {name: tuple(held.shape) for name, held in model.named_parameters(remove_duplicate=False)}
-        return model, {ref.name: read_adapter(Path(ref.folder), shapes) for ref in self.adapters}
 
     def _narrow(self, graph: Path, model: TorchModel, context: int) -> dict[str, str]:
         """Make the caches of a written graph int8; what the artifact says of their scales."""
