@@ -14,6 +14,7 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from edgeship.errors import SourceError
+from edgeship.program.collector import few_collections
 from edgeship.program.folding import fetch, fold_batch_norms, fold_constants, quiet_get_attr
 from edgeship.program.mutation import protect_inputs, refuse_state, root, written_roots
 from edgeship.program.provenance import keep_places
@@ -41,7 +42,7 @@ def export_normalised(
     import torch
 
     try:
-        with torch.no_grad():
+        with torch.no_grad(), few_collections():
             program = torch.export.export(module, inputs, strict=False)
     except Exception as error:
         raise SourceError(f"torch.export could not trace the model: {_first_line(error)}", fix=_EXPORT_FIX) from error
@@ -56,7 +57,7 @@ def export_normalised(
     flat.delete_all_unused_submodules()
     _drop_unused_tensors(flat)
     flat.recompile()
-    with torch.no_grad():
+    with torch.no_grad(), few_collections():
         normal: ExportedProgram = torch.export.export(flat, inputs, strict=False).run_decompositions({})
     _drop_no_ops(normal.graph_module.graph)
     _drop_empty_parts(normal.graph_module.graph)

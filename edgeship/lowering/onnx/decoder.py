@@ -22,6 +22,7 @@ from edgeship.llm.names import program_names
 from edgeship.lowering.onnx.adapters import Matrices, default_matrices, example_matrices, matrix_names, open_layers
 from edgeship.lowering.onnx.export import OPSET, explained, forget_origins, quiet
 from edgeship.lowering.onnx.fuse import fuse
+from edgeship.program.collector import few_collections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,7 +143,7 @@ def export_decoder(program: TorchProgram, adapted: Sequence[str] = ()) -> tuple[
         open_layers(model, adapted)
         step = _Step(model, decoder, adapted).eval()
         inputs, shapes = _examples(decoder, *example_matrices(model, adapted))
-        with quiet():
+        with quiet(), few_collections():
             try:
                 exported = torch.onnx.export(
                     step, inputs, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,

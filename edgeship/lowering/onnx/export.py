@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeship.errors import LoweringError, UnsupportedOpError
 from edgeship.program.activations import insert_pairs
+from edgeship.program.collector import few_collections
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -36,7 +37,7 @@ def export_graph(program: TorchProgram) -> tuple[ir.Model, dict[str, ir.Value]]:
     import torch
 
     hollow = _hollow(program)
-    with quiet():
+    with quiet(), few_collections():
         try:
             exported = torch.onnx.export(hollow, (), dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
         except torch.onnx.errors.OnnxExporterError as error:
