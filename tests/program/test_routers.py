@@ -31,7 +31,7 @@ def _margins(folder, tokens):
     return np.stack(margins)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["mixtral", pytest.param("qwen3_moe", marks=pytest.mark.heavy)])
 def test_they_are_what_transformers_routers_say(name, family, decoder_model):
     tokens = torch.randint(0, 256, (1, 32), generator=torch.Generator().manual_seed(5))
     margins = _margins(family(name), tokens)

@@ -145,9 +145,22 @@ class Step:
         """How many it takes."""
         return self.program.signature.inputs[0].shape[1]
 
-    def runner(self) -> Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]]:
-        """Runs it in torch, from inputs in their order to answers by name."""
-        module, names = self.program.module(), [spec.name for spec in self.program.signature.outputs]
+    def runner(
+        self, shared: dict[str, torch.Tensor] | None = None
+    ) -> Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]]:
+        """Runs it in torch, from inputs in their order to answers by name.
+
+        Args:
+            shared: weights of other steps in float32 by the scoring program's names; this one's are added.
+        """
+        shared = {} if shared is None else shared
+        floats = dict(self.program.weights)
+        for name in self.program.encoded:
+            if self.names[name] not in shared:
+                shared[self.names[name]] = self.program.weight(name)
+            floats[name] = shared[self.names[name]]
+        module = replace(self.program, weights=floats, encoded={}).module()
+        names = [spec.name for spec in self.program.signature.outputs]
 
         def run(given: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
             with torch.no_grad():
@@ -187,7 +200,8 @@ def record_steps(
         most: inputs of whole chunks; of single tokens `FIRST` and `LAST` times as many. Fewer where caches are large.
     """
     found: dict[int, list[dict[str, npt.NDArray[Any]]]] = {tokens: [] for tokens in steps}
-    runners = {tokens: step.runner() for tokens, step in steps.items()}
+    shared: dict[str, torch.Tensor] = {}
+    runners = {tokens: step.runner(shared) for tokens, step in steps.items()}
     chunk = max(steps)
     room = max(LEAST, KEPT_BYTES // sum(cache.nbytes for cache in host.caches.values()))
     limits = {tokens: min(room, most if tokens > 1 else most * (FIRST + LAST)) for tokens in steps}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -142,6 +143,8 @@ class DecoderToQnn(Pass):
         given = record_steps({step.tokens: step for step in steps.values()}, host, texts, self.samples)
         found = {}
         for name, step in steps.items():
+            # Modules hold themselves: what was run last would stay beside what is run next, all of it in float32.
+            gc.collect()
             static = for_static_activations(step.program, 16)
             decided = decide_activations(static, given[step.tokens], bits=16, method="minmax")
             # Prefill has no head: what only the head's layer reads of the cache has no place in its graph.
