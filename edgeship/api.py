@@ -26,7 +26,7 @@ from edgeship.engine.gathering import Prepared, gather_all
 from edgeship.engine.planner import plan_build, plan_load
 from edgeship.engine.repair import MAX_ROUNDS, next_attempt
 from edgeship.engine.sources import find_source
-from edgeship.errors import ArtifactError, MissingToolError, UsageError
+from edgeship.errors import MissingToolError, UsageError
 
 MAX_BENCH_SECONDS = 3600
 LANGUAGE_FORMS = ("decoder", "llama2c")
@@ -341,14 +341,12 @@ def bench(
     Returns:
         (artifact, measurement) pairs; artifacts that cannot be timed here say why in the note.
     """
-    from edgeship.shipping.bundle import changed_files, opened, read_bundle
+    from edgeship.shipping.bundle import check_whole, opened, read_bundle
 
     if not 0 < seconds <= MAX_BENCH_SECONDS:
         raise UsageError(f"{seconds:g} seconds is no time to measure for", fix=f"give 1 to {MAX_BENCH_SECONDS}")
     bundle = read_bundle(bundle_path)
-    problems = changed_files(bundle)
-    if problems:
-        raise ArtifactError(f"{bundle_path}: {problems[0]}", fix="build it again")
+    check_whole(bundle)
     name, _, argument = device.partition(":")
     place = find("device", devices(), name)
     if bool(argument) != bool(place.argument):

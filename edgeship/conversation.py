@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeship.core.artifact import TOKENIZER
 from edgeship.core.registry import runtimes
 from edgeship.core.units import human_bytes
-from edgeship.errors import ArtifactError, SourceError, UsageError
+from edgeship.errors import SourceError, UsageError
 from edgeship.llm.generation import likeliest
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def open_conversation(
         UsageError: no language model in the bundle, or none for that runtime. ArtifactError: a file was changed.
     """
     from edgeship.llm.session import LanguageSession
-    from edgeship.shipping.bundle import changed_files, opened, read_bundle
+    from edgeship.shipping.bundle import check_whole, opened, read_bundle
 
     bundle = read_bundle(bundle_path)
     engines = [record for record in bundle.manifest.artifacts if runtimes()[record.runtime].language_of]
@@ -117,9 +117,7 @@ def open_conversation(
         )
     timed = [item for item in engines if runtimes()[item.runtime].timed]
     record = (named or timed or engines)[0]
-    problems = changed_files(bundle)
-    if problems:
-        raise ArtifactError(f"{bundle_path}: {problems[0]}", fix="build it again")
+    check_whole(bundle)
     engine = runtimes()[record.runtime]
     engine.versions()
     tokenizer = _tokenizer(bundle_path / TOKENIZER)
@@ -161,12 +159,10 @@ def open_encoder_decoder(encoder: Path, decoder: Path, runtime: str | None = Non
 
 
 def _artifact(bundle_path: Path, runtime: str | None) -> Artifact:
-    from edgeship.shipping.bundle import changed_files, opened, read_bundle
+    from edgeship.shipping.bundle import check_whole, opened, read_bundle
 
     bundle = read_bundle(bundle_path)
-    problems = changed_files(bundle)
-    if problems:
-        raise ArtifactError(f"{bundle_path}: {problems[0]}", fix="build it again")
+    check_whole(bundle)
     there = bundle.manifest.artifacts
     found = [item for item in there if runtime in (None, item.runtime)]
     if not found:

@@ -50,9 +50,17 @@ class EncoderNetwork(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Read once."""
+        return self.attended(self.read(*inputs))
+
+    def read(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """What the encoder itself answers, ``[1, S, width]``."""
+        answer: torch.Tensor = self.model.get_encoder()(**dict(zip(self.names, inputs, strict=True))).last_hidden_state
+        return answer
+
+    def attended(self, read: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The keys and values that the decoder makes of it."""
         from transformers import EncoderDecoderCache
 
-        read = self.model.get_encoder()(**dict(zip(self.names, inputs, strict=True))).last_hidden_state
         kept = _Kept()
         # What a first token would attend to; the token itself has no part in it, and is gone from the export.
         first = torch.zeros((1, 1), dtype=torch.int64)
@@ -198,12 +206,11 @@ def _attended(model: Any, specs: Sequence[TensorSpec]) -> tuple[tuple[torch.Tens
     from edgeship.data.specs import example_tensors
     from edgeship.program.export import does_not_run
 
-    examples = example_tensors(specs)
-    names = [spec.name for spec in specs]
+    network = EncoderNetwork(model, [spec.name for spec in specs])
     with torch.no_grad():
         try:
-            read = model.get_encoder()(**dict(zip(names, examples, strict=True))).last_hidden_state
-            return EncoderNetwork(model, names)(*examples), int(read.shape[-1])
+            read = network.read(*example_tensors(specs))
+            return network.attended(read), int(read.shape[-1])
         except Exception as error:
             raise does_not_run(specs, error) from error
 

@@ -210,6 +210,13 @@ def read_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest)
 
 
+def check_whole(bundle: Bundle) -> None:
+    """Raise `ArtifactError` with the first of `changed_files`."""
+    problems = changed_files(bundle)
+    if problems:
+        raise ArtifactError(f"{bundle.path}: {problems[0]}", fix="build it again")
+
+
 def changed_files(bundle: Bundle) -> list[str]:
     """One sentence for each file that is missing, changed, added, or recorded outside the bundle; empty when whole."""
     problems = []
