@@ -7,16 +7,19 @@ Forms of a reference:
   - ``path/to/file.py:function`` or ``package.module:function``: returns what an npz would hold, as a dict.
 
 A sample has the model's input shape without its batch axis when that is 1, or the input shape itself.
+
+What compression is calibrated on says nothing of what it loses elsewhere: given data are split by their content, four
+fifths for calibration and one fifth for checks (`Part`), so that every pass comes to the same split by itself.
 """
 
 from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgeship.core.model import Signature, TensorSpec
 from edgeship.core.profile import DataRef
@@ -32,6 +35,10 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 # Inputs drawn from a seed instead of data, at most.
 GENERATED = 16
 LABEL_NAMES = ("label", "labels", "target")
+Part = Literal["all", "calibration", "check"]
+# One sample of so many is kept for checks; fewer samples than FEWEST are all calibrated on.
+CHECK_SHARE = 5
+FEWEST = 8
 
 
 @dataclass(frozen=True)
@@ -70,43 +77,57 @@ def describe_data(reference: str) -> DataRef:
     return DataRef(reference, digest.hexdigest())
 
 
-def load_samples(reference: str, signature: Signature, limit: int | None = None) -> Samples:
+def load_samples(
+    reference: str,
+    signature: Signature,
+    limit: int | None = None,
+    part: Part = "all",
+    without: frozenset[bytes] = frozenset(),
+) -> Samples:
     """At most ``limit`` samples, spread evenly over the data so that sorted classes are all met.
+
+    Args:
+        part: the share for calibration, the share for checks, or all.
+        without: keys of samples to leave out, see `calibrated_keys`.
+
+    Returns:
+        The samples; none when ``part`` and ``without`` leave none.
 
     Raises:
         DataError: no samples, an input missing, a wrong shape or dtype, NaN or infinity.
     """
     import numpy as np
 
-    path = Path(reference)
-    if _is_function(reference):
-        arrays = _from_function(reference)
-    elif path.is_dir():
-        arrays = _from_images(path, signature, limit)
-    else:
-        arrays = _from_file(path, signature)
-    labels = next((np.asarray(arrays[name]) for name in LABEL_NAMES if name in arrays), None)
-    names = {spec.name for spec in signature.inputs}
-    stray = [name for name in arrays if name not in names and name not in LABEL_NAMES]
-    if stray:
-        raise DataError(f"{reference} holds {stray[0]!r}, which is no input of the model", fix=suggest(stray[0], names))
-    columns = {spec.name: _check(reference, spec, arrays) for spec in signature.inputs}
-    counts = {name: len(column) for name, column in columns.items()}
-    if labels is not None:
-        counts["label"] = len(labels)
-    if len(set(counts.values())) != 1:
-        raise DataError(f"{reference}: inputs have different numbers of samples: {counts}", fix="give each the same")
-    total = next(iter(counts.values()))
-    if total == 0:
-        raise DataError(f"{reference} holds no samples", fix="give at least one")
-    chosen = list(range(total)) if limit is None or total <= limit else [i * total // limit for i in range(limit)]
-    inputs = tuple({spec.name: columns[spec.name][i].reshape(spec.shape) for spec in signature.inputs} for i in chosen)
-    return Samples(inputs, None if labels is None else labels[chosen])
+    opened = _open(reference, signature)
+    chosen = _chosen(opened.keys, part, without)
+    if limit is not None and len(chosen) > limit:
+        chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
+    columns = opened.columns(chosen)
+    inputs = tuple(
+        {spec.name: columns[spec.name][place].reshape(spec.shape) for spec in signature.inputs}
+        for place in range(len(chosen))
+    )
+    labels = opened.labels
+    return Samples(inputs, None if labels is None else np.asarray(labels)[chosen])
 
 
-def load_batches(reference: str, signature: Signature, limit: int | None = None) -> list[dict[str, Array]]:
+def load_batches(
+    reference: str,
+    signature: Signature,
+    limit: int | None = None,
+    part: Part = "all",
+    without: frozenset[bytes] = frozenset(),
+) -> list[dict[str, Array]]:
     """The inputs of `load_samples`."""
-    return list(load_samples(reference, signature, limit).inputs)
+    return list(load_samples(reference, signature, limit, part, without).inputs)
+
+
+def calibrated_keys(data: DataRef | None, signature: Signature) -> frozenset[bytes]:
+    """Keys of the samples that calibration may have seen: none without data."""
+    if data is None:
+        return frozenset()
+    keys = _open(data.reference, signature).keys
+    return frozenset(keys[place] for place in _chosen(keys, "calibration", frozenset()))
 
 
 def generate_batches(signature: Signature, count: int, seed: int = 0) -> list[dict[str, Array]]:
@@ -120,11 +141,14 @@ def generate_batches(signature: Signature, count: int, seed: int = 0) -> list[di
     return [{spec.name: _draw(spec, generator) for spec in signature.inputs} for _ in range(count)]
 
 
-def given_or_generated(data: DataRef | None, signature: Signature, count: int, seed: int = 0) -> list[dict[str, Array]]:
-    """At most ``count`` inputs of the user's data; of generated ones at most `GENERATED`, which say little more."""
+def calibration_batches(
+    data: DataRef | None, signature: Signature, count: int, seed: int = 0
+) -> list[dict[str, Array]]:
+    """At most ``count`` inputs of the user's data, without those that are kept for checks; of generated ones at most
+    `GENERATED`, which say little more."""
     if data is None:
         return generate_batches(signature, min(count, GENERATED), seed)
-    return load_batches(data.reference, signature, count)
+    return load_batches(data.reference, signature, count, "calibration")
 
 
 def _draw(spec: TensorSpec, generator: Any) -> Array:
@@ -144,6 +168,63 @@ def _draw(spec: TensorSpec, generator: Any) -> Array:
 def _is_function(reference: str) -> bool:
     head, colon, tail = reference.rpartition(":")
     return bool(colon) and tail.isidentifier() and len(head) > 1 and not Path(reference).exists()
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Data that were found and counted, of which some samples will be read.
+
+    Args:
+        keys: a digest a sample, over what it holds. labels: one a sample, when there are any.
+        columns: places of samples -> one array an input, ``[places, ...]``.
+    """
+
+    keys: tuple[bytes, ...]
+    labels: Array | None
+    columns: Callable[[Sequence[int]], Mapping[str, Array]]
+
+
+def _open(reference: str, signature: Signature) -> _Opened:
+    path = Path(reference)
+    if not _is_function(reference) and path.is_dir():
+        return _open_images(path, signature)
+    arrays = _from_function(reference) if _is_function(reference) else _from_file(path, signature)
+    return _open_arrays(reference, arrays, signature)
+
+
+def _open_arrays(reference: str, arrays: Mapping[str, Any], signature: Signature) -> _Opened:
+    import numpy as np
+
+    labels = next((np.asarray(arrays[name]) for name in LABEL_NAMES if name in arrays), None)
+    names = {spec.name for spec in signature.inputs}
+    stray = [name for name in arrays if name not in names and name not in LABEL_NAMES]
+    if stray:
+        raise DataError(f"{reference} holds {stray[0]!r}, which is no input of the model", fix=suggest(stray[0], names))
+    columns = {spec.name: _check(reference, spec, arrays) for spec in signature.inputs}
+    counts = {name: len(column) for name, column in columns.items()}
+    if labels is not None:
+        counts["label"] = len(labels)
+    if len(set(counts.values())) != 1:
+        raise DataError(f"{reference}: inputs have different numbers of samples: {counts}", fix="give each the same")
+    total = next(iter(counts.values()))
+    if total == 0:
+        raise DataError(f"{reference} holds no samples", fix="give at least one")
+    keys = []
+    for place in range(total):
+        digest = hashlib.sha256()
+        for column in columns.values():
+            digest.update(np.ascontiguousarray(column[place]).tobytes())
+        keys.append(digest.digest())
+    return _Opened(tuple(keys), labels, lambda places: {name: column[places] for name, column in columns.items()})
+
+
+def _chosen(keys: Sequence[bytes], part: Part, without: frozenset[bytes]) -> list[int]:
+    """Places of the samples of one part. Equal samples are in the same part; which it is hangs on content alone."""
+    distinct = sorted(set(keys))
+    count = len(distinct) // CHECK_SHARE if len(distinct) >= FEWEST else 0
+    checked = set(distinct[:count])
+    wanted = {"all": set(distinct), "calibration": set(distinct) - checked, "check": checked}[part] - without
+    return [place for place, key in enumerate(keys) if key in wanted]
 
 
 def _from_function(reference: str) -> Mapping[str, Any]:
@@ -179,7 +260,7 @@ def _from_file(path: Path, signature: Signature) -> Mapping[str, Any]:
         raise DataError(f"{path} is damaged: {error}", fix="write it again with numpy.savez") from None
 
 
-def _from_images(folder: Path, signature: Signature, limit: int | None) -> Mapping[str, Any]:
+def _open_images(folder: Path, signature: Signature) -> _Opened:
     import numpy as np
 
     from edgeship.data.images import read_image
@@ -189,21 +270,19 @@ def _from_images(folder: Path, signature: Signature, limit: int | None) -> Mappi
         raise DataError(f"{folder} is a folder of images, but the model does not take one image", fix="use an .npz")
     classes = sorted(item.name for item in folder.iterdir() if item.is_dir())
     found: list[tuple[Path, int]] = []
-    if classes:
-        for label, name in enumerate(classes):
-            found += [
-                (item, label) for item in sorted((folder / name).rglob("*")) if item.suffix.lower() in IMAGE_SUFFIXES
-            ]
-    else:
+    for label, name in enumerate(classes):
+        found += [(item, label) for item in sorted((folder / name).rglob("*")) if item.suffix.lower() in IMAGE_SUFFIXES]
+    if not classes:
         found = [(item, -1) for item in sorted(folder.iterdir()) if item.suffix.lower() in IMAGE_SUFFIXES]
     if not found:
         raise DataError(f"{folder} holds no images", fix="give .jpg or .png files")
-    if limit is not None and len(found) > limit:
-        found = [found[i * len(found) // limit] for i in range(limit)]
-    arrays: dict[str, Any] = {images[0].name: np.stack([read_image(path, images[0]) for path, _ in found])}
-    if classes:
-        arrays["label"] = np.array([label for _, label in found])
-    return arrays
+    spec = images[0]
+
+    def columns(places: Sequence[int]) -> dict[str, Array]:
+        return {spec.name: np.stack([read_image(found[place][0], spec) for place in places])} if places else {}
+
+    keys = tuple(hashlib.sha256(path.read_bytes()).digest() for path, _ in found)
+    return _Opened(keys, np.array([label for _, label in found]) if classes else None, columns)
 
 
 def _check(reference: str, spec: TensorSpec, arrays: Mapping[str, Any]) -> Array:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from edgeship.core.model import Signature, TensorSpec
-from edgeship.data.batches import describe_data, generate_batches, given_or_generated, load_batches, load_samples
+from edgeship.data.batches import (
+    calibrated_keys,
+    calibration_batches,
+    describe_data,
+    generate_batches,
+    load_batches,
+    load_samples,
+)
 from edgeship.errors import DataError, UsageError
 
 IMAGE = TensorSpec("image", "f32", (1, 1, 2, 2), "NCHW")
@@ -207,7 +214,52 @@ def test_the_users_data_is_used_where_there_is_any(tmp_path):
     signature = Signature((TensorSpec("x", "f32", (1, 3)),), ())
     path = tmp_path / "x.npz"
     np.savez(path, x=np.arange(30, dtype=np.float32).reshape(10, 3))
-    given = given_or_generated(describe_data(str(path)), signature, 4)
+    given = calibration_batches(describe_data(str(path)), signature, 4)
     assert [batch["x"][0, 0] for batch in given] == [0, 6, 15, 21]
-    assert len(given_or_generated(None, signature, 4, seed=1)) == 4
-    assert len(given_or_generated(None, signature, 400)) == 16
+    assert len(calibration_batches(None, signature, 4, seed=1)) == 4
+    assert len(calibration_batches(None, signature, 400)) == 16
+
+
+def _parts(reference, count):
+    whole, rest, kept = (load_batches(reference, ONE, part=part) for part in ("all", "calibration", "check"))
+    assert len(whole) == count == len(rest) + len(kept)
+    return [{batch["image"].tobytes() for batch in part} for part in (rest, kept)]
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 40, 103])
+def test_what_is_checked_is_never_what_was_calibrated_on(tmp_path, count):
+    images = np.random.default_rng(count).random((count, 1, 2, 2), np.float32)
+    rest, kept = _parts(npz(tmp_path, image=images), count)
+    assert not rest & kept
+    assert len(kept) == (count // 5 if count >= 8 else 0)
+
+
+def test_equal_samples_are_in_the_same_part_in_whatever_file(tmp_path):
+    images = np.random.default_rng(0).random((30, 1, 2, 2), np.float32)
+    twice = np.concatenate([images, images[::-1]])
+    rest, kept = _parts(npz(tmp_path, image=twice), 60)
+    assert not rest & kept
+    again, still = _parts(npz(tmp_path, image=images[::-1]), 30)
+    assert (again, still) == (rest, kept), "the order of samples does not matter"
+
+
+def test_samples_that_calibration_saw_are_left_out_of_other_data(tmp_path):
+    images = np.random.default_rng(0).random((40, 1, 2, 2), np.float32)
+    np.savez(tmp_path / "calibration.npz", image=images[:20])
+    np.savez(tmp_path / "evaluation.npz", image=images, label=np.arange(40))
+    keys = calibrated_keys(describe_data(str(tmp_path / "calibration.npz")), ONE)
+    assert len(keys) == 16
+    left = load_samples(str(tmp_path / "evaluation.npz"), ONE, without=keys)
+    assert len(left) == 24
+    assert set(range(20, 40)) <= set(left.labels.tolist())
+    assert calibrated_keys(None, ONE) == frozenset()
+
+
+def test_images_of_a_folder_are_split_by_what_their_files_hold(tmp_path):
+    from PIL import Image
+
+    for place in range(20):
+        Image.new("L", (2, 2), color=place).save(tmp_path / f"{place:02}.png")
+    rest, kept = _parts(str(tmp_path), 20)
+    assert len(rest) == 16
+    assert len(kept) == 4

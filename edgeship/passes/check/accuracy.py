@@ -27,6 +27,7 @@ class CheckAccuracy(Pass):
     """Measure accuracy, or another metric, on the artifact itself, beside the model it came from.
 
     Args:
+        data: what is measured on. calibration: what calibration saw; such samples are left out where others are there.
         metric: ``accuracy``, ``perplexity``, ``cosine``, ``snr``, or ``file.py:function``.
         max_drop: the largest drop allowed, as a fraction; not gated when None.
         metric_digest: of the file that a user's function lies in.
@@ -42,6 +43,7 @@ class CheckAccuracy(Pass):
 
     runtime: str = ""
     data: DataRef | None = None
+    calibration: DataRef | None = None
     metric: str = "accuracy"
     max_drop: float | None = None
     required: bool = False
@@ -65,20 +67,28 @@ class CheckAccuracy(Pass):
         required = request.max_drop is not None or request.metric is not None
         digest = script_digest(request.metric or "")
         limit = affordable_samples(request)
-        return cls(request.runtime, request.evaluation, request.metric or "accuracy", drop, required, digest, limit)
+        metric = request.metric or "accuracy"
+        return cls(
+            request.runtime, request.evaluation, request.calibration, metric, drop, required, digest, limit
+        )  # fmt: skip
 
     def run(self, model: Artifact, original: TorchModel, ctx: Context) -> Verdict:
         """The metric on the artifact and on the original, over the same samples."""
         from edgeship.core.registry import runtimes
         from edgeship.core.runtimes import as_numpy
-        from edgeship.data.batches import load_samples
+        from edgeship.data.batches import calibrated_keys, load_samples
         from edgeship.data.metrics import find_metric
         from edgeship.program.compare import Reference
         from edgeship.program.program import TorchProgram
 
         assert self.data is not None
         program = TorchProgram.open(original)
-        samples = load_samples(self.data.reference, program.signature, self.limit)
+        calibrated = calibrated_keys(self.calibration, program.signature)
+        samples = load_samples(self.data.reference, program.signature, self.limit, without=calibrated)
+        seen = ""
+        if not len(samples):
+            samples = load_samples(self.data.reference, program.signature, self.limit)
+            seen = ", all of which calibration saw"
         metric = find_metric(self.metric)
         if metric.needs_labels and samples.labels is None:
             if self.required:
@@ -107,7 +117,7 @@ class CheckAccuracy(Pass):
                 (f"{metric.name}_drop", score.drop, "fraction"),
             )
         )
-        summary = f"{metric.describe(score)}, on {count} samples"
+        summary = f"{metric.describe(score)}, on {count} samples{seen}"
         if self.max_drop is not None and score.drop > self.max_drop + 1e-9:
             summary = f"{summary}: a drop of {score.drop:.2%}, {self.max_drop:.2%} allowed"
             return Verdict(

@@ -69,11 +69,11 @@ class CheckLayers(Pass):
 
     def _losses(self, program: object, ctx: Context) -> list[Measurement]:
         from edgeship.compression.sensitivity import measure_sensitivity
-        from edgeship.data.batches import given_or_generated
+        from edgeship.data.batches import calibration_batches
         from edgeship.program.program import TorchProgram
 
         assert isinstance(program, TorchProgram)
-        batches = given_or_generated(self.data, program.signature, self.samples, self.seed)
+        batches = calibration_batches(self.data, program.signature, self.samples, self.seed)
         # The program with its float weights: as loaded, or as pruning and smoothing left them.
         plain = replace(program, encoded={}, record=replace(program.record, activations={}, encodings={}))
         names = list(program.encoded)

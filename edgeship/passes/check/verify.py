@@ -38,6 +38,7 @@ class VerifyArtifact(Pass):
     Args:
         samples: how many inputs; at least 16, or 4 where only an emulator runs.
         data: where they come from. Generated from ``seed`` when not given; where it holds fewer, the rest is generated.
+        calibration: what calibration saw, which is never compared on.
         min_snr_db: the limit; by the arithmetic of the artifact when not given.
     """
 
@@ -48,6 +49,7 @@ class VerifyArtifact(Pass):
     runtime: str = ""
     samples: int = NATIVE_SAMPLES
     data: DataRef | None = None
+    calibration: DataRef | None = None
     seed: int = 0
     min_snr_db: float | None = None
     activations: ActivationMode = "float"
@@ -59,6 +61,7 @@ class VerifyArtifact(Pass):
             request.runtime,
             _fewest(request.runtime),
             request.evaluation or request.calibration,
+            request.calibration,
             activations=request.choice.activations,
         )
 
@@ -76,7 +79,7 @@ class VerifyArtifact(Pass):
         The total error is what the user loses, so it is taken on the given inputs alone where there are any.
         """
         from edgeship.core.registry import runtimes
-        from edgeship.data.batches import generate_batches, load_batches
+        from edgeship.data.batches import calibrated_keys, generate_batches, load_batches
         from edgeship.program.adapted import adapted
         from edgeship.program.program import TorchProgram
         from edgeship.program.streamed import is_large
@@ -85,7 +88,10 @@ class VerifyArtifact(Pass):
         program = TorchProgram.open(reference)
         problem, counted = stored_problem(runtime, model, program)
         signature = program.signature
-        given = load_batches(self.data.reference, signature, self.samples) if self.data else []
+        given = []
+        if self.data is not None:
+            calibrated = calibrated_keys(self.calibration, signature)
+            given = load_batches(self.data.reference, signature, self.samples, without=calibrated)
         batches = [*given, *generate_batches(signature, self.samples - len(given), self.seed)]
         seen = _Seen(problem, counted, len(given), len(batches))
         beside = runtime.read_adapters(model)

@@ -53,7 +53,7 @@ class CalibrateActivations(Pass):
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Write the program in its static form, with ``record.activations`` set. Raises `DataError` for unfit data."""
         from edgeship.compression.calibrate import decide_activations
-        from edgeship.data.batches import given_or_generated
+        from edgeship.data.batches import calibration_batches
         from edgeship.program.program import TorchProgram
         from edgeship.program.rewrites import for_static_activations
 
@@ -61,7 +61,7 @@ class CalibrateActivations(Pass):
             raise UsageError("compress/calibrate.samples must be at least 1", fix="leave it out for 128")
         program = for_static_activations(TorchProgram.open(model), self.bits)
         signature = program.signature
-        batches = given_or_generated(self.data, signature, self.samples, self.seed)
+        batches = calibration_batches(self.data, signature, self.samples, self.seed)
         activations = decide_activations(
             program,
             batches,

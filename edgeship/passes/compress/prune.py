@@ -141,11 +141,11 @@ class PruneWeights(Pass):
         return scores
 
     def _batches(self, program: TorchProgram) -> list[dict[str, Any]]:
-        from edgeship.data.batches import generate_batches, load_batches
+        from edgeship.data.batches import calibration_batches, generate_batches
 
         if self.data is None:
             return generate_batches(program.signature, 16, 0)
-        return load_batches(self.data.reference, program.signature, self.samples)
+        return calibration_batches(self.data, program.signature, self.samples)
 
     def _norms(self, program: TorchProgram, ctx: Context) -> dict[str, torch.Tensor]:
         """The L2 norm of each input channel of each linear layer, over all calibration tokens."""

@@ -151,7 +151,7 @@ class QuantizeWeights(Pass):
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Encode every weight of a linear, convolution or embedding."""
         from edgeship.compression.encode import Encoder
-        from edgeship.data.batches import load_batches
+        from edgeship.data.batches import calibration_batches
         from edgeship.program.program import TorchProgram
         from edgeship.program.stored import ENCODED, EncodedStore, Overlay
 
@@ -162,7 +162,7 @@ class QuantizeWeights(Pass):
         if needs_data and any(not isinstance(encoding, Float) for encoding in wanted.values()):
             if self.data is None:
                 raise DataError(f"method {self.method} needs calibration data", fix="add --calibration DATA")
-            batches = load_batches(self.data.reference, program.signature, self.samples)
+            batches = calibration_batches(self.data, program.signature, self.samples)
         encoder = Encoder(program, wanted, self.method, self.npu_block, self.bias_correction, ctx.progress)
         folder = ctx.folder / "program"
         folder.mkdir()

@@ -64,7 +64,7 @@ class MeasureSensitivity(Pass):
         """Write the program as it was, and ``losses.json`` beside it."""
         from edgeship.compression.encode import Encoder
         from edgeship.compression.sensitivity import measure_sensitivity
-        from edgeship.data.batches import given_or_generated
+        from edgeship.data.batches import calibration_batches
         from edgeship.program.program import TorchProgram
 
         program = TorchProgram.open(model)
@@ -73,7 +73,7 @@ class MeasureSensitivity(Pass):
         names = [use.name for use in uses]
         looks = self.data is not None and self.method in ("gptq", "awq")
         count = self.calibration if looks else self.samples
-        batches = given_or_generated(self.data, program.signature, count, self.seed)
+        batches = calibration_batches(self.data, program.signature, count, self.seed)
         encoder = Encoder(program, {}, self.method)
 
         def ways(use: WeightUse) -> Callable[[Layer | None], Iterator[EncodedTensor]]:

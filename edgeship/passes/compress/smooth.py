@@ -71,7 +71,7 @@ class SmoothScales(Pass):
         """Write the program with its weights scaled."""
         from edgeship.compression.folds import apply_fold, find_folds
         from edgeship.compression.walk import walk
-        from edgeship.data.batches import load_batches
+        from edgeship.data.batches import calibration_batches
         from edgeship.program.program import TorchProgram
         from edgeship.program.stored import Overlay
 
@@ -86,7 +86,7 @@ class SmoothScales(Pass):
             if fold is not None:
                 scales[fold.producer] = self._scale(program, fold, layer)
 
-        batches = load_batches(self.data.reference, program.signature, self.samples)
+        batches = calibration_batches(self.data, program.signature, self.samples)
         walk(program, batches, visit, ctx.progress)
         changed: dict[str, torch.Tensor] = {}
         for fold in folds:

@@ -158,10 +158,10 @@ class DecoderToGenai(Pass):
 
     def _narrow(self, graph: Path, model: TorchModel, context: int) -> dict[str, str]:
         """Make the caches of a written graph int8; what the artifact says of their scales."""
-        from edgeship.data.batches import given_or_generated
+        from edgeship.data.batches import calibration_batches
         from edgeship.lowering.onnx.cache import largest_numbers, narrow_caches
 
-        batches = given_or_generated(self.data, model.signature, self.samples or SAMPLES)
+        batches = calibration_batches(self.data, model.signature, self.samples or SAMPLES)
         texts = [batch["input_ids"].reshape(-1).tolist() for batch in batches]
         narrow_caches(graph, largest_numbers(graph, texts, context))
         where = "of the calibration data" if self.data else "drawn from a seed"

@@ -75,7 +75,7 @@ class DecoderToQnn(Pass):
             LoweringError: the compiler failed, crashed or took too long.
             UsageError: a context that the model has not.
         """
-        from edgeship.data.batches import given_or_generated
+        from edgeship.data.batches import calibration_batches
         from edgeship.llm.hosted import Host
         from edgeship.lowering.qnn.compiler import Compiler
         from edgeship.lowering.qnn.decoder import angle_tables, step_program, write_step
@@ -98,7 +98,7 @@ class DecoderToQnn(Pass):
             "prefill": step_program(program, host, chunk, logits=False),
             "decode": step_program(program, host, 1, logits=True),
         }
-        texts = given_or_generated(self.data, program.signature, self.samples, self.seed)
+        texts = calibration_batches(self.data, program.signature, self.samples, self.seed)
         steps = self._calibrated(steps, host, [batch["input_ids"].reshape(-1).tolist() for batch in texts])
         placements: dict[str, Placement] = {}
         compiled = True

@@ -42,10 +42,13 @@ def test_wanda_agrees_with_its_formula(saved, calibration, tmp_path):
     import numpy as np
     import torch
 
+    from edgeship.data.batches import load_batches
+
     model = PruneWeights(method="wanda", data=calibration, samples=48).run(saved, Context(tmp_path))
     program = TorchProgram.open(saved)
     weights = dict(program.weights.items())
-    images = torch.from_numpy(np.load(calibration.reference)["image"])
+    given = load_batches(calibration.reference, program.signature, part="calibration")
+    images = torch.from_numpy(np.concatenate([batch["image"] for batch in given]))
     x = torch.relu(torch.nn.functional.conv2d(images, weights["0.weight"], weights["0.bias"], padding=1))
     x = torch.relu(torch.nn.functional.conv2d(x, weights["2.weight"], weights["2.bias"], stride=2)).flatten(1)
     x = torch.nn.functional.layer_norm(x, (144,), weights["5.weight"], weights["5.bias"])
