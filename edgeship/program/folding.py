@@ -145,6 +145,74 @@ def fold_batch_norms(module: GraphModule) -> None:
         module.graph.erase_node(norm)
 
 
+def fold_pads(graph: Graph) -> None:
+    """Zeros around a convolution's input become the convolution's own padding, where one number an axis can say it.
+
+    More zeros at the end than at the start (TensorFlow's padding "same" with a stride) have no such form in torch:
+    those stay, and lowerings fold them where their format has both ends.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    convolutions = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+    for layer in list(graph.nodes):
+        while layer.op == "call_function" and layer.target in convolutions:
+            pad = cast("Node", layer.args[0])
+            padding = _padding_with(pad, layer)
+            if padding is None:
+                break
+            given = [*layer.args, *(None, [1], [0])[len(layer.args) - 2 :]]
+            layer.args = (pad.args[0], *given[1:4], padding, *given[5:])
+    graph.eliminate_dead_code()
+
+
+def _padding_with(pad: Node, layer: Node) -> list[int] | None:
+    """The padding of ``layer`` that stands for ``pad`` too; None where there is none."""
+    import torch
+
+    aten = torch.ops.aten
+    if pad.op != "call_function" or pad.target not in (aten.pad.default, aten.constant_pad_nd.default):
+        return None
+    mode, value = _filling(pad)
+    if mode != "constant" or value not in (None, 0):
+        return None
+    size = cast("Node", pad.args[0]).meta["val"].shape
+    kernel, outer = cast("Node", layer.args[1]).meta["val"].shape[2:], layer.meta["val"].shape[2:]
+    stride, own, dilation = (_each(layer, place, default, len(kernel)) for place, default in ((3, 1), (4, 0), (5, 1)))
+    # torch counts from the last axis: (start, end) of the last, then of the one before it.
+    ends = list(cast("list[int]", pad.args[1]))
+    pairs = [(ends[place], ends[place + 1]) for place in range(0, len(ends), 2)][::-1]
+    pairs = [(0, 0)] * (len(size) - len(pairs)) + pairs
+    if any(end < 0 for pair in pairs for end in pair) or any(any(pair) for pair in pairs[: len(size) - len(kernel)]):
+        return None
+    padding: list[int] = []
+    for axis, (start, _) in enumerate(pairs[-len(kernel) :]):
+        both = own[axis] + start
+        reach = dilation[axis] * (int(kernel[axis]) - 1) + 1
+        if (int(size[axis - len(kernel)]) + 2 * both - reach) // stride[axis] + 1 != outer[axis]:
+            return None
+        padding.append(both)
+    return padding
+
+
+def _filling(pad: Node) -> tuple[str, float | None]:
+    """What a pad writes: its mode, and the number of a constant one."""
+    import torch
+
+    rest = list(pad.args[2:])
+    if pad.target == torch.ops.aten.constant_pad_nd.default:
+        return "constant", cast("float | None", rest[0] if rest else pad.kwargs.get("value", 0))
+    mode = rest[0] if rest else pad.kwargs.get("mode", "constant")
+    return cast("str", mode), cast("float | None", rest[1] if len(rest) > 1 else pad.kwargs.get("value"))
+
+
+def _each(layer: Node, place: int, default: int, axes: int) -> list[int]:
+    """An option of a convolution as one number an axis."""
+    given: Any = layer.args[place] if len(layer.args) > place else default
+    numbers = [given] if isinstance(given, int) else list(given)
+    return numbers * axes if len(numbers) == 1 else numbers
+
+
 def _attach_over(module: torch.nn.Module, target: str, value: torch.Tensor) -> None:
     import torch
 

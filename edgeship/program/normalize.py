@@ -2,8 +2,9 @@
 
 Normal form: static shapes, positional tensor inputs named as in the signature, a flat tuple of outputs, inference
 operators only (no dropout, no asserts, no aliases), constants folded, batch norms folded into the convolution or linear
-before them. ``linear``, ``conv2d``, ``layer_norm``, ``gelu`` and ``scaled_dot_product_attention`` stay whole: each
-converter decomposes what its runtime lacks.
+before them, zeros around a convolution's input its own padding where torch can say it. ``linear``, ``conv2d``,
+``layer_norm``, ``gelu`` and ``scaled_dot_product_attention`` stay whole: each converter decomposes what its runtime
+lacks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from edgeship.errors import SourceError
 from edgeship.program.collector import few_collections
-from edgeship.program.folding import fetch, fold_batch_norms, fold_constants, quiet_get_attr
+from edgeship.program.folding import fetch, fold_batch_norms, fold_constants, fold_pads, quiet_get_attr
 from edgeship.program.mutation import protect_inputs, refuse_state, root, written_roots
 from edgeship.program.provenance import keep_places
 from edgeship.program.rewrites import index_as_view
@@ -53,6 +54,7 @@ def export_normalised(
     _drop_no_ops(flat.graph)
     fold_constants(flat)
     fold_batch_norms(flat)
+    fold_pads(flat.graph)
     flat.graph.eliminate_dead_code()
     flat.delete_all_unused_submodules()
     _drop_unused_tensors(flat)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from edgeship.compression.affine import quantize_nearest
-from edgeship.compression.calibrate import HEADROOM, MIN_SCALE, REACH, decide_activations, encode_range
-from edgeship.compression.grids import shared_grids
+from edgeship.compression.calibrate import CLIP_SHARE, HEADROOM, MIN_SCALE, REACH, decide_activations, encode_range
+from edgeship.compression.grids import clip_bounds, shared_grids
 from edgeship.core.model import TensorSpec
 from edgeship.core.weights import ActivationEncoding, Affine
 from edgeship.data.batches import generate_batches
@@ -309,3 +310,40 @@ def test_progress_counts_both_sweeps() -> None:
     calls: list[tuple[int, int]] = []
     decide(program_of(functional.relu), progress=lambda done, total: calls.append((done, total)))
     assert calls == [(i, 6) for i in range(1, 7)]
+
+
+def test_a_grid_that_ends_at_a_clip_ends_within_it() -> None:
+    draw = np.random.default_rng(0)
+    given_up = 0
+    for _ in range(4000):
+        high = float(draw.exponential() * 10.0 ** draw.integers(-2, 3) + 1e-2)
+        low = -high * float(draw.choice([0.0, 0.0, draw.random(), draw.exponential()]))
+        # What data reach of it: all, nearly all, or too little for the clip to matter.
+        seen = (low * float(draw.choice([1.0, 0.5])), high * float(draw.choice([1.0, 0.9999, 0.3])))
+        grid, covering = encode_range(*seen, 8, (low, high)), encode_range(*seen, 8)
+        ends = [(limit - grid.zero_point) * grid.scale for limit in (grid.low, grid.high)]
+        assert float(np.float16(grid.scale)) == grid.scale
+        assert grid.scale >= covering.scale * CLIP_SHARE * (1 - 2**-10)
+        within = low <= ends[0] <= 0 <= ends[1] <= high
+        assert within or grid == covering
+        # ReLU6 and its kind always end within.
+        assert within or low < 0
+        given_up += not within
+        assert encode_range(2 * low - 1, 2 * high, 8, (low, high)) == encode_range(2 * low - 1, 2 * high, 8)
+    assert given_up < 400
+
+
+def test_clips_are_read_with_their_bounds() -> None:
+    class Clips(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (
+                functional.relu(x), functional.relu6(x), functional.hardtanh(x), functional.hardtanh(x, -2, 3),
+                x.clamp(0.5, 4), x.clamp(min=-1), x.clamp(max=2), torch.clamp_min(x, 1), torch.sigmoid(x),
+            )  # fmt: skip
+
+    program = torch.export.export(Clips(), (torch.randn(3),))
+    inf = math.inf
+    found = [clip_bounds(node) for node in program.graph.nodes if node.op == "call_function"]
+    assert found == [
+        (0, inf), (0, 6), (-1, 1), (-2, 3), (0.5, 4), (-1, inf), (-inf, 2), (1, inf), (-inf, inf),
+    ]  # fmt: skip

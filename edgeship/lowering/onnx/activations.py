@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgeship.errors import LoweringError
 from edgeship.lowering.onnx.edit import constant, insert, number, quantizer, weight_scale
+from edgeship.lowering.onnx.folds import drop_idle_clips
 from edgeship.lowering.onnx.products import products_as_gemm
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def store_activations(model: ir.Model, program: TorchProgram) -> None:
     from onnx_ir.passes import common
 
     _make_unsigned(model)
+    drop_idle_clips(model)
     products_as_gemm(model)
     _store_biases(model, program)
     _guard_softmax(model)

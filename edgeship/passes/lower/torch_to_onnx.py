@@ -37,6 +37,7 @@ class TorchToOnnx(Pass):
         """Write ``model.onnx``. Raises `UnsupportedOpError`, `LoweringError` or `EncodingError`."""
         from edgeship.lowering.onnx.activations import store_activations
         from edgeship.lowering.onnx.export import export_graph
+        from edgeship.lowering.onnx.folds import fold_pads
         from edgeship.lowering.onnx.options import session_options
         from edgeship.lowering.onnx.save import save_model
         from edgeship.lowering.onnx.weights import place_weights
@@ -47,6 +48,7 @@ class TorchToOnnx(Pass):
         placements = place_weights(graph, weights, program, self.activations)
         if program.activations:
             store_activations(graph, program)
+        fold_pads(graph)
         options = session_options(graph, self.activations)
         graph.metadata_props.update(options)
         path = ctx.folder / "model.onnx"
