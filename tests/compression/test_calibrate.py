@@ -327,7 +327,7 @@ def test_a_grid_that_ends_at_a_clip_ends_within_it() -> None:
         within = low <= ends[0] <= 0 <= ends[1] <= high
         assert within or grid == covering
         # ReLU6 and its kind always end within.
-        assert within or low < 0
+        assert within or low < 0 or high < 256 * MIN_SCALE
         given_up += not within
         assert encode_range(2 * low - 1, 2 * high, 8, (low, high)) == encode_range(2 * low - 1, 2 * high, 8)
     assert given_up < 400
