@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,16 +21,18 @@ from edgeship.core.records import read_json, read_toml
 from edgeship.core.registry import devices, find, profiles, runtimes, targets
 from edgeship.core.report import Measurement, Report
 from edgeship.core.runtimes import Availability
-from edgeship.engine.cache import Cache, default_cache_root
+from edgeship.engine.cache import Cache, default_cache_root, logs_folder
 from edgeship.engine.chatter import Log, silenced
 from edgeship.engine.executor import Execution, Progress, Silence, execute
 from edgeship.engine.gathering import Prepared, gather_all
 from edgeship.engine.planner import plan_build, plan_load
 from edgeship.engine.repair import MAX_ROUNDS, next_attempt
 from edgeship.engine.sources import find_source
-from edgeship.errors import MissingToolError, UsageError
+from edgeship.errors import ChangedError, MissingToolError, UsageError
 
 MAX_BENCH_SECONDS = 3600
+# How often a build starts again when what it reads changes under it.
+MAX_TURNS = 3
 LANGUAGE_FORMS = ("decoder", "llama2c")
 
 
@@ -89,12 +93,25 @@ def build(order: BuildOrder, progress: Progress | None = None, log: Log | None =
     """
     from edgeship.shipping.bundle import check_output, remove_leftovers
 
-    check_output(order.bundle)
+    root = default_cache_root()
+    check_output(order.bundle, root, _named_file(order.source))
     log = log or Log(log_path(order.bundle))
     progress = progress or Silence()
-    cache = Cache(default_cache_root(), order.use_cache)
-    cache.sweep()
+    with closing(Cache(root)) as cache:
+        cache.sweep()
     remove_leftovers(order.bundle.resolve())
+    for turn in range(MAX_TURNS):
+        try:
+            with closing(Cache(root, order.use_cache)) as cache:
+                return _build(order, cache, log, progress)
+        except ChangedError as error:
+            if turn == MAX_TURNS - 1:
+                raise
+            log.line(f"== once more: {error.what}")
+    raise AssertionError
+
+
+def _build(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Report:
     prepared = prepare(order, cache, log, progress)
     result: list[Report] = []
     rounds = 0
@@ -105,8 +122,15 @@ def build(order: BuildOrder, progress: Progress | None = None, log: Log | None =
             return result[0]
         rounds += 1
         # What this build has made is taken up again, whatever the order says of older results.
-        prepared, cache = following, Cache(cache.root)
+        prepared, cache = following, dataclasses.replace(cache, read=True)
         log.line(f"== round {rounds}: a gate fell short")
+
+
+def _named_file(source: str) -> Path | None:
+    """The file or folder of a source, where it names one."""
+    head, _, function = source.rpartition(":")
+    names = [source, head] if function.isidentifier() else [source]
+    return next((Path(name) for name in names if name and Path(name).exists()), None)
 
 
 def _attempt(
@@ -118,6 +142,8 @@ def _attempt(
         gathered = gather_all(prepared, execution, order.bundle, order.source, log)
         result[:] = [gathered.report]
         if gathered.report.passed:
+            digests = [cache.digests(model) for model in (prepared.loaded, *(item.artifact for item in gathered.built))]
+            gathered = dataclasses.replace(gathered, digests=dict(ChainMap(*digests)))
             step.task.run(gathered, ctx=Context(order.bundle))
             result[:] = [dataclasses.replace(gathered.report, bundle=str(order.bundle))]
 
@@ -127,8 +153,8 @@ def _attempt(
 
 def plan(order: BuildOrder, log: Log | None = None, progress: Progress | None = None) -> Plan:
     """The plan that `build` would run. The source is loaded (or taken from the cache), nothing is converted."""
-    cache = Cache(default_cache_root(), order.use_cache)
-    return prepare(order, cache, log or side_log(), progress or Silence()).plan
+    with closing(Cache(default_cache_root(), order.use_cache)) as cache:
+        return prepare(order, cache, log or side_log(), progress or Silence()).plan
 
 
 def log_path(bundle: Path) -> Path:
@@ -138,7 +164,7 @@ def log_path(bundle: Path) -> Path:
 
 def side_log() -> Log:
     """The log of commands that write no bundle: in the cache, so that the log of a build stays what it was."""
-    return Log(default_cache_root() / "last.log")
+    return Log(logs_folder() / "last.log")
 
 
 def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Prepared:
@@ -213,9 +239,7 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
 
     record = read_record(loaded)
     if record.decoder is not None:
-        calibration_ref, evaluation_ref = (
-            _windows(data, loaded, cache.root) for data in (calibration_ref, evaluation_ref)
-        )
+        calibration_ref, evaluation_ref = (_windows(data, loaded, cache) for data in (calibration_ref, evaluation_ref))
         requests = [
             dataclasses.replace(item, calibration=calibration_ref, evaluation=evaluation_ref) for item in requests
         ]
@@ -243,15 +267,20 @@ def _adapters(given: Sequence[str]) -> tuple[AdapterRef, ...]:
     return tuple(found.values())
 
 
-def _windows(data: DataRef | None, model: TorchModel, cache: Path) -> DataRef | None:
+def _windows(data: DataRef | None, model: TorchModel, cache: Cache) -> DataRef | None:
     """Data for a language model: a text becomes windows of tokens."""
+    from edgeship.core.artifact import file_digest
+    from edgeship.data.batches import describe_data
     from edgeship.data.text import is_text, tokenized
     from edgeship.program.program import ORIGIN
 
     if data is None or not is_text(data.reference):
         return data
     length = model.signature.inputs[0].shape[-1]
-    return tokenized(data, model.path / ORIGIN / "tokenizer.json", length, cache / "texts")
+    tokenizer = model.path / ORIGIN / "tokenizer.json"
+    made_of = {"text": data.digest, "tokenizer": file_digest(tokenizer), "length": length}
+    path = cache.windows(made_of, lambda folder: tokenized(data, tokenizer, length, folder))
+    return describe_data(str(path))
 
 
 def _engines(names: Sequence[str], language: bool, *, asked: bool) -> list[str]:

@@ -6,6 +6,7 @@
     |- SourceError           3   the model cannot be read
     |  |- UnsafeSourceError  3   reading it would run code, or leave its folder
     |  `- WeightsError       3   a weight is missing, of another shape, or not finite
+    |- ChangedError          3   a file changed while the build read it
     |- DataError             3   calibration or evaluation data does not fit the model
     |- UnsupportedOpError    4   an operator that a frontend, converter or evaluator does not know
     |- LoweringError         4   a converter failed, or did not store what was decided
@@ -59,6 +60,12 @@ class UnsafeSourceError(SourceError):
 
 class WeightsError(SourceError):
     """A weight is missing, has another shape, or is not finite."""
+
+
+class ChangedError(EdgeshipError):
+    """A source, data or an entry of the cache changed while a build read it; nothing of what was read is kept."""
+
+    exit_code = 3
 
 
 class DataError(EdgeshipError):

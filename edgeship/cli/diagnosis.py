@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import traceback
 from dataclasses import dataclass
@@ -68,10 +69,13 @@ def print_diagnosis(found: Diagnosis) -> None:
 
 
 def write_crash(error: BaseException) -> Path:
-    """The traceback of a bug, in a file of its own."""
-    text = "".join(traceback.format_exception(error))
-    with tempfile.NamedTemporaryFile(
-        "w", suffix=".log", prefix="edgeship-crash-", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-    return Path(file.name)
+    """The traceback of a bug, in a file of its own beside the other logs; where those cannot be written, in the
+    system's folder for temporary files."""
+    from edgeship.engine import chatter
+    from edgeship.engine.cache import logs_folder
+
+    text = f"edgeship {__version__}: {' '.join(sys.argv)}\n" + "".join(traceback.format_exception(error))
+    try:
+        return chatter.write_crash(logs_folder(), text)
+    except OSError:
+        return chatter.write_crash(Path(tempfile.gettempdir()), text)

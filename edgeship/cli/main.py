@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -402,9 +403,13 @@ def _told(error: Exception) -> int:
         return 2
     from edgeship.cli.diagnosis import write_crash
 
-    place = write_crash(error)
+    try:
+        place = f"see {write_crash(error)}"
+    except OSError as unwritten:  # no disk takes it: better here than nowhere
+        traceback.print_exception(error)
+        place = f"its log cannot be written: {unwritten.strerror}"
     reason = " ".join(str(error).split())[:200]
-    click.echo(f"error: a bug in edgeship: {type(error).__name__}: {reason}; see {place}", err=True)
+    click.echo(f"error: a bug in edgeship: {type(error).__name__}: {reason}; {place}", err=True)
     return INTERNAL_ERROR
 
 

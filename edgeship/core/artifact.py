@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 from edgeship.core.inventory import Inventory
@@ -12,6 +13,7 @@ from edgeship.core.model import Artifact, Placement, Signature
 from edgeship.core.plan import Plan
 from edgeship.core.profile import Choice, Request
 from edgeship.core.report import Report
+from edgeship.errors import ChangedError
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -24,6 +26,12 @@ TOKENIZER = "tokenizer"
 ADAPTERS, ADAPTER_SUFFIX = "adapters", ".onnx_adapter"
 SCHEMA_VERSION = 1
 _BLOCK = 1 << 20
+# Digests by device, inode, size and times of what was hashed in this process.
+_known: dict[tuple[int, ...], str] = {}
+_MAX_KNOWN = 100_000
+_READS = 3
+# The coarsest clock of a file system that is still met (FAT), and some more.
+_TICK_NS = 3_000_000_000
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,11 @@ class BuiltArtifact:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Everything a build made, for passes that end it (package; later an HTML report)."""
+    """Everything a build made, for passes that end it (package; later an HTML report).
+
+    Args:
+        digests: SHA-256 of every file that may be published, as the checks read it, by its absolute path.
+    """
 
     output: Path
     request: Request
@@ -136,6 +148,7 @@ class Gathered:
     inventory: Inventory
     source_digest: str
     tokenizer: Path | None = None
+    digests: Mapping[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -147,17 +160,29 @@ class Bundle:
 
 
 def source_digest(path: Path) -> str:
-    """`file_digest` of a file that is the user's to change: read once as long as its size and time stay the same.
+    """`file_digest` of a file that may change: read once as long as nothing about its inode does.
 
-    Not for bundles: a byte changed behind the time's back must show there.
+    Not for bundles: a byte changed behind the system's back must show there.
+
+    Raises:
+        ChangedError: the file changed each time that it was read.
     """
-    found = path.stat()
-    return _source_digest(path.absolute(), found.st_size, found.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _source_digest(path: Path, size: int, modified: int) -> str:
-    return file_digest(path)
+    for _ in range(_READS):
+        before = path.stat()
+        key = (before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns)
+        if key in _known:
+            return _known[key]
+        started = time.time_ns()
+        digest = file_digest(path)
+        after = path.stat()
+        if key == (after.st_dev, after.st_ino, after.st_size, after.st_mtime_ns, after.st_ctime_ns):
+            # A clock ticks in steps: one that changed just now may change again without a newer time.
+            if abs(started - before.st_ctime_ns) > _TICK_NS:
+                if len(_known) >= _MAX_KNOWN:
+                    _known.clear()
+                _known[key] = digest
+            return digest
+    raise ChangedError(f"{path} changes while it is read", fix="wait until it is written, and run the command again")
 
 
 def file_digest(path: Path) -> str:
@@ -166,6 +191,16 @@ def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def copy_file(source: Path, target: Path) -> str:
+    """Write the bytes of a file to a new one; returns the SHA-256, in hex, of the bytes that were written."""
+    digest = hashlib.sha256()
+    with source.open("rb") as read, target.open("xb") as written:
+        while block := read.read(_BLOCK):
+            digest.update(block)
+            written.write(block)
     return digest.hexdigest()
 
 

@@ -82,11 +82,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Source(Model):
-    """What the user named, before anything is loaded. ``form`` tells which loader takes it."""
+    """What the user named, before anything is loaded. ``form`` tells which loader takes it.
+
+    Args:
+        factory: the function that a file of weights is put into the module of; empty when there is none.
+    """
 
     kind: ClassVar[str] = "Source"
     form: str = ""
     reference: str = ""
+    factory: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,13 @@ class TorchModel(Model):
     """A folder: program.pt2 (graph), weights.safetensors, encoded.safetensors, program.json."""
 
     kind: ClassVar[str] = "TorchModel"
+
+
+@dataclass(frozen=True)
+class TextWindows(Model):
+    """An ``.npz`` with a text as windows of tokens, for language models."""
+
+    kind: ClassVar[str] = "TextWindows"
 
 
 @dataclass(frozen=True)

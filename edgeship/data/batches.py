@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgeship.core.artifact import source_digest
 from edgeship.core.model import Signature, TensorSpec
 from edgeship.core.profile import DataRef
 from edgeship.core.records import suggest
@@ -65,16 +66,23 @@ def describe_data(reference: str) -> DataRef:
             digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
         return DataRef(reference, digest.hexdigest())
     if path.is_dir():
-        files = sorted(item for item in path.rglob("*") if item.suffix.lower() in IMAGE_SUFFIXES)
+        files = data_files(path)
         for item in files:
-            digest.update(item.relative_to(path).as_posix().encode() + item.read_bytes())
+            digest.update(item.relative_to(path).as_posix().encode() + b"\0" + source_digest(item).encode())
         if not files:
             raise DataError(f"{reference} holds no images", fix="give a folder of .jpg or .png files, or an .npz")
     elif path.is_file():
-        digest.update(path.read_bytes())
+        return DataRef(reference, source_digest(path))
     else:
         raise DataError(f"{reference} does not exist", fix="give an .npz, a folder of images, or file.py:function")
     return DataRef(reference, digest.hexdigest())
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files that data are read from: the file itself, or the images of a folder, sorted."""
+    if path.is_dir():
+        return sorted(item for item in path.rglob("*") if item.suffix.lower() in IMAGE_SUFFIXES)
+    return [path]
 
 
 def load_samples(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import sys
+import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -13,9 +16,21 @@ from typing import IO
 
 from edgeship.errors import OutputError
 
+# The first line of every log of ours: a file without it is somebody else's.
+HEAD = b"edgeship's log; it is written over by the next build of the same name.\n"
+# How many names to try when files of others lie where a log should go.
+NAMES = 100
+CRASH = "crash-"
+CRASHES_KEPT = 20
+CRASH_DAYS = 30
+
 
 class Log:
-    """The log file of one command. Opened at the first line, so that a refused command leaves nothing behind."""
+    """The log file of one command. Opened at the first line, so that a refused command leaves nothing behind.
+
+    A file that is there is written over only when it is a log of ours, under this name alone, and no link; else the
+    log goes to ``NAME.1.log`` and so on, and `path` says where.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -26,11 +41,16 @@ class Log:
         if self._file is None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("wb", buffering=0)
+                for path in _names(self.path):
+                    self._file = _own(path)
+                    if self._file is not None:
+                        self.path = path
+                        return self._file
             except OSError as error:
                 raise OutputError(
                     f"{self.path} cannot be written: {error.strerror}", fix="choose another -o or EDGESHIP_CACHE"
                 ) from None
+            raise OutputError(f"{self.path} and {NAMES} more are not logs of edgeship's", fix="choose another -o")
         return self._file
 
     def line(self, text: str) -> None:
@@ -38,6 +58,79 @@ class Log:
         file = self.file()
         with suppress(OSError):
             file.write(text.encode(errors="replace") + b"\n")
+
+
+def _names(path: Path) -> Iterator[Path]:
+    yield path
+    for number in range(1, NAMES + 1):
+        yield path.with_name(f"{path.stem}.{number}{path.suffix}")
+
+
+def _own(path: Path) -> IO[bytes] | None:
+    """A log, open for writing at its end: a new one, or one of ours, emptied unless a command is writing it. None
+    where there is something else."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        try:
+            descriptor = os.open(path, flags)
+        except OSError:
+            return None  # a link, a folder, or nothing that we may read
+        found = os.fstat(descriptor)
+        ours = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and os.pread(descriptor, len(HEAD), 0) == HEAD
+        if not ours and not stat.S_ISCHR(found.st_mode):
+            os.close(descriptor)
+            return None
+        if ours and _is_free(descriptor):
+            os.ftruncate(descriptor, 0)
+    file = os.fdopen(descriptor, "wb", buffering=0)
+    _is_free(descriptor)
+    if not os.fstat(descriptor).st_size:
+        with suppress(OSError):
+            file.write(HEAD)
+    return file
+
+
+def _is_free(descriptor: int) -> bool:
+    """Whether no other command writes this log; it is held from then on, until it is closed."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def write_crash(folder: Path, text: str) -> Path:
+    """Write what is known of a crash to a log of its own in a folder, and remove old ones there: those that are ours,
+    and older than a month or more than twenty. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, old in enumerate(_crashes(folder)):
+        if number >= CRASHES_KEPT - 1 or time.time() - old.stat().st_mtime > CRASH_DAYS * 86400:
+            old.unlink()
+    moment = time.strftime("%Y%m%d-%H%M%S")
+    descriptor, name = tempfile.mkstemp(prefix=f"{CRASH}{moment}-", suffix=".log", dir=folder)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(HEAD + text.encode(errors="replace"))
+    return Path(name)
+
+
+def _crashes(folder: Path) -> list[Path]:
+    """Logs of crashes that are ours, the newest first."""
+    found = []
+    for path in folder.glob(f"{CRASH}*.log"):
+        with suppress(OSError):
+            if not path.is_symlink() and path.is_file() and is_log(path):
+                found.append((path.stat().st_mtime, path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file is a log of ours."""
+    with path.open("rb") as file:
+        return file.read(len(HEAD)) == HEAD
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from edgeship.core.plan import Plan, Step
 from edgeship.core.report import StepTime
 from edgeship.engine.cache import KINDS, Cache, Result
 from edgeship.engine.chatter import Log, silenced
+from edgeship.engine.outside import Outside
 from edgeship.errors import EdgeshipError, OutputError
 
 # A disk with less than this is full: no artifact fits.
@@ -124,6 +125,8 @@ def _run_step(step: Step, source: Source, cache: Cache, log: Log, progress: Prog
         if found is not None:
             execution.results[step.index] = found
             return True
+    outside = Outside(step.task, inputs)
+    outside.begin()
     folder = cache.scratch(key)
     context = Context(folder, lambda done, total, what: progress.moved(step, done, total, what), log.line)
     try:
@@ -132,6 +135,10 @@ def _run_step(step: Step, source: Source, cache: Cache, log: Log, progress: Prog
             step.task.ensures(result, **inputs)
         if type(result).kind not in KINDS:
             raise TypeError(f"{step.name} made a {type(result).__name__}, which is no result of a pass")
+        # Only what was read as it was named goes in under that name.
+        outside.end()
+        for model in inputs.values():
+            cache.check(model)
         execution.results[step.index] = cache.put(key, folder, result)
     except (EdgeshipError, OSError):
         raise
@@ -141,7 +148,7 @@ def _run_step(step: Step, source: Source, cache: Cache, log: Log, progress: Prog
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache.root)) from error
         raise
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        cache.discard(folder)
     return False
 
 

@@ -6,13 +6,15 @@ import hashlib
 import json
 import sys
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgeship.core.artifact import file_digest, list_files, source_digest
+from edgeship.core.artifact import SEAL, file_digest, list_files, source_digest
 from edgeship.core.model import Signature, Source
+from edgeship.core.owned import is_ours
 from edgeship.core.records import read_toml, suggest
+from edgeship.engine.chatter import is_log
 from edgeship.errors import SourceError, UsageError
 from edgeship.frontends.llama2c import is_checkpoint
 
@@ -82,7 +84,7 @@ def _find(reference: str, inputs: tuple[str, ...], outputs: tuple[str, ...], fac
             raise UsageError("--factory belongs to a weights file; this source is a factory", fix="leave it out")
         if head.endswith(".py") and not Path(head).is_file():
             raise SourceError(f"{head} does not exist", fix=_nearby(Path(head)))
-        return Found(_source(path, "torch", reference, _factory_digest(reference)), load)
+        return Found(_source(path, "torch", reference), load)
     if not path.exists():
         raise SourceError(f"{reference} does not exist", fix=_nearby(path))
     form = _form(path)
@@ -93,10 +95,7 @@ def _find(reference: str, inputs: tuple[str, ...], outputs: tuple[str, ...], fac
         raise SourceError(f"{reference} is {kind}: weights without a model", fix="add --factory file.py:function")
     if form not in ("safetensors", "pickle") and factory:
         raise UsageError(f"--factory belongs to a weights file; {reference} is {form}", fix="leave it out")
-    digest = _digest(_files(path), path)
-    if factory:
-        digest = hashlib.sha256(f"{digest} {_factory_digest(factory)}".encode()).hexdigest()
-    return Found(_source(path, form, reference, digest), load)
+    return Found(_source(path, form, reference, factory or ""), load)
 
 
 def _form(path: Path) -> str:
@@ -152,7 +151,7 @@ def _from_sample(folder: Path, load: dict[str, Any]) -> Found:
     load["notes"] = {name: vars(notes) for name, notes in sample.input.items()}
     if inner == ".":
         form = "decoder" if not load["inputs"] and _writes_text(folder) else "huggingface"
-        source = _source(folder, form, str(folder), _digest(_files(folder), folder))
+        source = _source(folder, form, str(folder))
     else:
         source = find_source(inner, factory=load["factory"]).source
 
@@ -162,8 +161,26 @@ def _from_sample(folder: Path, load: dict[str, Any]) -> Found:
     return Found(source, load, beside(sample.calibration), beside(sample.evaluation), sample.metric)
 
 
-def _source(path: Path, form: str, reference: str, digest: str) -> Source:
-    return Source(path, Signature((), ()), digest, form=form, reference=reference)
+def _source(path: Path, form: str, reference: str, factory: str = "") -> Source:
+    source = Source(path, Signature((), ()), form=form, reference=reference, factory=factory)
+    return replace(source, digest=source_state(source)[0])
+
+
+def source_state(source: Source) -> tuple[str, list[Path]]:
+    """The digest of what the user named as it is now, and the files that it is over."""
+    if source.form == "torch":
+        return _factory_digest(source.reference), _scripts(source.reference)
+    files = _files(source.path)
+    digest = _digest(files, source.path)
+    if source.factory:
+        digest = hashlib.sha256(f"{digest} {_factory_digest(source.factory)}".encode()).hexdigest()
+        files = [*files, *_scripts(source.factory)]
+    return digest, files
+
+
+def _scripts(reference: str) -> list[Path]:
+    file = Path(reference.rpartition(":")[0])
+    return [file] if file.suffix == ".py" and file.is_file() else []
 
 
 def _is_factory(reference: str) -> bool:
@@ -173,12 +190,21 @@ def _is_factory(reference: str) -> bool:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        return [item for item in list_files(path) if not item.name.startswith(".")]
+        return [item for item in list_files(path) if not item.name.startswith(".") and not _is_made(item, path)]
     if path.suffix == ".bin":
         return [path, *sorted(item for item in path.parent.glob("tok*.bin") if item != path)]
     # External data of ONNX lies beside the file under names only the file knows: take likely ones.
     beside = [item for item in path.parent.glob(f"{path.stem}*") if item.is_file() and item.suffix in (".data", ".bin")]
     return [path, *sorted(item for item in beside if item != path)]
+
+
+def _is_made(file: Path, root: Path) -> bool:
+    """Whether a file in the source's folder is what edgeship itself puts there while it builds: a bundle, a draft of
+    one, the cache, or a log. It is no part of the source, and would make it another one each time."""
+    between = [place for place in file.parents if place.is_relative_to(root) and place != root]
+    if any(is_ours(place) or (place / SEAL).is_file() for place in between):
+        return True
+    return file.suffix == ".log" and is_log(file)
 
 
 def _digest(files: list[Path], root: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import site
 import sys
 import sysconfig
@@ -10,16 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgeship.core.artifact import file_digest
+from edgeship.core.artifact import source_digest
+from edgeship.core.stamps import Stamp, moved, stamp
+from edgeship.errors import ChangedError
 
 NAME = "safe_open"
 
 
 class Reads:
-    """Files read while recording: opened by Python, imported from outside the installation, or by safetensors."""
+    """Files read while recording: opened by Python, imported from outside the installation, or by safetensors.
+
+    Each is stamped before it is opened: what changed since then may be read half old and half new.
+    """
 
     def __init__(self) -> None:
-        self.paths: set[Path] = set()
+        self.paths: dict[Path, Stamp] = {}
+        self.written: set[Path] = set()
         self.active = True
 
     def saw(self, path: Any) -> None:
@@ -29,14 +36,22 @@ class Reads:
         found = Path(path.decode(errors="replace") if isinstance(path, bytes) else path)
         if found.suffix in (".pyc", ".so") or found.parts[:2] in (("/", "proc"), ("/", "sys"), ("/", "dev")):
             return
-        self.paths.add(found.absolute())
+        if found.absolute() not in self.paths:
+            self.paths[found.absolute()] = stamp(found)
 
     def digests(self) -> dict[str, str]:
-        """Path -> SHA-256 of every file seen that still exists and belongs to no installed package."""
+        """Path -> SHA-256 of every file seen that still exists and belongs to no installed package.
+
+        Called when everything has been read. Raises `ChangedError` when somebody else changed one since it was opened.
+        """
         installed = [Path(sysconfig.get_path("stdlib")), *map(Path, site.getsitepackages()), Path(sys.base_prefix)]
         installed.append(Path(__file__).resolve().parents[1])
         own = [path for path in self.paths if path.is_file() and not any(path.is_relative_to(i) for i in installed)]
-        return {str(path): file_digest(path) for path in sorted(own)}
+        digests = {str(path): source_digest(path) for path in sorted(own)}
+        changed = moved({path: self.paths[path] for path in own if path not in self.written})
+        if changed is not None:
+            raise ChangedError(f"{changed} changed while it was read", fix="run the same command again")
+        return digests
 
 
 @contextmanager
@@ -52,6 +67,8 @@ def recorded_reads() -> Iterator[Reads]:
             writing = isinstance(args[1], str) and any(letter in args[1] for letter in "wax+")
             if not writing:
                 reads.saw(args[0])
+            elif isinstance(args[0], (str, bytes, Path)):
+                reads.written.add(Path(os.fsdecode(args[0])).absolute())
 
     sys.addaudithook(hook)
     # safetensors opens files in Rust, where no audit event is raised.

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from edgeship.core.artifact import source_digest
 from edgeship.core.weights import EncodedTensor, Encoding, rebuild
 from edgeship.errors import ArtifactError, WeightsError
 
@@ -106,7 +107,7 @@ class TensorFile:
 
 
 @lru_cache(maxsize=64)
-def _opened(path: Path, size: int, modified: int) -> TensorFile:
+def _opened(path: Path, state: tuple[int, ...]) -> TensorFile:
     return TensorFile(path)
 
 
@@ -116,7 +117,7 @@ def tensor_file(path: Path) -> TensorFile:
         found = path.stat()
     except OSError:
         raise ArtifactError(f"{path} is not there any more", fix="build again") from None
-    return _opened(path, found.st_size, found.st_mtime_ns)
+    return _opened(path, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
 
 class TensorWriter:
@@ -309,7 +310,8 @@ class EncodedStore(MutableMapping[str, EncodedTensor]):
 def save_floats(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Write float weights that are in memory; link those of another program's folder; leave the user's where they are.
 
-    ``weights.json`` says where each lies.
+    ``weights.json`` says where each lies, and what the user's files hold: a program with other weights in the same
+    place is another program.
     """
     base, changed = (weights.base, weights.changed) if isinstance(weights, Overlay) else (weights, {})
     places = {} if not isinstance(base, WeightStore) else {n: p for n, p in base.places.items() if n not in changed}
@@ -331,7 +333,8 @@ def save_floats(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
             for name in fresh:
                 writer.add(name, fresh[name].detach().contiguous().numpy())
                 table[name] = [own, name, False]
-    (folder / PLACES).write_text(json.dumps(table), encoding="utf-8")
+    outside = {str(place.file): source_digest(place.file) for place in places.values() if not place.kept}
+    (folder / PLACES).write_text(json.dumps({"weights": table, "outside": outside}), encoding="utf-8")
 
 
 def _weights_file(number: int) -> str:
@@ -341,16 +344,26 @@ def _weights_file(number: int) -> str:
 def open_floats(folder: Path) -> WeightStore:
     """What `save_floats` wrote. Raises `WeightsError` when a file is missing or damaged."""
     try:
-        table = json.loads((folder / PLACES).read_text(encoding="utf-8"))
+        table = json.loads((folder / PLACES).read_text(encoding="utf-8"))["weights"]
         places = {
             name: Place(folder / file, key, transposed, kept=not Path(file).is_absolute())
             for name, (file, key, transposed) in table.items()
         }
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise WeightsError(f"{folder / PLACES} cannot be read: {error}", fix="build again") from None
     for file in {place.file for place in places.values()}:
         tensor_file(file)
     return WeightStore(places)
+
+
+def outside_files(folder: Path) -> dict[Path, str]:
+    """Files of the user's in which weights of a saved program lie, with the SHA-256 of what they held when it was
+    saved. Empty where there is no such program."""
+    try:
+        plain = json.loads((folder / PLACES).read_text(encoding="utf-8"))
+        return {Path(file): str(digest) for file, digest in plain["outside"].items()}
+    except (OSError, ValueError, TypeError, AttributeError, LookupError):
+        return {}
 
 
 def save_encoded(encoded: Mapping[str, EncodedTensor], path: Path) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,90 +25,106 @@ from edgeship.core.artifact import (
     Gathered,
     Manifest,
     SourceRecord,
+    copy_file,
     file_digest,
     list_files,
 )
 from edgeship.core.model import ARTIFACTS, Artifact
-from edgeship.core.processes import is_alive
+from edgeship.core.owned import alone_in
 from edgeship.core.records import read_json, to_plain, write_json
-from edgeship.errors import ArtifactError, OutputError, UsageError
+from edgeship.errors import ArtifactError, ChangedError, OutputError
 from edgeship.shipping.plots import layer_bars, trade_off_curve
-from edgeship.shipping.swap import put_in_place
+from edgeship.shipping.replacing import (
+    check_place,
+    check_replaceable,
+    drafted,
+    is_of_desktop,
+    remove_leftovers,
+    resolved,
+    try_to_write,
+)
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Path, cache: Path | None = None, source: Path | None = None) -> None:
     """Refuse, before any work, an output that could not be written or would overwrite something else.
 
+    Args:
+        cache: the folder of results. source: what is built from. Neither may lie in the output.
+
     Raises:
-        OutputError: not writable. UsageError: a file, or a folder that is no bundle.
+        OutputError: not writable. UsageError: a file, or a folder that is not a bundle of ours whole.
     """
-    place = output.resolve()
-    parent = place.parent
-    if Path.cwd().is_relative_to(place):
-        raise UsageError(f"{output} holds the current folder, and cannot be replaced", fix="choose a folder with -o")
+    check_place(output, cache, source)
+    place = resolved(output)
     try:
-        if place.exists() and not place.is_dir():
-            raise UsageError(f"{output} is a file", fix="choose a folder with -o")
-        if place.is_dir() and any(place.iterdir()) and not (place / MANIFEST).is_file():
-            raise UsageError(f"{output} is not empty and not a bundle", fix="choose another folder with -o")
-        parent.mkdir(parents=True, exist_ok=True)
-        probe = parent / f".{place.name}.probe-{os.getpid()}"
-        probe.mkdir()
-        probe.rmdir()
+        try_to_write(place)
+        with alone_in(place.parent):
+            check_replaceable(place, output)
     except OSError as error:
         raise OutputError(
-            f"{parent} cannot be written: {error.strerror}", fix="choose another folder with -o"
+            f"{place.parent} cannot be written: {error.strerror}", fix="choose another folder with -o"
         ) from None
 
 
 def publish(gathered: Gathered) -> Bundle:
-    """Write the bundle beside its place, then put it there in one rename."""
-    output = gathered.output.resolve()
+    """Write the bundle beside its place, then put it there in one rename.
+
+    Raises:
+        ChangedError: a file of an artifact is no longer what the checks read. OutputError: no space, or no right to
+            write. UsageError: meanwhile something that is not ours came to lie in its place.
+    """
+    output = resolved(gathered.output)
     remove_leftovers(output)
-    draft = output.parent / f".{output.name}.draft-{os.getpid()}"
-    draft.mkdir()
     try:
-        records = tuple(_write_artifact(draft, built, gathered) for built in gathered.built)
-        write_json(draft / REPORT, replace(gathered.report, bundle=str(gathered.output)))
-        write_json(draft / INVENTORY, gathered.inventory)
-        if gathered.tokenizer is not None:
-            shutil.copytree(gathered.tokenizer, draft / TOKENIZER)
-        manifest = Manifest(
-            SCHEMA_VERSION,
-            __version__,
-            SourceRecord(gathered.request.source.reference, gathered.request.source.form, gathered.source_digest),
-            gathered.request.profile.name,
-            records,
-            gathered.plan.plain(),
-            gathered.report.versions,
-            tuple(_record(draft, path) for path in _shared(draft, _write_plots(draft, gathered))),
-        )
-        write_json(draft / MANIFEST, manifest)
-        (draft / SEAL).write_text(f"{file_digest(draft / MANIFEST)}  {MANIFEST}\n", encoding="utf-8")
-        _flush(draft)
-        put_in_place(draft, output)
+        with drafted(output) as draft:
+            manifest = _write_bundle(draft.ready, gathered)
+            draft.publish(gathered.output)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise OutputError(f"no space left on the disk of {output}", fix="free some, or another -o") from error
         raise OutputError(f"{output} cannot be written: {error.strerror}", fix="choose another -o") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return Bundle(gathered.output, manifest)
 
 
-def _shared(draft: Path, plots: Sequence[str]) -> list[Path]:
-    """Files that belong to no artifact."""
-    tokenizer = list_files(draft / TOKENIZER) if (draft / TOKENIZER).is_dir() else []
-    return [draft / REPORT, draft / INVENTORY, *(draft / name for name in plots), *tokenizer]
+def _write_bundle(draft: Path, gathered: Gathered) -> Manifest:
+    draft.mkdir()
+    records = tuple(_write_artifact(draft, built, gathered) for built in gathered.built)
+    write_json(draft / REPORT, replace(gathered.report, bundle=str(gathered.output)))
+    write_json(draft / INVENTORY, gathered.inventory)
+    shared = [_record(draft, draft / name) for name in (REPORT, INVENTORY, *_write_plots(draft, gathered))]
+    if gathered.tokenizer is not None:
+        shared += _copy_all(gathered.tokenizer, [gathered.tokenizer], draft / TOKENIZER, draft, gathered.digests)
+    manifest = Manifest(
+        SCHEMA_VERSION,
+        __version__,
+        SourceRecord(gathered.request.source.reference, gathered.request.source.form, gathered.source_digest),
+        gathered.request.profile.name,
+        records,
+        gathered.plan.plain(),
+        gathered.report.versions,
+        tuple(shared),
+    )
+    write_json(draft / MANIFEST, manifest)
+    (draft / SEAL).write_text(f"{file_digest(draft / MANIFEST)}  {MANIFEST}\n", encoding="utf-8")
+    _flush(draft)
+    return manifest
 
 
-def remove_leftovers(output: Path) -> None:
-    """Remove drafts of this bundle that killed builds left."""
-    for pattern in (f".{output.name}.draft-*", f".{output.name}.old-*", f".{output.name}.probe-*"):
-        for stale in output.parent.glob(pattern):
-            pid = stale.name.rpartition("-")[2]
-            if pid == str(os.getpid()) or not is_alive(pid):
-                shutil.rmtree(stale, ignore_errors=True)
+def _copy_all(
+    origin: Path, sources: Sequence[Path], folder: Path, draft: Path, digests: Mapping[Path, str]
+) -> list[FileRecord]:
+    """Copy files, and all files of folders, from ``origin`` into a folder of the draft; each is hashed on its way."""
+    records = []
+    for file in dict.fromkeys(file for source in sources for file in list_files(source)):
+        target = folder / file.relative_to(origin)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = copy_file(file, target)
+        if digests and digests.get(file) != digest:
+            raise ChangedError(
+                f"{file} is no longer what the checks read; nothing was published", fix="run the same command again"
+            )
+        records.append(FileRecord(target.relative_to(draft).as_posix(), digest, target.stat().st_size))
+    return sorted(records, key=lambda record: record.path)
 
 
 def artifact_folder(built: BuiltArtifact, all_built: Sequence[BuiltArtifact]) -> str:
@@ -125,13 +140,7 @@ def _write_artifact(draft: Path, built: BuiltArtifact, gathered: Gathered) -> Ar
     names = artifact.files or (artifact.path.name,)
     inside = artifact.path.is_dir() and all((artifact.path / name).exists() for name in names)
     origin = artifact.path if inside else artifact.path.parent
-    for name in names:
-        source = origin / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name)
-        else:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, folder / name)
+    files = _copy_all(origin, [origin / name for name in names], folder, draft, gathered.digests)
     main = folder / artifact.path.relative_to(origin)
     row = next(
         row for row in gathered.report.rows if row.runtime == artifact.runtime and row.target == ",".join(built.targets)
@@ -142,7 +151,7 @@ def _write_artifact(draft: Path, built: BuiltArtifact, gathered: Gathered) -> Ar
         targets=built.targets,
         model_kind=artifact.kind,
         main=main.relative_to(draft).as_posix(),
-        files=tuple(_record(draft, path) for path in list_files(folder)),
+        files=tuple(files),
         signature=artifact.signature,
         compute=artifact.compute,
         choice=built.choice,
@@ -214,7 +223,7 @@ def check_whole(bundle: Bundle) -> None:
     """Raise `ArtifactError` with the first of `changed_files`."""
     problems = changed_files(bundle)
     if problems:
-        raise ArtifactError(f"{bundle.path}: {problems[0]}", fix="build it again")
+        raise ArtifactError(f"{bundle.path}: {problems[0]}", fix="move it away and build it again")
 
 
 def changed_files(bundle: Bundle) -> list[str]:
@@ -245,7 +254,7 @@ def changed_files(bundle: Bundle) -> list[str]:
     folders = {parent.as_posix() for name in known for parent in Path(name).parents}
     for path in sorted(bundle.path.rglob("*")):
         name = path.relative_to(bundle.path).as_posix()
-        if path.is_symlink() or name not in (folders if path.is_dir() else known):
+        if path.is_symlink() or (name not in (folders if path.is_dir() else known) and not is_of_desktop(path)):
             problems.append(f"{name} is {'a link' if path.is_symlink() else 'not in the manifest'}")
     return problems
 

@@ -5,30 +5,42 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
-def put_in_place(ready: Path, final: Path) -> None:
-    """Move the folder ``ready`` to ``final`` on the same file system, replacing a folder that is there.
+def put_in_place(ready: Path, final: Path, aside: Path, accept: Callable[[Path], None]) -> None:
+    """Move the folder ``ready`` to ``final`` on the same file system; a folder that is there ends up at ``aside``.
 
     Linux exchanges the two names in one system call; elsewhere the old folder is moved aside first, which leaves a
     moment with none.
+
+    Args:
+        accept: called with the old folder once nobody reaches it by its name any more. What it raises is raised, and
+            the old folder is back where it was, with whatever somebody put into it at the last moment.
     """
-    if not final.exists():
+    if not os.path.lexists(final):
         ready.rename(final)
         return
     if _exchange(ready, final):
-        shutil.rmtree(ready)
+        try:
+            accept(ready)
+        except BaseException:
+            _exchange(ready, final)
+            raise
+        ready.rename(aside)
         return
-    aside = final.with_name(f".{final.name}.old-{os.getpid()}")
     final.rename(aside)
-    ready.rename(final)
-    shutil.rmtree(aside)
+    try:
+        accept(aside)
+        ready.rename(final)
+    except BaseException:
+        aside.rename(final)
+        raise
 
 
 def _exchange(one: Path, other: Path) -> bool:
