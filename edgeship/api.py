@@ -91,7 +91,8 @@ def build(order: BuildOrder, progress: Progress | None = None, log: Log | None =
     Raises:
         EdgeshipError: bad input, an unsupported operator, a missing tool, an unwritable output.
     """
-    from edgeship.shipping.bundle import check_output, remove_leftovers
+    from edgeship.shipping.bundle import check_output
+    from edgeship.shipping.replacing import remove_leftovers
 
     root = default_cache_root()
     check_output(order.bundle, root, _named_file(order.source))

@@ -43,7 +43,8 @@ def tokenized(data: DataRef, tokenizer: Path, length: int, folder: Path) -> Path
     path = folder / WINDOWS
     # What `np.savez` does, without the time of day.
     with zipfile.ZipFile(path, "w") as archive, archive.open(zipfile.ZipInfo("input_ids.npy"), "w") as member:
-        np.lib.format.write_array(member, ids[: count * length].reshape(count, length))
+        windows = ids[: count * length].reshape(count, length)
+        np.lib.format.write_array(member, windows)  # type: ignore[no-untyped-call]
     return path
 
 

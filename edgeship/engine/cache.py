@@ -1,7 +1,8 @@
 """Content-addressed results: a step runs once for the same pass, options, inputs, code and tool versions.
 
-One folder an entry, named by the full SHA-256 of its key. It is a folder of ours (`edgeship.core.owned`), renamed into place
-whole, so an entry either is complete or is not there. ``result.json`` in it holds the SHA-256 of every file, and its own.
+One folder an entry, named by the full SHA-256 of its key. It is a folder of ours (`edgeship.core.owned`), renamed into
+place whole, so an entry either is complete or is not there. ``result.json`` in it holds the SHA-256 of every file, and
+its own.
 
 On a hit every file is hashed, and files that the step read outside its inputs too; an entry that is not what was stored
 is dropped and the step runs again. A build holds a lock on each entry that it uses, and nobody removes it meanwhile.

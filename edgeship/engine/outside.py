@@ -1,4 +1,4 @@
-"""What a step reads besides the results of other steps: the source, data, adapters, weights that stay in the user's files.
+"""What a step reads besides the results of other steps: the source, data, adapters, weights that stay where they were.
 
 Their digests are taken when the build is planned, and are part of the keys in the cache. Whoever writes to such a file
 between that and the end of the reading would have the result of one model kept under the name of another. So each

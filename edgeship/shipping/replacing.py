@@ -1,6 +1,6 @@
 """What may be overwritten: a bundle is replaced only when every file in it is proved to be what edgeship wrote.
 
-The proof is in the bundle: ``manifest.sha256`` is the digest of ``manifest.json``, which holds the digest of every other
+The proof is in the bundle: ``manifest.sha256`` is the digest of ``manifest.json``, which holds that of every other
 file. What the manifest does not know, or knows otherwise, is somebody else's, and stays.
 
 A new bundle is made in a draft, a folder of ours (`edgeship.core.owned`) beside the output: in ``bundle`` what is
@@ -197,9 +197,9 @@ def _is_mounted(place: Path) -> bool:
 class Draft:
     """A folder beside an output in which its new bundle is written."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, kind: str = "draft") -> None:
         self.output = output
-        self.folder, self._hold = make(output.parent, _prefix(output))
+        self.folder, self._hold = make(output.parent, _prefix(output, kind))
         self.ready = self.folder / NEW
 
     def publish(self, shown: Path) -> None:
@@ -237,27 +237,28 @@ def _keep_desktop_files(old: Path, new: Path) -> None:
 
 
 @contextmanager
-def drafted(output: Path) -> Iterator[Draft]:
+def drafted(output: Path, kind: str = "draft") -> Iterator[Draft]:
     """A draft that is removed at the end, whatever happens."""
-    draft = Draft(output)
+    draft = Draft(output, kind)
     try:
         yield draft
     finally:
         draft.remove()
 
 
-def _prefix(output: Path) -> str:
+def _prefix(output: Path, kind: str) -> str:
     """How the drafts of an output are named; long names are cut, to leave room for the rest."""
-    return f".{output.name.encode()[:_MAX_NAME_BYTES].decode(errors='ignore')}.draft-"
+    return f".{output.name.encode()[:_MAX_NAME_BYTES].decode(errors='ignore')}.{kind}-"
 
 
 def remove_leftovers(output: Path) -> None:
     """Remove drafts of this bundle that killed builds left; a bundle that one had moved aside comes back."""
     with suppress(OSError):
-        start = _prefix(output)
-        for name in (name for name in os.listdir(output.parent) if name.startswith(start)):
-            if len(name) != len(start) + _RANDOM:
-                continue  # of an output whose own name begins so
+        starts = _prefix(output, "draft"), _prefix(output, "probe")
+        for name in os.listdir(output.parent):
+            # Longer ones are of an output whose own name begins so.
+            if not name.startswith(starts) or name[:-_RANDOM] not in starts:
+                continue
             stale = output.parent / name
             held = hold(stale, alone=True)
             if held is None:
@@ -281,5 +282,5 @@ def _remove_draft(folder: Path, held: Hold) -> None:
 def try_to_write(output: Path) -> None:
     """Make and remove a draft, to see that it can be done. Raises OSError."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    with drafted(output):
+    with drafted(output, "probe"):
         pass

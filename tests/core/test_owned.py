@@ -122,7 +122,7 @@ def test_a_folder_is_claimed_once(tmp_path):
 
 def test_who_waits_too_long_for_a_folder_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(owned, "WAIT_SECONDS", 0.1)
-    with alone_in(tmp_path), pytest.raises(OutputError, match="keeps .* locked"), alone_in(tmp_path):
+    with alone_in(tmp_path), pytest.raises(OutputError, match=r"keeps .* locked"), alone_in(tmp_path):
         pass
     with alone_in(tmp_path):
         pass

@@ -288,11 +288,12 @@ def test_what_is_not_ours_in_a_dead_draft_stays(tmp_path):
 
 def test_something_at_the_place_of_a_first_bundle_stays(tmp_path):
     output = tmp_path / "out"
-    with pytest.raises(EdgeshipError), drafted(output) as draft:
+    with drafted(output) as draft:
         draft.ready.mkdir()
         write_bundle(draft.ready, FILES)
         output.write_bytes(b"theirs")
-        draft.publish(output)
+        with pytest.raises(UsageError, match="is a file"):
+            draft.publish(output)
     assert output.read_bytes() == b"theirs"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
