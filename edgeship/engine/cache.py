@@ -102,7 +102,7 @@ class Cache:
         folder = self.root / "steps" / key
         if not self.read or not (folder / RESULT).is_file():
             return None
-        held = _hold(folder)
+        held = _hold(folder) or (_hold(folder) if _mend(folder) else None)
         if held is None:
             return None  # it is just being removed, or no entry of ours
         stored = _read_stored(folder)
@@ -241,7 +241,7 @@ class Cache:
         limit = max_bytes if max_bytes is not None else _max_bytes()
         entries = []
         for folder in _folders(self.root / "steps"):
-            if is_ours(folder):
+            if is_ours(folder) or _mend(folder):
                 with suppress(FileNotFoundError):  # another build replaced it while we looked
                     entries.append((folder.stat().st_mtime, total_bytes(folder), folder))
         total = sum(size for _, size, _ in entries)
@@ -267,6 +267,17 @@ def _hold(folder: Path) -> Hold | None:
             return held
         time.sleep(0.01)
     return None
+
+
+def _mend(folder: Path) -> bool:
+    """Write the marker of an entry anew when it is damaged: the record with its own digest proves that it is ours."""
+    if is_ours(folder) or folder.is_symlink() or _read_stored(folder) is None:
+        return False
+    with suppress(OSError):
+        (folder / MARKER).unlink(missing_ok=True)
+        claim(folder, alone=False).release()
+        return True
+    return False
 
 
 def _remove_entry(folder: Path) -> bool:

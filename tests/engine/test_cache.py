@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeship.core.model import OnnxModel, Signature, TensorSpec, TorchModel
+from edgeship.core.owned import LINE, MARKER
 from edgeship.core.passes import Pass, Skip
 from edgeship.core.registry import runtimes
 from edgeship.core.report import Measurement, Measurements, Verdict
 from edgeship.engine import cache as module
-from edgeship.engine.cache import Cache, default_cache_root
-from edgeship.errors import OutputError, UsageError
+from edgeship.engine.cache import RESULT, Cache, default_cache_root
+from edgeship.engine.chatter import Log, write_crash
+from edgeship.errors import ChangedError, OutputError, UsageError
 from edgeship.passes.check.accuracy import CheckAccuracy
 from edgeship.passes.check.size import CheckSize
 from edgeship.passes.check.verify import VerifyArtifact
@@ -224,7 +226,79 @@ def test_a_damaged_entry_is_dropped(cache, harm):
     harm(cache.root / "steps" / KEY)
     assert cache.get(KEY) is None
     assert not (cache.root / "steps" / KEY).exists()
+    assert list((cache.root / "running").iterdir()) == []
     assert put(cache) is not None
+
+
+def flip(path: Path, bit: int) -> None:
+    """Turn one bit over, and give the file its times back, as a disk that forgets does."""
+    found, content = path.stat(), bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+@given(
+    place=st.floats(0, 1, exclude_max=True), name=st.sampled_from(["model.onnx", "data/weights.bin", RESULT, MARKER])
+)
+def test_every_flipped_bit_is_found(tmp_path_factory, place, name):
+    """In whichever file of an entry: what comes back is what went in, or nothing does and the step runs again."""
+    cache = Cache(tmp_path_factory.mktemp("flipped"))
+    folder = cache.scratch(KEY)
+    (folder / "data").mkdir()
+    (folder / "data" / "weights.bin").write_bytes(bytes(range(100)))
+    (folder / "model.onnx").write_text("graph")
+    model = OnnxModel(folder / "model.onnx", SIGNATURE, files=("model.onnx", "data/weights.bin"), facts={"a": "b"})
+    stored = cache.put(KEY, folder, model)
+    cache.close()
+    path = cache.root / "steps" / KEY / name
+    flip(path, int(place * 8 * path.stat().st_size))
+    found = cache.get(KEY)
+    assert found is None or (found == stored and name in (RESULT, MARKER))
+    if name == MARKER:
+        assert found == stored  # the record proves as much as the marker, which is written anew
+    if name in ("model.onnx", "data/weights.bin"):
+        assert found is None
+        assert put(cache).path.read_text() == "weights"
+    cache.close()
+
+
+def test_a_flipped_bit_in_a_verdict_is_found(cache):
+    """No figure of a report is ever another."""
+    verdict = Verdict("check/verify", "onnx", True, "ok", (Measurement("snr", 92.6, "dB", "measured"),))
+    cache.put(KEY, cache.scratch(KEY), verdict)
+    path = cache.root / "steps" / KEY / RESULT
+    content = path.read_bytes()
+    for bit in range(0, 8 * len(content), 13):
+        cache.close()
+        if not path.exists():
+            cache.put(KEY, cache.scratch(KEY), verdict)
+        flip(path, bit)
+        assert cache.get(KEY) in (None, verdict)
+        if path.exists():
+            path.write_bytes(content)
+
+
+def test_a_model_that_changed_while_it_was_used_is_found(cache):
+    stored = put(cache)
+    cache.check(stored)
+    flip(stored.path, 3)
+    with pytest.raises(ChangedError, match="changed while the build used it"):
+        cache.check(stored)
+    assert cache.get(KEY) is None
+    again = put(cache)
+    cache.check(again)
+    (again.path.parent / RESULT).write_text("{}")
+    with pytest.raises(ChangedError, match="changed while the build used it"):
+        cache.check(again)
+
+
+def test_digests_are_those_that_were_stored(cache):
+    stored = put(cache)
+    assert cache.digests(stored) == {stored.path: module.source_digest(stored.path)}
+    shutil.rmtree(stored.path.parent)
+    with pytest.raises(ChangedError, match="no longer in the cache"):
+        cache.digests(stored)
 
 
 words = st.sampled_from(["result", "files", "dependencies", "kind", "path", "signature", "OnnxModel", "model.onnx", ""])
@@ -246,34 +320,35 @@ def test_no_content_of_a_record_gets_further_than_the_cache(tmp_path_factory, co
 def test_a_file_that_the_step_read_counts(cache, tmp_path):
     read = tmp_path / "weights.bin"
     read.write_text("one")
-    digest = module.file_digest(read)
+    digest = module.source_digest(read)
     stored = put(cache, dependencies={str(read): digest})
     assert cache.get(KEY) == stored
     assert not (stored.path.parent / "dependencies.json").exists()
     read.write_text("two")
     assert cache.get(KEY) is None
-    put(cache, dependencies={str(read): module.file_digest(read)})
+    put(cache, dependencies={str(read): module.source_digest(read)})
     read.unlink()
     assert cache.get(KEY) is None
 
 
 @pytest.mark.parametrize("read", [True, False])
 def test_builds_may_store_the_same_key_at_once(cache, read):
-    cache = Cache(cache.root, read)
     put(cache)
+    cache.close()
     failures, stored = [], []
 
-    def store(number: int) -> None:
+    def store() -> None:
         try:
-            for turn in range(10):
-                folder = cache.root / "running" / f"{number}-{turn}-{os.getpid()}"
-                folder.mkdir(parents=True)
-                (folder / "model.onnx").write_text("weights")
-                stored.append(cache.put(KEY, folder, OnnxModel(folder / "model.onnx", SIGNATURE)))
+            for _ in range(10):
+                own = Cache(cache.root, read)
+                model = put(own)
+                assert model.path.read_text() == "weights"
+                stored.append(model)
+                own.close()
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=store, args=(number,)) for number in range(4)]
+    threads = [threading.Thread(target=store) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -284,22 +359,104 @@ def test_builds_may_store_the_same_key_at_once(cache, read):
     assert not list((cache.root / "running").iterdir())
 
 
-def test_a_second_build_leaves_the_entry_that_a_first_one_reads(cache):
+def test_a_build_that_reads_nothing_puts_its_result_in_place_of_an_old_one(cache):
     first = put(cache)
-    opened = first.path.stat().st_ino
-    assert put(cache) == first
-    assert first.path.stat().st_ino == opened
+    old = first.path.stat().st_ino
+    cache.close()
     assert put(Cache(cache.root, read=False)) == first
-    assert first.path.stat().st_ino != opened
+    assert first.path.stat().st_ino != old
 
 
-def test_sweeping_drops_what_dead_builds_left_and_spares_the_living(cache):
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    for pid in (dead.pid, os.getpid(), "odd"):
-        (cache.root / "running" / f"abc-{pid}").mkdir(parents=True)
+def test_an_entry_that_another_build_uses_stays_as_it_is(cache):
+    first = put(cache)
+    old = first.path.stat().st_ino
+    assert put(cache) == first
+    own = Cache(cache.root, read=False)
+    second = put(own)
+    assert second.digest == first.digest
+    assert second.path != first.path
+    assert own.digests(second).keys() == {second.path}
+    own.check(second)
+    cache.sweep(0)
+    assert first.path.stat().st_ino == old
+    assert second.path.read_text() == "weights"
+    own.close()
+    assert not list((cache.root / "running").iterdir())
+
+
+def test_sweeping_drops_what_dead_builds_left_and_spares_the_living(cache, tmp_path):
+    code = """
+        import os, sys, time
+        from pathlib import Path
+        from edgeship.engine.cache import Cache
+        cache = Cache(Path(sys.argv[1]))
+        folder = cache.scratch("s" * 64)
+        (folder / "half").write_text("ours")
+        if sys.argv[2] == "die":
+            os.kill(os.getpid(), 9)
+        print(folder.parent.name, flush=True)
+        time.sleep(100)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(cache.root)]
+    subprocess.run([*command, "die"], check=False)
+    living = subprocess.Popen([*command, "live"], stdout=subprocess.PIPE, text=True)
+    try:
+        name = living.stdout.readline().strip()
+        assert len(list((cache.root / "running").iterdir())) == 2
+        cache.sweep()
+        assert [item.name for item in (cache.root / "running").iterdir()] == [name]
+    finally:
+        living.kill()
+        living.wait()
     cache.sweep()
-    assert [item.name for item in (cache.root / "running").iterdir()] == [f"abc-{os.getpid()}"]
+    assert list((cache.root / "running").iterdir()) == []
+
+
+names = st.sampled_from(
+    ["running/abc-1/file", "running/file", "running/job-99999/.edgeship", "steps/notes/file", f"steps/{KEY}/model.onnx",
+     f"steps/{'0' * 64}/{RESULT}", "texts/a.npz", "last.log", "logs/crash-1.log", "logs/last.log", "photos/a.jpg",
+     f"steps/{KEY}/{MARKER}", "locks/a"]
+)  # fmt: skip
+contents = st.sampled_from([b"", b"{}", b"mine", b'{"sha256": "", "stored": {"files": {"file": ""}}}', LINE + b"x"])
+
+
+@settings(deadline=None, max_examples=50)
+@given(files=st.dictionaries(names, contents, max_size=6))
+def test_files_of_others_in_the_folder_stay(tmp_path_factory, files):
+    root = tmp_path_factory.mktemp("theirs")
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    cache = Cache(root)
+    for key in (KEY, "0" * 64, "1" * 64):
+        stored = put(cache, key)
+        assert stored.path.read_text() == "weights"
+        assert stored.digest
+        cache.get(key)
+    write_crash(root / "logs", "text")
+    Log(root / "last.log").line("text")
+    cache.sweep(0)
+    cache.close()
+    cache.sweep(0)
+    for name, content in files.items():
+        assert (root / name).read_bytes() == content
+
+
+def test_a_file_of_others_in_an_entry_stays(cache):
+    stored = put(cache)
+    cache.close()
+    theirs = stored.path.parent / "notes.txt"
+    theirs.write_text("theirs")
+    cache.sweep(0)
+    assert theirs.read_text() == "theirs"
+    flip(stored.path, 1)
+    assert cache.get(KEY) is None
+    cache.sweep(0)
+    again = put(cache)
+    assert again.path.read_text() == "weights"
+    cache.close()
+    cache.sweep(0)
+    assert [path.read_text() for path in cache.root.rglob("notes.txt")] == ["theirs"]
 
 
 def test_sweeping_drops_the_oldest_use_first(cache):
@@ -308,10 +465,25 @@ def test_sweeping_drops_the_oldest_use_first(cache):
         os.utime(cache.root / "steps" / (key * 64), (1000 + number, 1000 + number))
     cache.get("a" * 64)
     one = module.total_bytes(cache.root / "steps" / ("a" * 64))
+    cache.close()
     cache.sweep(2 * one)
     assert {item.name[0] for item in (cache.root / "steps").iterdir()} == {"a", "c"}
     cache.sweep(0)
     assert not list((cache.root / "steps").iterdir())
+
+
+def test_an_entry_in_use_is_not_evicted(cache):
+    stored = put(cache)
+    Cache(cache.root).sweep(0)
+    assert stored.path.read_text() == "weights"
+    reader = Cache(cache.root)
+    assert reader.get(KEY) == stored
+    cache.close()
+    cache.sweep(0)
+    assert stored.path.read_text() == "weights"
+    reader.close()
+    cache.sweep(0)
+    assert not stored.path.exists()
 
 
 def test_the_limit_can_be_set(cache, monkeypatch):
@@ -319,6 +491,7 @@ def test_the_limit_can_be_set(cache, monkeypatch):
     monkeypatch.setenv("EDGESHIP_CACHE_MAX", "1GB")
     cache.sweep()
     assert cache.get(KEY) is not None
+    cache.close()
     monkeypatch.setenv("EDGESHIP_CACHE_MAX", "1")
     cache.sweep()
     assert cache.get(KEY) is None

@@ -4,13 +4,15 @@ import logging
 import os
 import subprocess
 import sys
+import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from edgeship.engine.chatter import Log, silenced
+from edgeship.engine import chatter
+from edgeship.engine.chatter import HEAD, Log, silenced, write_crash
 from edgeship.errors import OutputError
 
 
@@ -67,3 +69,116 @@ def test_a_full_disk_does_not_keep_the_terminal(capfd):
         print("lost")
     print("after")
     assert capfd.readouterr().out == "after\n"
+
+
+THEIRS = b"my own notes\n"
+
+
+def foreign_file(place: Path, other: Path) -> None:
+    place.write_bytes(THEIRS)
+
+
+def link(place: Path, other: Path) -> None:
+    place.symlink_to(other)
+
+
+def dangling_link(place: Path, other: Path) -> None:
+    place.symlink_to(other.with_name("absent"))
+
+
+def hard_link(place: Path, other: Path) -> None:
+    os.link(other, place)
+
+
+def link_to_a_log(place: Path, other: Path) -> None:
+    write_log(other)
+    place.symlink_to(other)
+
+
+def hard_link_to_a_log(place: Path, other: Path) -> None:
+    write_log(other)
+    os.link(other, place)
+
+
+def folder(place: Path, other: Path) -> None:
+    place.mkdir()
+    (place / "file").write_bytes(THEIRS)
+
+
+def pipe(place: Path, other: Path) -> None:
+    os.mkfifo(place)
+
+
+def half_a_head(place: Path, other: Path) -> None:
+    place.write_bytes(HEAD[:-1])
+
+
+def write_log(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    Log(path).line("kept by the user")
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [foreign_file, link, dangling_link, hard_link, link_to_a_log, hard_link_to_a_log, folder, pipe, half_a_head],
+)
+def test_a_log_goes_beside_what_is_not_ours(tmp_path, prepare):
+    place, other = tmp_path / "out.log", tmp_path / "other"
+    other.write_bytes(THEIRS)
+    prepare(place, other)
+    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for _ in range(2):
+        log = Log(place)
+        log.line("text")
+        assert log.path.name == "out.1.log"
+        assert log.path.read_bytes() == HEAD + b"text\n"
+    after = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == {**before, "out.1.log": HEAD + b"text\n"}
+    assert not (tmp_path / "absent").exists()
+
+
+def test_the_log_of_the_last_build_is_written_over(tmp_path):
+    for text in ("one", "two"):
+        log = Log(tmp_path / "out.log")
+        log.line(text)
+        log.file().close()
+    assert (tmp_path / "out.log").read_bytes() == HEAD + b"two\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.log"]
+
+
+def test_two_commands_share_a_log(tmp_path):
+    first, second = Log(tmp_path / "out.log"), Log(tmp_path / "out.log")
+    first.line("one")
+    second.line("two")
+    first.line("three")
+    assert (tmp_path / "out.log").read_bytes() == HEAD + b"one\ntwo\nthree\n"
+
+
+def test_where_every_name_is_taken_there_is_no_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(chatter, "NAMES", 2)
+    for name in ("out.log", "out.1.log", "out.2.log"):
+        (tmp_path / name).write_bytes(THEIRS)
+    with pytest.raises(OutputError, match="are not logs of edgeship's"):
+        Log(tmp_path / "out.log").line("text")
+    assert all(path.read_bytes() == THEIRS for path in tmp_path.iterdir())
+
+
+def test_old_crashes_go_and_files_of_others_stay(tmp_path):
+    for number in range(30):
+        path = write_crash(tmp_path, f"crash {number}")
+        os.utime(path, (time.time() - 1000 + number,) * 2)
+    left = sorted(path.read_text().rpartition(" ")[2] for path in tmp_path.iterdir())
+    assert left == sorted(str(number) for number in range(10, 30))
+    for path in sorted(tmp_path.iterdir())[:5]:
+        os.utime(path, (time.time() - 31 * 86400,) * 2)
+    (tmp_path / "crash-mine.log").write_bytes(THEIRS)
+    (tmp_path / "other.log").write_bytes(HEAD)
+    (tmp_path / "crash-link.log").symlink_to(tmp_path / "other.log")
+    for path in tmp_path.iterdir():
+        if path.name in ("crash-mine.log", "other.log"):
+            os.utime(path, (0, 0))
+    write_crash(tmp_path, "the last")
+    assert len(list(tmp_path.glob("crash-2*"))) == 16
+    assert (tmp_path / "crash-mine.log").read_bytes() == THEIRS
+    assert (tmp_path / "other.log").read_bytes() == HEAD
+    assert (tmp_path / "crash-link.log").is_symlink()

@@ -1,7 +1,6 @@
 """A bundle is whole or not there: every changed byte is found, writing is atomic, building twice gives the same."""
 
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -10,10 +9,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from edgeship.core.artifact import MANIFEST, Manifest, file_digest, list_files
+from edgeship.core.artifact import MANIFEST, Manifest, copy_file, file_digest, list_files
 from edgeship.core.records import from_plain
 from edgeship.errors import ArtifactError
-from edgeship.shipping.bundle import changed_files, read_bundle, remove_leftovers, schema_path
+from edgeship.shipping import bundle as module
+from edgeship.shipping.bundle import changed_files, read_bundle, schema_path
 from edgeship.shipping.schema import manifest_schema
 from edgeship.shipping.swap import put_in_place
 
@@ -182,18 +182,40 @@ def test_the_manifest_meets_its_schema_and_the_schema_can_fail(tiny_bundle):
     assert from_plain(Manifest, manifest) == read_bundle(tiny_bundle).manifest
 
 
+def accept(place: Path) -> None:
+    """Whatever is there may go."""
+
+
 def test_a_folder_is_put_in_place_of_another_in_one_step(tmp_path):
-    new, old = tmp_path / "new", tmp_path / "old"
+    new, old, aside = tmp_path / "new", tmp_path / "old", tmp_path / "aside"
     new.mkdir()
     (new / "file").write_text("new")
-    put_in_place(new, old)
+    put_in_place(new, old, aside, accept)
     assert (old / "file").read_text() == "new"
     newer = tmp_path / "newer"
     newer.mkdir()
     (newer / "file").write_text("newer")
-    put_in_place(newer, old)
+    put_in_place(newer, old, aside, accept)
     assert (old / "file").read_text() == "newer"
-    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert {path.name for path in tmp_path.iterdir()} == {"old", "aside"}
+    assert (aside / "file").read_text() == "new"
+
+
+def test_what_is_not_accepted_comes_back(tmp_path):
+    new, old, aside = tmp_path / "new", tmp_path / "old", tmp_path / "aside"
+    for folder in (new, old):
+        folder.mkdir()
+        (folder / "file").write_text(folder.name)
+
+    def refuse(place: Path) -> None:
+        assert (place / "file").read_text() == "old"
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        put_in_place(new, old, aside, refuse)
+    assert (old / "file").read_text() == "old"
+    assert (new / "file").read_text() == "new"
+    assert not aside.exists()
 
 
 def test_a_reader_sees_the_old_or_the_new_and_never_none(tmp_path):
@@ -202,13 +224,13 @@ def test_a_reader_sees_the_old_or_the_new_and_never_none(tmp_path):
     final = tmp_path / "final"
     stop, seen, failures = threading.Event(), set(), []
 
-    def make(number: int) -> Path:
+    def put(number: int) -> None:
         ready = tmp_path / f"ready{number}"
         ready.mkdir()
         (ready / "file").write_text(str(number))
-        return ready
+        put_in_place(ready, final, tmp_path / f"aside{number}", accept)
 
-    put_in_place(make(0), final)
+    put(0)
 
     def watch() -> None:
         while not stop.is_set():
@@ -220,7 +242,7 @@ def test_a_reader_sees_the_old_or_the_new_and_never_none(tmp_path):
     watcher = threading.Thread(target=watch)
     watcher.start()
     for number in range(1, 200):
-        put_in_place(make(number), final)
+        put(number)
     stop.set()
     watcher.join()
     assert failures == []
@@ -231,7 +253,12 @@ def test_without_the_system_call_the_old_folder_is_moved_aside(tmp_path, monkeyp
     from edgeship.shipping import swap
 
     monkeypatch.setattr(swap, "_exchange", lambda one, other: False)
-    test_a_folder_is_put_in_place_of_another_in_one_step(tmp_path)
+    for name, check in (
+        ("one", test_a_folder_is_put_in_place_of_another_in_one_step),
+        ("two", test_what_is_not_accepted_comes_back),
+    ):
+        (tmp_path / name).mkdir()
+        check(tmp_path / name)
 
 
 def test_a_linked_output_stays_a_link(cli, tiny_order, tmp_path):
@@ -245,26 +272,6 @@ def test_a_linked_output_stays_a_link(cli, tiny_order, tmp_path):
         assert cli("verify", name, "--no-run").code == 0
 
 
-def test_leftovers_of_dead_builds_go_and_those_of_living_ones_stay(tmp_path):
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    other = subprocess.Popen(["sleep", "60"])
-    try:
-        output = tmp_path / "x.edgeship"
-        for kind in ("draft", "old", "probe"):
-            for pid in (dead.pid, other.pid, os.getpid()):
-                (tmp_path / f".x.edgeship.{kind}-{pid}").mkdir()
-        (tmp_path / ".y.edgeship.draft-1").mkdir()
-        remove_leftovers(output)
-        left = {path.name for path in tmp_path.iterdir()}
-        assert left == {f".x.edgeship.{kind}-{other.pid}" for kind in ("draft", "old", "probe")} | {
-            ".y.edgeship.draft-1"
-        }
-    finally:
-        other.kill()
-        other.wait()
-
-
 def test_a_build_that_fails_a_check_leaves_the_old_bundle(cli, tiny_order, tmp_path):
     assert cli("build", *tiny_order, "-o", "out").code == 0
     before = {path: path.read_bytes() for path in list_files(tmp_path / "out")}
@@ -275,9 +282,79 @@ def test_a_build_that_fails_a_check_leaves_the_old_bundle(cli, tiny_order, tmp_p
     assert {path: path.read_bytes() for path in list_files(tmp_path / "out")} == before
 
 
-def test_a_file_that_is_not_part_of_the_old_bundle_goes_with_it(cli, tiny_order, tmp_path):
-    """A bundle is replaced whole; what somebody added to it is not mixed into the new one."""
-    assert cli("build", *tiny_order, "-o", "out").code == 0
-    (tmp_path / "out" / "onnx" / "stray").write_text("")
-    assert cli("build", *tiny_order, "-o", "out").code == 0
+@pytest.mark.parametrize("name", ["onnx/stray", "onnx/model.onnx", "report.json", "folder/"])
+def test_what_somebody_put_into_a_bundle_or_changed_there_is_kept(cli, tiny_order, tiny_bundle, tmp_path, name):
+    place = tmp_path / "out"
+    shutil.copytree(tiny_bundle, place)
+    if name.endswith("/"):
+        (place / name).mkdir()
+    else:
+        (place / name).write_text("mine")
+    before = {path: path.read_bytes() for path in list_files(place)}
+    ran = cli("build", *tiny_order, "-o", "out")
+    assert ran.code == 2
+    assert name.rstrip("/") in ran.errors[0]
+    assert "nothing was touched" in ran.errors[0]
+    assert {path: path.read_bytes() for path in list_files(place)} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_what_the_finder_leaves_is_in_nobodys_way(cli, tiny_order, tiny_bundle, tmp_path):
+    shutil.copytree(tiny_bundle, tmp_path / "out")
+    for name in (".DS_Store", "onnx/.DS_Store"):
+        (tmp_path / "out" / name).write_bytes(b"\0\0\0\1Bud1\0")
     assert cli("verify", "out", "--no-run").code == 0
+    assert cli("build", *tiny_order, "-o", "out").code == 0
+    assert (tmp_path / "out" / ".DS_Store").read_bytes() == b"\0\0\0\1Bud1\0"
+    assert cli("verify", "out", "--no-run").code == 0
+    (tmp_path / "out" / ".DS_Store").write_text("mine")
+    assert cli("verify", "out", "--no-run").code == 1
+    assert cli("build", *tiny_order, "-o", "out").code == 2
+
+
+def test_the_source_of_a_browser_extension_is_no_bundle(cli, tiny_order, tmp_path):
+    place = tmp_path / "extension"
+    place.mkdir()
+    (place / MANIFEST).write_text('{"manifest_version": 3, "name": "mine", "version": "1.0"}')
+    (place / "background.js").write_text("work of weeks")
+    ran = cli("build", *tiny_order, "-o", "extension")
+    assert ran.code == 2
+    assert "not empty and not a bundle" in ran.errors[0]
+    assert {path.name for path in list_files(place)} == {MANIFEST, "background.js"}
+    assert {path.name for path in tmp_path.iterdir()} == {"extension"}
+
+
+def flipped_in(names: set[str]):
+    """The copying of files, with a bit of the first of those flipped on its way off the disk."""
+
+    def copy(source: Path, target: Path) -> str:
+        if source.name in names:
+            names.discard(source.name)
+            flip(source, source.stat().st_size // 2, 4)
+        return copy_file(source, target)
+
+    return copy
+
+
+def test_bytes_that_were_not_verified_are_not_published(cli, tiny_order, tmp_path, monkeypatch):
+    """A bit flips in the cache between check/verify and the copy: the step runs again, and the right bytes ship."""
+    env = {"EDGESHIP_CACHE": str(tmp_path / "cache")}
+    assert cli("build", *tiny_order, "-o", "right", env=env).code == 0
+    monkeypatch.setattr(module, "copy_file", flipped_in({"model.onnx"}))
+    ran = cli("build", *tiny_order, "-o", "out", env=env)
+    assert ran.code == 0, ran.err
+    assert "is no longer what the checks read" in (tmp_path / "out.log").read_text()
+    right = (tmp_path / "right" / "onnx" / "model.onnx").read_bytes()
+    assert (tmp_path / "out" / "onnx" / "model.onnx").read_bytes() == right
+
+
+def test_who_flips_bits_each_time_gets_nothing_published(cli, tiny_order, tmp_path, monkeypatch):
+    def copy(source: Path, target: Path) -> str:
+        flip(source, 7, 1)
+        return copy_file(source, target)
+
+    monkeypatch.setattr(module, "copy_file", copy)
+    ran = cli("build", *tiny_order, "-o", "out", env={"EDGESHIP_CACHE": str(tmp_path / "cache")})
+    assert ran.code == 3
+    assert "is no longer what the checks read; nothing was published" in ran.errors[0]
+    assert not (tmp_path / "out").exists()
