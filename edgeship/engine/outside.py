@@ -91,7 +91,8 @@ def _of_task(task: Pass) -> Iterator[Claim]:
     for field in fields(task):  # type: ignore[arg-type]
         value = getattr(task, field.name)
         for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, DataRef) and Path(item.reference).exists():
+            # One without a digest is no data, but the name of a function.
+            if isinstance(item, DataRef) and item.digest and Path(item.reference).exists():
                 yield _of_data(item)
             elif isinstance(item, AdapterRef):
                 yield _of_adapter(Path(item.folder), item.digest)
