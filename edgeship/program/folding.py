@@ -161,7 +161,8 @@ def fold_pads(graph: Graph) -> None:
             padding = _padding_with(pad, layer)
             if padding is None:
                 break
-            given = [*layer.args, *(None, [1], [0])[len(layer.args) - 2 :]]
+            # Converters want one number an axis where torch takes one for all.
+            given = [*layer.args, *(None, [1] * len(padding), [0])[len(layer.args) - 2 :]]
             layer.args = (pad.args[0], *given[1:4], padding, *given[5:])
     graph.eliminate_dead_code()
 

@@ -40,6 +40,9 @@ def pads_left(layers, shape):
     with torch.no_grad():
         for found, wanted in zip(program.module()(x), model(x), strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    for node in program.exported.graph.nodes:
+        if ".conv" in str(node.target):
+            assert all(len(option) == len(shape) - 2 for option in node.args[3:6])
     (end,) = (node for node in program.exported.graph.nodes if node.op == "output")
     return [str(layer.args[0].target).startswith(("aten.pad", "aten.constant_pad")) for layer in end.args[0]]
 

@@ -99,3 +99,12 @@ def quantization(encoding: ActivationEncoding) -> schema.QuantizationParametersT
 def tensor_name(nodes: Iterable[str], bits: int) -> str:
     """How a tensor that holds these nodes' integers is called: ``conv2d+relu (int8)``."""
     return f"{'+'.join(dict.fromkeys(nodes))} (int{bits})"
+
+
+def joined_name(one: bytes, other: bytes) -> bytes:
+    """The name of integers on one grid that stand for the nodes of two tensors, either of which may name none."""
+    marks = [name.rpartition(b" (int") for name in (one, other)]
+    if not marks[0][1] or not marks[1][1]:
+        return other if marks[1][1] else one
+    nodes = dict.fromkeys([*marks[0][0].split(b"+"), *marks[1][0].split(b"+")])
+    return b"+".join(nodes) + b" (int" + marks[0][2]

@@ -48,6 +48,7 @@ class TorchToTFLite(Pass):
         from edgeship.lowering.litert.grids import unmark, with_marked_pairs
         from edgeship.lowering.litert.integer import IntegerGraph
         from edgeship.lowering.litert.interface import name_interface, on_device
+        from edgeship.lowering.litert.layout import fold_pads, keep_layout
         from edgeship.lowering.litert.names import shorten_names
         from edgeship.lowering.litert.opened import open_weights, stored_weights
         from edgeship.lowering.litert.store import WeightStorer, refuse_encodings
@@ -68,6 +69,8 @@ class TorchToTFLite(Pass):
         placements = storer.store(tensors, [(name, _as_stored(program, name)) for name in opened.weights])
         if nodes:
             IntegerGraph(converted, graph, nodes, program.activations).fuse()
+        keep_layout(converted, graph)
+        fold_pads(converted, graph)
         drop_unused(converted)
         shorten_names(converted, {placement.stored for placement in placements})
         ctx.progress(2, 3, "write")
