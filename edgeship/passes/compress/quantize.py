@@ -9,7 +9,7 @@ from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, without
 from edgeship.core.inventory import WeightOp
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.planning import Method, rounding_method, sparse_ops
+from edgeship.core.planning import Method, rounding_method, sparse_ops, wide_method
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.weights import Affine, Encoding, Float, Granularity, Palette
 from edgeship.errors import DataError, UsageError
@@ -65,7 +65,7 @@ class QuantizeWeights(Pass):
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
-        """Configured from the profile. Below 8 bits rounding to nearest loses what calibration data can save."""
+        """Configured from the profile. Rounding to nearest loses what calibration data can save."""
         choice = request.choice
         if choice.weights == "float32":
             return Skip(f"profile {request.profile.name} keeps weights in float32")
@@ -96,7 +96,7 @@ class QuantizeWeights(Pass):
         )
         asked = request.options.get(cls.name, {})
         wide = asked.get("bits", str(encoding.bits)) == "8" and asked.get("form", "int") == "int"
-        return replace(fields, method="nearest") if wide else fields
+        return replace(fields, method=wide_method(request)) if wide else fields
 
     def confirm(self, request: Request) -> None:
         """Refuse what the runtime cannot hold, and a method without its data."""

@@ -23,8 +23,11 @@ def run(step, model, folder):
     return TorchProgram.open(made)
 
 
-def test_eight_bits_round_to_nearest_and_fewer_look_at_data(request_for, calibration):
-    assert QuantizeWeights.plan(request_for(calibration=calibration)).method == "nearest"
+def test_data_are_looked_at_where_they_are_given(request_for, calibration):
+    assert QuantizeWeights.plan(request_for()).method == "nearest"
+    assert QuantizeWeights.plan(request_for(calibration=calibration)).method == "gptq"
+    finetuned = {"compress/finetune": {"steps": "1"}}
+    assert QuantizeWeights.plan(request_for(calibration=calibration, options=finetuned)).method == "nearest"
     assert QuantizeWeights.plan(request_for(profile="small")).method == "clipped"
     assert QuantizeWeights.plan(request_for(profile="small", calibration=calibration)).method == "gptq"
     trained = {"compress/finetune": {"steps": "1"}}
