@@ -6,7 +6,7 @@ Two sweeps over the data (extremes, then histograms of fixed size); memory does 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeship.compression.grids import SAME_AS_INPUT, Grid, activation_arguments, operator_name, shared_grids
@@ -44,6 +44,7 @@ def decide_activations(
     *,
     bits: int = 8,
     method: str = "mse",
+    floats: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, ActivationEncoding]:
     """A static grid for every float activation, by node name.
@@ -53,6 +54,7 @@ def decide_activations(
         batches: model inputs by name, in the shapes and dtypes of the signature.
         bits: 8 (asymmetric) or 16 (symmetric, zero point 0).
         method: how ranges are chosen, see `observers`; ``minmax`` is the one for 16 bits, where outliers cost nothing.
+        floats: nodes that get none, and compute in float.
         progress: called with (runs done, runs in all).
 
     Raises:
@@ -65,7 +67,7 @@ def decide_activations(
         raise UsageError(f"calibration method {method!r} is not known", fix=f"use one of {', '.join(METHODS)}")
     check_batches(program.signature, batches)
     filled = program.filled()
-    grids = shared_grids(filled)
+    grids = shared_grids(filled, floats)
     known = {name: encoding for grid in grids if (encoding := _known(grid, program, bits)) for name in grid.nodes}
     watchers: dict[str, Observer] = {}
     for grid in grids:
@@ -74,7 +76,7 @@ def decide_activations(
             watchers.update(dict.fromkeys(grid.watched, observer))
     scores, through = _scores(filled.graph) if bits == 16 else ({}, set())
     watchers = {name: observer for name, observer in watchers.items() if name not in through}
-    runner = _Runner(filled, _written_constants(filled.graph), scores)
+    runner = Runner(filled, written_constants(filled.graph), scores)
     sweeps: list[Callable[[Observer, torch.Tensor], None]] = [Observer.widen]
     if method != "minmax":
         sweeps.append(Observer.count)
@@ -197,7 +199,7 @@ def _known(grid: Grid, program: TorchProgram, bits: int) -> ActivationEncoding |
     return ActivationEncoding(8, table, 0) if bits == 8 else ActivationEncoding(16, table / 256, 0)
 
 
-def _tables(program: Any, runner: _Runner) -> dict[str, tuple[float, float]]:
+def _tables(program: Any, runner: Runner) -> dict[str, tuple[float, float]]:
     """The ends of whole tables by the node that looks rows up in them: other rows than the data's are read later."""
     looked_up = (node for node in program.graph.nodes if operator_name(node) == "embedding")
     found = {node.name: runner.weights.get(str(node.args[0])) for node in looked_up}
@@ -231,7 +233,7 @@ def _table_scale(grid: Grid, program: TorchProgram) -> float | None:
     return float(tensor.scale.reshape(())) if tensor.encoding.bits == 8 else None
 
 
-class _Runner:
+class Runner:
     """Runs an exported graph node by node, showing watched values to their observers.
 
     Args:
@@ -253,7 +255,7 @@ class _Runner:
         watchers: Mapping[str, Observer],
         sweep: Callable[[Observer, torch.Tensor], None],
     ) -> None:
-        import numpy as np
+        """Run once. Raises `DataError` when a watched value is not finite."""
         import torch
 
         constants, scores = self._constants, self._scores
@@ -275,17 +277,40 @@ class _Runner:
                         sweep(observer, numbers if least is None else numbers.maximum(least.min()))
                 return value
 
+        with torch.no_grad():
+            Watching(self._program.graph_module).run(*self._arguments(inputs))
+
+    def answers(
+        self, inputs: Sequence[npt.NDArray[Any]], activations: Mapping[str, ActivationEncoding]
+    ) -> list[npt.NDArray[Any]]:
+        """The outputs when the named values are rounded to their grids and the others stay float."""
+        import torch
+
+        class Rounding(torch.fx.Interpreter):
+            def run_node(self, n: Node) -> Any:
+                value = super().run_node(n)
+                grid = activations.get(n.name)
+                if grid is None:
+                    return value
+                return torch.fake_quantize_per_tensor_affine(value, grid.scale, grid.zero_point, grid.low, grid.high)
+
+        with torch.no_grad():
+            found = Rounding(self._program.graph_module).run(*self._arguments(inputs))
+        return [value.numpy() for value in found]
+
+    def _arguments(self, inputs: Sequence[npt.NDArray[Any]]) -> list[torch.Tensor]:
+        import numpy as np
+        import torch
+
         values = iter(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs)
-        arguments = [
+        return [
             self.weights[node.name] if node.name in self.weights else next(values)
             for node in self._program.graph.nodes
             if node.op == "placeholder"
         ]
-        with torch.no_grad():
-            Watching(self._program.graph_module).run(*arguments)
 
 
-def _written_constants(graph: Any) -> dict[str, list[float]]:
+def written_constants(graph: Any) -> dict[str, list[float]]:
     """Numbers that selects, pads and masks may write, by node, whether the data shows them or not.
 
     They pass through shape operators, and through the addition before a softmax: calibration data without padding must

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from torch.export import ExportedProgram
     from torch.fx import Node
@@ -90,23 +90,24 @@ def activation_arguments(node: Node) -> list[Node]:
     return [arg for arg in node.all_input_nodes if id(arg) not in weights]
 
 
-def shared_grids(program: ExportedProgram) -> list[Grid]:
-    """Every activation of the graph in exactly one grid, in graph order."""
-    nodes = activation_nodes(program)
+def shared_grids(program: ExportedProgram, floats: Collection[str] = ()) -> list[Grid]:
+    """Every activation of the graph in exactly one grid, in graph order, but for ``floats``, which have none."""
+    nodes = [node for node in activation_nodes(program) if node.name not in floats]
+    known = set(nodes)
     groups = _Groups(nodes)
     for node in nodes:
-        if _keeps_grid(node):
-            groups.join([node, *_carriers(node)[:1]])
+        if keeps_grid(node):
+            groups.join([node, *carriers(node)[:1]])
     fixed = {groups.find(node): kind for node in nodes if (kind := _fixed_range(node))}
     for node in nodes:
         if operator_name(node) in JOINING:
-            loose = [arg for arg in _carriers(node) if groups.find(arg) not in fixed]
+            loose = [arg for arg in carriers(node) if arg in known and groups.find(arg) not in fixed]
             if groups.find(node) not in fixed:
                 groups.join([node, *loose])
     clipped: set[Node] = set()
     for node in nodes:
-        source = _carriers(node)[0] if operator_name(node) in CLIPPING and _carriers(node) else None
-        if source is not None and _is_private(source, groups) and groups.find(node) not in fixed:
+        source = next(iter(carriers(node)), None) if operator_name(node) in CLIPPING else None
+        if source is not None and source in known and _is_private(source, groups) and groups.find(node) not in fixed:
             groups.join([node, source])
             clipped.add(source)
     members: dict[Node, list[Node]] = {}
@@ -146,7 +147,8 @@ def _bounds(nodes: Iterable[Node]) -> tuple[float, float]:
     return max(low for low, _ in found), min(high for _, high in found)
 
 
-def _keeps_grid(node: Node) -> bool:
+def keeps_grid(node: Node) -> bool:
+    """Whether an operator only moves, picks or averages numbers of its first input."""
     name = operator_name(node)
     # A pool over everything is a mean: its values are far narrower than its input's, so it gets its own grid.
     return name in SAME_AS_INPUT or (name == "adaptive_avg_pool2d" and node.meta["val"].shape[-2:].numel() > 1)
@@ -157,12 +159,12 @@ def _fixed_range(node: Node) -> str:
     return "unit" if name in UNIT_RANGE else "signed" if name in SIGNED_UNIT_RANGE else ""
 
 
-def _carriers(node: Node) -> list[Node]:
+def carriers(node: Node) -> list[Node]:
     """Float arguments, looking through a tuple (``split`` -> ``getitem``)."""
     found = []
     for arg in activation_arguments(node):
         if isinstance(arg.meta.get("val"), (tuple, list)):
-            found += _carriers(arg)[:1]
+            found += carriers(arg)[:1]
         elif _is_float(arg):
             found.append(arg)
     return found

@@ -1,0 +1,254 @@
+"""Which activations of a static program stay in float, because one grid cannot hold what they hold.
+
+Two facts decide, both taken on the calibration data and never on names. A join that reaches an output keeps a grid only
+while that grid leaves every part of it, in every sample, a ratio above the limit: boxes of 0 to 640 beside scores of 0
+to 1 do not. And where the outputs, slice by slice (`program.slices`) and sample by sample, lose more than the limit to
+all grids together, each grid is tried alone, and those that cost most go until the rest costs less: noise of grids adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgeship.compression.calibrate import HEADROOM, Runner, decide_activations, written_constants
+from edgeship.compression.grids import JOINING, activation_nodes, carriers, keeps_grid, operator_name, shared_grids
+from edgeship.compression.observers import Observer
+from edgeship.program.slices import NOTHING, Slice, slices_of
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+    from torch.fx import Node
+
+    from edgeship.core.weights import ActivationEncoding
+    from edgeship.program.program import TorchProgram
+
+    Array = npt.NDArray[Any]
+    Batch = Mapping[str, npt.NDArray[Any]]
+
+# What the grids must leave of every slice, by their bits: check/verify's limit and room for what the weights cost.
+WANTED_DB = {8: 21.0, 16: 33.0}
+# Samples that grids are tried on, and multiply-accumulates that trying each alone may take.
+SAMPLES = 16
+BUDGET = 4e12
+ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What was decided.
+
+    Args:
+        activations: node -> grid. floats: nodes without one, for their join or for what they cost.
+        worst_db: the least that any slice of an output keeps in any sample. worst: which slice of which output.
+    """
+
+    activations: dict[str, ActivationEncoding]
+    floats: tuple[str, ...]
+    worst_db: float
+    worst: str
+
+
+def decide_mixed(
+    program: TorchProgram,
+    batches: Sequence[Batch],
+    *,
+    bits: int,
+    method: str,
+    products: bool = True,
+    progress: Any = None,
+) -> Mixed:
+    """Grids for every activation that can have one, on the samples given.
+
+    Args:
+        program: in its static form. bits, method: as in `decide_activations`.
+        products: whether an operator with stored integer weights can compute in float beside static ones.
+
+    Raises:
+        DataError: as `decide_activations`.
+    """
+    floats = separate_joins(program, batches, bits)
+    activations = decide_activations(program, batches, bits=bits, method=method, floats=floats, progress=progress)
+    trial = _Trial(program, batches, bits)
+    kept = frozenset() if products else _around_products(program)
+    wanted = WANTED_DB[bits]
+    worst_db, worst = trial.worst(activations)
+    for _ in range(ROUNDS):
+        if worst_db >= WANTED_DB[bits]:
+            break
+        costly = trial.costly(activations, shared_grids(program.filled(), floats), kept, wanted)
+        if not costly:
+            break
+        floats = floats | costly
+        activations = {name: grid for name, grid in activations.items() if name not in floats}
+        worst_db, worst = trial.worst(activations)
+        wanted += 2
+    order = [node.name for node in program.exported.graph.nodes if node.name in floats]
+    return Mixed(activations, tuple(order), worst_db, worst)
+
+
+def separate_joins(program: TorchProgram, batches: Sequence[Batch], bits: int) -> frozenset[str]:
+    """Joins on the way to an output whose parts one grid of ``bits`` cannot hold, and what only moves their numbers."""
+    filled = program.filled()
+    nodes = {node.name: node for node in activation_nodes(filled)}
+    joins = [node for node in nodes.values() if operator_name(node) in JOINING and _reaches_output(node)]
+    if not joins:
+        return frozenset()
+    parts = {arg.name for node in joins for arg in carriers(node)}
+    extents = {name: _Extent() for name in parts}
+    runner = Runner(filled, {}, {})
+    for batch in batches:
+        runner.run([batch[spec.name] for spec in program.signature.inputs], extents, _look)
+    constants = written_constants(filled.graph)
+    floats: set[str] = set()
+    for node in filled.graph.nodes:
+        if node.name not in nodes:
+            continue
+        mine = carriers(node)
+        if node in joins:
+            found = [extents[arg.name] for arg in mine]
+            if any(arg.name in floats for arg in mine) or _apart(found, constants.get(node.name, ()), bits):
+                floats.add(node.name)
+        elif keeps_grid(node) and mine and mine[0].name in floats:
+            floats.add(node.name)
+    return frozenset(floats)
+
+
+class _Extent(Observer):
+    """Extremes of one activation, and the mean square of each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squares: list[float] = []
+
+
+def _look(extent: Observer, value: torch.Tensor) -> None:
+    assert isinstance(extent, _Extent)
+    extent.widen(value)
+    extent.squares.append(float(value.double().square().mean()))
+
+
+def _apart(parts: Sequence[_Extent], constants: Sequence[float], bits: int) -> bool:
+    """Whether one grid over all parts leaves less than is wanted of one of them in one sample."""
+    low = min([part.low for part in parts] + list(constants))
+    high = max([part.high for part in parts] + list(constants))
+    step = (high - low) / 255 if bits == 8 else HEADROOM * max(-low, high) / 32767
+    noise = step**2 / 12
+    least = noise * 10 ** (WANTED_DB[bits] / 10)
+    return any(0 < square < least for part in parts for square in part.squares)
+
+
+def _reaches_output(node: Node) -> bool:
+    """Whether an output is this value, moved and joined with others perhaps."""
+    return any(
+        user.op == "output" or ((keeps_grid(user) or operator_name(user) in JOINING) and _reaches_output(user))
+        for user in node.users
+    )
+
+
+def _around_products(program: TorchProgram) -> frozenset[str]:
+    """What operators with integer weights read and answer, and what shares its grid."""
+    exported = program.exported
+    names = {**exported.graph_signature.inputs_to_parameters, **exported.graph_signature.inputs_to_buffers}
+    aliases = program.record.aliases
+    stored = {node for node, name in names.items() if aliases.get(name, name) in program.encoded}
+    around: set[str] = set()
+    for node in exported.graph.nodes:
+        if any(arg.name in stored for arg in node.all_input_nodes):
+            around.update(arg.name for arg in (node, *node.all_input_nodes))
+    return frozenset(around)
+
+
+class _Trial:
+    """The program's float outputs on some samples, to compare with what grids make of them."""
+
+    def __init__(self, program: TorchProgram, batches: Sequence[Batch], bits: int) -> None:
+        import numpy as np
+
+        count = min(SAMPLES, len(batches))
+        chosen = [batches[index * len(batches) // count] for index in range(count)]
+        self._program, self._bits = program, bits
+        self._inputs = [[batch[spec.name] for spec in program.signature.inputs] for batch in chosen]
+        self._runner = Runner(program.filled(), {}, {})
+        self._names = [spec.name for spec in program.signature.outputs]
+        wanted = self._answers({}, range(count))
+        self._places = [place for place, value in enumerate(wanted) if np.issubdtype(value.dtype, np.floating)]
+        self._wanted = [wanted[place].astype(np.float64) for place in self._places]
+        self._slices = [slices_of(value) for value in self._wanted]
+
+    def worst(self, activations: Mapping[str, ActivationEncoding]) -> tuple[float, str]:
+        """The least ratio of a slice in a sample, and the slice."""
+        import numpy as np
+
+        count = len(self._inputs)
+        noise = self._noise(activations, range(count))
+        worst, where = 200.0, ""
+        for index, (place, part) in enumerate(self._parts()):
+            signal = self._signal(place, part, range(count))
+            counted = signal > 0
+            if not counted.any():
+                continue
+            ratios = 10 * np.log10(signal[counted] / np.maximum(noise[index][counted], 1e-20 * signal[counted]))
+            if float(ratios.min()) < worst:
+                worst, where = float(ratios.min()), f"{self._names[self._places[place]]} ({part})"
+        return worst, where
+
+    def costly(
+        self, activations: Mapping[str, ActivationEncoding], grids: Sequence[Any], kept: Collection[str], wanted: float
+    ) -> frozenset[str]:
+        """Nodes of the grids to leave out so that the rest costs every slice less than is wanted."""
+        import numpy as np
+
+        free = [grid for grid in grids if grid.nodes[0] in activations and not kept.intersection(grid.nodes)]
+        macs = max(self._program.record.inventory.macs, 1)
+        count = min(len(self._inputs), int(BUDGET / (macs * max(len(free), 1))))
+        if not free or count == 0:
+            return frozenset()
+        numbers = [index * len(self._inputs) // count for index in range(count)]
+        signal = np.concatenate([self._signal(place, part, numbers) for place, part in self._parts()])
+        counted = signal > 0
+        allowed = signal[counted] * 10 ** (-wanted / 10)
+
+        def cost(chosen: Mapping[str, ActivationEncoding]) -> Array:
+            return np.concatenate(self._noise(chosen, numbers))[counted] / allowed
+
+        alone = [cost({name: activations[name] for name in grid.nodes}) for grid in free]
+        rest = {name: item for name, item in activations.items() if all(name not in grid.nodes for grid in free)}
+        total = np.sum(alone, axis=0) + (cost(rest) if rest else 0)
+        gone: set[int] = set()
+        while (total > 1).any() and len(gone) < len(free):
+            failing = total > 1
+            gains = [-1.0 if index in gone else float(item[failing].sum()) for index, item in enumerate(alone)]
+            best = int(np.argmax(gains))
+            if gains[best] <= 0:
+                break
+            gone.add(best)
+            total = total - alone[best]
+        return frozenset(name for index in gone for name in free[index].nodes)
+
+    def _parts(self) -> list[tuple[int, Slice]]:
+        return [(place, part) for place, parts in enumerate(self._slices) for part in parts]
+
+    def _signal(self, place: int, part: Slice, numbers: Sequence[int]) -> Array:
+        """The energy of a slice in each sample; 0 where it says nothing beside other samples."""
+        import numpy as np
+
+        energy = np.square(part.of(self._wanted[place])).sum(1)
+        energy[energy < NOTHING * energy.max(initial=0)] = 0
+        return np.asarray(energy[list(numbers)])
+
+    def _noise(self, activations: Mapping[str, ActivationEncoding], numbers: Sequence[int]) -> list[Array]:
+        """The energy of the error of each slice, one row a slice, one number a sample."""
+        import numpy as np
+
+        found = self._answers(activations, numbers)
+        made = [found[place].astype(np.float64) - self._wanted[index][list(numbers)] for index, place in enumerate(self._places)]
+        return [np.square(part.of(made[place])).sum(1) for place, part in self._parts()]
+
+    def _answers(self, activations: Mapping[str, ActivationEncoding], numbers: Sequence[int]) -> list[Array]:
+        import numpy as np
+
+        rows = [self._runner.answers(self._inputs[number], activations) for number in numbers]
+        return [np.stack(column) for column in zip(*rows, strict=True)]
