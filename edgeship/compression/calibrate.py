@@ -45,6 +45,8 @@ def decide_activations(
     bits: int = 8,
     method: str = "mse",
     floats: Collection[str] = (),
+    probes: Sequence[Batch] = (),
+    reach: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, ActivationEncoding]:
     """A static grid for every float activation, by node name.
@@ -55,6 +57,8 @@ def decide_activations(
         bits: 8 (asymmetric) or 16 (symmetric, zero point 0).
         method: how ranges are chosen, see `observers`; ``minmax`` is the one for 16 bits, where outliers cost nothing.
         floats: nodes that get none, and compute in float.
+        probes: inputs that may come though ``batches`` hold none like them; ranges are widened for what they give, to
+            ``reach`` times what ``batches`` give at most. One that the model cannot answer is left out.
         progress: called with (runs done, runs in all).
 
     Raises:
@@ -87,6 +91,8 @@ def decide_activations(
             done += 1
             if progress:
                 progress(done, len(sweeps) * len(batches))
+    if probes:
+        _widen(runner, program.signature, watchers, probes, reach)
     decided = dict(known)
     tables = _tables(filled, runner) if bits == 16 else {}
     nodes = {node.name: node for node in filled.graph.nodes}
@@ -101,6 +107,26 @@ def decide_activations(
                 low, high = min(low for low, _ in ends), max(high for _, high in ends)
             decided.update(dict.fromkeys(grid.nodes, encode_range(low, high, bits, grid.clip)))
     return {node.name: decided[node.name] for node in filled.graph.nodes if node.name in decided}
+
+
+def _widen(
+    runner: Runner, signature: Signature, watchers: Mapping[str, Observer], probes: Sequence[Batch], reach: float
+) -> None:
+    """Let observers take in what probes give, as far as ``reach`` allows."""
+    beyond = {id(observer): Observer() for observer in watchers.values()}
+    for probe in probes:
+        seen = {id(observer): Observer() for observer in watchers.values()}
+        try:
+            inputs = [probe[spec.name] for spec in signature.inputs]
+            runner.run(inputs, {name: seen[id(observer)] for name, observer in watchers.items()}, Observer.widen)
+        except DataError:
+            continue
+        for key, observer in seen.items():
+            beyond[key].low, beyond[key].high = min(beyond[key].low, observer.low), max(beyond[key].high, observer.high)
+    for observer in {id(item): item for item in watchers.values()}.values():
+        far = reach * max(-observer.low, observer.high)
+        observer.low = min(observer.low, max(beyond[id(observer)].low, -far))
+        observer.high = max(observer.high, min(beyond[id(observer)].high, far))
 
 
 def check_batches(signature: Signature, batches: Sequence[Batch]) -> None:

@@ -3,12 +3,12 @@
 Two facts decide, both taken on the calibration data and never on names. A join that reaches an output keeps a grid only
 while that grid leaves every part of it, in every sample, a ratio above the limit: boxes of 0 to 640 beside scores of 0
 to 1 do not. And where the outputs, slice by slice (`program.slices`) and sample by sample, lose more than the limit to
-all grids together, each grid is tried alone, and those that cost most go until the rest costs less: noise of grids adds.
+all grids together, each is tried alone, and those that cost most go until the rest costs less: noise of grids adds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +30,14 @@ if TYPE_CHECKING:
 
 # What the grids must leave of every slice, by their bits: check/verify's limit and room for what the weights cost.
 WANTED_DB = {8: 21.0, 16: 33.0}
+# Of it, what is that room.
+ROOM_DB = 3.0
 # Samples that grids are tried on, and multiply-accumulates that trying each alone may take.
 SAMPLES = 16
 BUDGET = 4e12
 ROUNDS = 4
+# How far beyond what samples give a grid may reach for probes; the largest that costs the samples too little to matter.
+REACHES = (64.0, 16.0, 4.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def decide_mixed(
     bits: int,
     method: str,
     products: bool = True,
+    probes: Sequence[Batch] = (),
     progress: Any = None,
 ) -> Mixed:
     """Grids for every activation that can have one, on the samples given.
@@ -65,16 +70,22 @@ def decide_mixed(
     Args:
         program: in its static form. bits, method: as in `decide_activations`.
         products: whether an operator with stored integer weights can compute in float beside static ones.
+        probes: as in `decide_activations`; ranges reach for them as far as the samples themselves allow.
 
     Raises:
         DataError: as `decide_activations`.
     """
-    floats = separate_joins(program, batches, bits)
-    activations = decide_activations(program, batches, bits=bits, method=method, floats=floats, progress=progress)
-    trial = _Trial(program, batches, bits)
     kept = frozenset() if products else _around_products(program)
+    floats = separate_joins(program, batches, bits) - kept
+    trial = _Trial(program, batches, bits)
+    for reach in REACHES if probes else (1.0,):
+        activations = decide_activations(
+            program, batches, bits=bits, method=method, floats=floats, probes=probes, reach=reach, progress=progress
+        )
+        worst_db, worst = trial.worst(activations)
+        if worst_db >= WANTED_DB[bits]:
+            break
     wanted = WANTED_DB[bits]
-    worst_db, worst = trial.worst(activations)
     for _ in range(ROUNDS):
         if worst_db >= WANTED_DB[bits]:
             break
@@ -196,7 +207,7 @@ class _Trial:
         return worst, where
 
     def costly(
-        self, activations: Mapping[str, ActivationEncoding], grids: Sequence[Any], kept: Collection[str], wanted: float
+        self, activations: Mapping[str, ActivationEncoding], grids: Sequence[Any], kept: frozenset[str], wanted: float
     ) -> frozenset[str]:
         """Nodes of the grids to leave out so that the rest costs every slice less than is wanted."""
         import numpy as np
@@ -244,7 +255,10 @@ class _Trial:
         import numpy as np
 
         found = self._answers(activations, numbers)
-        made = [found[place].astype(np.float64) - self._wanted[index][list(numbers)] for index, place in enumerate(self._places)]
+        made = [
+            found[place].astype(np.float64) - self._wanted[index][list(numbers)]
+            for index, place in enumerate(self._places)
+        ]
         return [np.square(part.of(made[place])).sum(1) for place, part in self._parts()]
 
     def _answers(self, activations: Mapping[str, ActivationEncoding], numbers: Sequence[int]) -> list[Array]:

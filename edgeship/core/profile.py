@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgeship.core.decoder import CacheType, Decoder
@@ -122,8 +122,15 @@ class Request:
         return self.choice_of(self.profile)
 
     def choice_of(self, profile: Profile) -> Choice:
-        """How any profile wants them for this runtime."""
+        """How any profile wants them for this runtime.
+
+        A static 8-bit grid has no basis where no data say what inputs look like; then the runtime's own next best is
+        taken (`Runtime.unseen`).
+        """
         from edgeship.core.registry import runtimes
 
-        family = runtimes()[self.runtime].language_of if self.runtime in runtimes() else ""
-        return profile.choice(self.runtime, family)
+        runtime = runtimes().get(self.runtime)
+        choice = profile.choice(self.runtime, runtime.language_of if runtime else "")
+        if runtime is None or choice.activations != "int8" or self.calibration is not None:
+            return choice
+        return replace(choice, activations=runtime.unseen)

@@ -28,7 +28,10 @@ def notes_of(
     found: list[str] = []
     for request in requests:
         why = request.profile.why.get(request.runtime)
-        if why:
+        unseen = _unseen(request)
+        if unseen:
+            found.append(unseen)
+        elif why:
             found.append(f"{request.runtime}: {why}")
     for row, record in zip(rows, records, strict=True):
         found += [entry.removeprefix(REMARK) for entry in record.history if entry.startswith(REMARK)]
@@ -41,6 +44,19 @@ def notes_of(
     found += [_given_back(request) for request in requests if request.raised]
     found += [_budget(request) for request in requests if request.spare_bytes]
     return tuple(dict.fromkeys(found))
+
+
+def _unseen(request: Request) -> str:
+    """Why activations are not in static 8 bits though the profile wants them so; empty when they are."""
+    family = runtimes()[request.runtime].language_of
+    wanted, got = request.profile.choice(request.runtime, family).activations, request.choice.activations
+    if wanted == got:
+        return ""
+    form = "are quantized while running" if got == "dynamic" else f"are {got}"
+    return (
+        f"{request.runtime}: no data say what inputs look like, so activations {form}; profile {request.profile.name} "
+        "would have static 8-bit ones, which are faster: give --calibration DATA"
+    )
 
 
 def losses_of(row: ArtifactRow) -> dict[str, float]:

@@ -2,45 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from edgeship.core.model import TorchModel
+from edgeship.core.model import Signature, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.errors import LoweringError, UsageError
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from edgeship.compression.islands import Mixed
+    from edgeship.program.program import TorchProgram
+
+    Batch = Mapping[str, npt.NDArray[Any]]
+
+# Names in a sentence of the report.
+SHOWN = 5
+
 
 @dataclass(frozen=True)
 class CalibrateActivations(Pass):
-    """Run the model on calibration data and give every activation a static int8 or int16 grid.
+    """Run the model on calibration data and give every activation a static int8 or int16 grid, where one can hold it.
+
+    Parts of very different scale keep their own grids, and what joins them stays in float; so does what costs the
+    outputs too much. Where a runtime cannot have that in float, all grids are in 16 bits.
 
     Args:
         bits: 8 (asymmetric) or 16 (symmetric).
         method: ``minmax``, ``percentile``, ``mse`` or ``entropy``; 16 bits have room for outliers, 8 bits clip them.
         samples: how many inputs at most.
-        data: where they come from; drawn from ``seed`` when not given, which is right for tests of the lowering only.
+        data: where they come from. Drawn from ``seed`` when not given; then 16-bit grids reach for images of 0 to 255
+            too, as far as that costs the drawn ones little.
+        float_products: whether the runtime computes operators with integer weights in float beside static ones.
     """
 
     name: ClassVar[str] = "compress/calibrate"
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     settles: ClassVar[str] = "activations"
     after: ClassVar[tuple[str, ...]] = ("compress/quantize",)
+    decided: ClassVar[dict[str, str]] = {"float_products": "--runtime"}
 
     bits: int = 16
     method: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
     samples: int = 128
     data: DataRef | None = None
     seed: int = 0
+    float_products: bool = True
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Configured when the profile wants static integer activations for this runtime."""
+        from edgeship.core.registry import runtimes
+
         activations = request.choice.activations
         if activations not in ("int8", "int16"):
             return Skip(f"profile {request.profile.name} keeps activations {activations}")
         bits = int(activations.removeprefix("int"))
-        return cls(bits, "mse" if bits == 8 else "minmax", data=request.calibration)
+        products = runtimes()[request.runtime].float_products
+        return cls(bits, "mse" if bits == 8 else "minmax", data=request.calibration, float_products=products)
 
     def confirm(self, request: Request) -> None:
         """Refuse to calibrate a decoder's step on caches drawn at random: they are nothing like real ones."""
@@ -52,32 +74,77 @@ class CalibrateActivations(Pass):
 
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Write the program in its static form, with ``record.activations`` set. Raises `DataError` for unfit data."""
-        from edgeship.compression.calibrate import decide_activations
-        from edgeship.data.batches import calibration_batches
-        from edgeship.program.program import TorchProgram
-        from edgeship.program.rewrites import for_static_activations
+        from edgeship.compression.islands import ROOM_DB, WANTED_DB
+        from edgeship.program.program import REMARK, TorchProgram
 
         if self.samples < 1:
             raise UsageError("compress/calibrate.samples must be at least 1", fix="leave it out for 128")
-        program = for_static_activations(TorchProgram.open(model), self.bits)
-        signature = program.signature
-        batches = calibration_batches(self.data, signature, self.samples, self.seed)
-        activations = decide_activations(
-            program,
+        loaded = TorchProgram.open(model)
+        static, found, origin = self._decide(loaded, self.bits, ctx)
+        bits, remarks = self.bits, []
+        if bits == 8 and not self.float_products and found.worst_db < WANTED_DB[8] - ROOM_DB:
+            wide = self._decide(loaded, 16, ctx)
+            if wide[1].worst_db > found.worst_db:
+                remarks.append(
+                    f"8-bit activations keep {found.worst_db:.0f} dB of {found.worst}: all have 16 bits instead"
+                )
+                (static, found, origin), bits = wide, 16
+        if found.floats:
+            count = len(found.activations) + len(found.floats)
+            names = ", ".join(found.floats[:SHOWN]) + (" ..." if len(found.floats) > SHOWN else "")
+            remarks.append(
+                f"{len(found.floats)} of {count} activations stay in float, one grid does not hold them: {names}"
+            )
+        method = self.method if bits == self.bits else "minmax"
+        note = f"{self.name}: int{bits} activations, {method} of {origin}"
+        notes = [f"{REMARK}{self.name}: {remark}" for remark in remarks]
+        record = replace(static.record, activations=found.activations, history=(*static.record.history, note, *notes))
+        replace(static, record=record).save(ctx.folder / "program")
+        return TorchModel(ctx.folder / "program", static.signature)
+
+    def _decide(self, loaded: TorchProgram, bits: int, ctx: Context) -> tuple[TorchProgram, Mixed, str]:
+        """The program in its static form for grids of ``bits``, the grids, and where the samples came from."""
+        from edgeship.compression.islands import decide_mixed
+        from edgeship.data.batches import calibration_batches
+        from edgeship.program.rewrites import for_static_activations
+
+        static = for_static_activations(loaded, bits)
+        batches = calibration_batches(self.data, static.signature, self.samples, self.seed)
+        probes = _as_images(static.signature, batches) if self.data is None and bits == 16 else []
+        found = decide_mixed(
+            static,
             batches,
-            bits=self.bits,
-            method=self.method,
+            bits=bits,
+            method=self.method if bits == self.bits else "minmax",
+            products=self.float_products,
+            probes=probes,
             progress=lambda done, total: ctx.progress(done, total, "calibrating"),
         )
-        origin = f"{len(batches)} samples" if self.data else f"{len(batches)} generated samples"
-        note = f"{self.name}: int{self.bits} activations, {self.method} of {origin}"
-        record = replace(program.record, activations=activations, history=(*program.record.history, note))
-        replace(program, record=record).save(ctx.folder / "program")
-        return TorchModel(ctx.folder / "program", signature)
+        return static, found, f"{len(batches)} samples" if self.data else f"{len(batches)} generated samples"
 
     def ensures(self, output: TorchModel, **inputs: object) -> None:
-        """Some activation has a grid."""
-        from edgeship.program.program import read_record
+        """Some activation has a grid, unless none could hold any."""
+        from edgeship.program.program import REMARK, read_record
 
-        if not read_record(output).activations:
+        record = read_record(output)
+        if not record.activations and not record.history[-1].startswith(REMARK):
             raise LoweringError("no activation of the model can be quantized", fix="use --profile exact")
+
+
+def _as_images(signature: Signature, batches: Sequence[Batch]) -> list[Batch]:
+    """The first samples with their floats of unknown range as large as pixels of 0 to 255, and zero."""
+    import numpy as np
+
+    floats = {spec.name for spec in signature.inputs if spec.dtype in ("f32", "f16") and spec.low is None}
+    if not floats:
+        return []
+
+    def with_floats(batch: Batch, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> Batch:
+        return {name: change(value).astype(value.dtype) if name in floats else value for name, value in batch.items()}
+
+    random = np.random.default_rng(0)
+    return [
+        with_floats(batches[0], np.zeros_like),
+        *(with_floats(batch, lambda value: np.minimum(np.abs(90 * value), 255)) for batch in batches[:2]),
+        *(with_floats(batch, lambda value: random.uniform(0, 255, value.shape)) for batch in batches[2:4]),
+    ]

@@ -29,6 +29,7 @@ class LiteRTRuntime(Runtime):
     artifact: ClassVar[type[Artifact]] = TFLiteModel
     packages: ClassVar[tuple[str, ...]] = ("ai-edge-litert",)
     extra: ClassVar[str] = "tflite"
+    unseen: ClassVar[ActivationMode] = "dynamic"
     timed: ClassVar[bool] = True
 
     def open(self, artifact: Artifact) -> Session:

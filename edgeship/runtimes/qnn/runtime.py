@@ -56,6 +56,8 @@ class QnnRuntime(Runtime):
     artifact: ClassVar[type[Artifact]] = QnnModel
     packages: ClassVar[tuple[str, ...]] = ("onnxruntime-qnn", "onnxruntime", "onnx")
     extra: ClassVar[str] = "qnn"
+    unseen: ClassVar[ActivationMode] = "int16"
+    float_products: ClassVar[bool] = False
     execution: ClassVar[Execution] = "emulated"
     # One sample is then the half point that the profiles allow.
     eval_samples: ClassVar[int] = 200

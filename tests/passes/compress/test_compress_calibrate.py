@@ -1,5 +1,6 @@
 """compress/calibrate as a pass: planning, data, the record it leaves."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,18 @@ import torch
 from torch import nn
 
 from edgeship.compression.calibrate import HEADROOM
+from edgeship.compression.encode import Encoder
 from edgeship.core.model import Source, TensorSpec, TorchModel
 from edgeship.core.passes import Context, Skip
-from edgeship.core.profile import DataRef, Request
+from edgeship.core.profile import Choice, DataRef, Profile, Request
 from edgeship.core.registry import profiles, targets
+from edgeship.core.weights import Affine
 from edgeship.data.batches import describe_data
+from edgeship.engine.notes import notes_of
 from edgeship.errors import DataError, UsageError
 from edgeship.passes.compress.calibrate import CalibrateActivations
 from edgeship.program.export import make_program
-from edgeship.program.program import TorchProgram, read_record
+from edgeship.program.program import REMARK, TorchProgram, read_record
 
 
 def request_for(runtime: str, profile: str = "balanced", calibration: DataRef | None = None) -> Request:
@@ -37,7 +41,67 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> TorchModel:
 def test_it_follows_the_profile() -> None:
     assert isinstance(CalibrateActivations.plan(request_for("onnx")), Skip)
     planned = CalibrateActivations.plan(request_for("qnn", calibration=DataRef("data.npz", "d")))
-    assert planned == CalibrateActivations(16, "minmax", data=DataRef("data.npz", "d"))
+    assert planned == CalibrateActivations(16, "minmax", data=DataRef("data.npz", "d"), float_products=False)
+    planned = CalibrateActivations.plan(request_for("onnx", "fast", DataRef("data.npz", "d")))
+    assert planned == CalibrateActivations(8, "mse", data=DataRef("data.npz", "d"))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "activations"), [("onnx", "float"), ("tflite", "dynamic"), ("qnn", "int16"), ("coreml", "float")]
+)
+def test_without_data_there_are_no_static_8_bit_grids(runtime: str, activations: str) -> None:
+    everywhere = Profile("w8a8", "x.", Choice("int8", "int8"))
+    for data, wanted in ((None, activations), (DataRef("data.npz", "d"), "int8")):
+        request = dataclasses.replace(request_for(runtime, calibration=data), profile=everywhere)
+        assert request.choice == Choice("int8", wanted)  # type: ignore[arg-type]
+        assert isinstance(CalibrateActivations.plan(request), Skip) == (wanted in ("float", "dynamic"))
+        told = notes_of([request], [], [])
+        assert ("give --calibration DATA" in "".join(told)) == (data is None)
+
+
+class _Unlike(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1)
+        self.out.weight.data[:2] *= 1e4
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.relu(self.conv(image)))
+
+
+@pytest.mark.parametrize(
+    ("float_products", "bits", "says"), [(True, 8, "1 of 4 activations stay in float"), (False, 16, "all have 16 bits")]
+)
+def test_what_a_grid_cannot_hold_is_in_float_or_in_16_bits_and_told(
+    float_products: bool, bits: int, says: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    program = make_program(_Unlike().eval(), [TensorSpec("image", "f32", (1, 1, 8, 8))], [torch.randn(1, 1, 8, 8)])
+    encoded, _ = Encoder(program, dict.fromkeys(("conv.weight", "out.weight"), Affine(8))).encode()
+    record = dataclasses.replace(program.record, encodings=dict.fromkeys(encoded, Affine(8)))
+    dataclasses.replace(program, encoded=encoded, record=record).save(tmp_path / "loaded")
+    np.savez(tmp_path / "data.npz", image=np.random.default_rng(0).standard_normal((4, 1, 8, 8)).astype(np.float32))
+    data = describe_data(str(tmp_path / "data.npz"))
+    step = CalibrateActivations(8, "mse", data=data, float_products=float_products)
+    made = read_record(step.run(TorchModel(tmp_path / "loaded", program.signature), Context(tmp_path)))
+    assert {grid.bits for grid in made.activations.values()} == {bits}
+    assert says in made.history[-1]
+    assert made.history[-1].startswith(REMARK)
+
+
+def test_a_model_that_no_grid_holds_stays_in_float_altogether(saved: TorchModel, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    image = random.standard_normal((6, 1, 8, 8)) * np.array([1, 1, 1, 1e-4, 1e-4, 1e-4]).reshape(6, 1, 1, 1)
+    np.savez(tmp_path / "data.npz", image=image.astype(np.float32))
+    torch.manual_seed(0)
+    program = make_program(
+        nn.Conv2d(1, 2, 3, bias=False), [TensorSpec("image", "f32", (1, 1, 8, 8))], [torch.randn(1, 1, 8, 8)]
+    )
+    program.save(tmp_path / "loaded")
+    step = CalibrateActivations(8, "mse", data=describe_data(str(tmp_path / "data.npz")))
+    made = step.run(TorchModel(tmp_path / "loaded", program.signature), Context(tmp_path))
+    step.ensures(made, model=saved)
+    assert not read_record(made).activations
 
 
 def test_the_record_holds_grids_and_history(saved: TorchModel, tmp_path: Path) -> None:
