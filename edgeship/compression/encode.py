@@ -29,6 +29,7 @@ from edgeship.program.stored import WeightStore
 
 if TYPE_CHECKING:
     import torch
+    from torch.fx import Node
 
     from edgeship.compression.hessian import Hessian
     from edgeship.compression.walk import Layer, Replacement
@@ -59,7 +60,7 @@ class Encoder:
     npu_block: bool = False
     bias_correction: bool = False
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
-    _last: list[tuple[tuple[torch.Tensor, ...], Hessian]] = field(default_factory=list)
+    _last: list[tuple[Node, Hessian]] = field(default_factory=list)
 
     def encode(
         self, batches: Sequence[dict[str, Any]] = (), into: MutableMapping[str, EncodedTensor] | None = None
@@ -131,13 +132,16 @@ class Encoder:
             return None
         tensor = self._encode(layer.use, layer.weight, encoding, layer)
         encoded[name] = tensor
-        weight = torch.from_numpy(tensor.dequantize().copy())
+
+        def made() -> torch.Tensor:
+            return torch.from_numpy(tensor.dequantize().copy())
+
         correct = self.bias_correction and layer.use.op in ("linear", "conv", "depthwise_conv")
         if not correct or layer.bias is None or isinstance(encoding, Float):
-            return Replacement(weight)
-        bias = self._corrected(layer, weight)
+            return Replacement(made)
+        bias = self._corrected(layer, made())
         changed[layer.bias] = bias
-        return Replacement(weight, bias)
+        return Replacement(made, bias)
 
     def _corrected(self, layer: Layer, weight: torch.Tensor) -> torch.Tensor:
         from edgeship.compression.bias_correction import corrected_bias
@@ -200,9 +204,10 @@ class Encoder:
             return hessian_of_conv(
                 layer.inputs, layer.weight.shape, groups=layer.use.groups, wanted=layer.wanted, **_window(layer)
             )
-        known = bool(self._last) and all(a is b for a, b in zip(self._last[0][0], layer.inputs, strict=True))
-        if not known:
-            self._last[:] = [(layer.inputs, hessian_of(layer.inputs, layer.weight.shape[1], layer.wanted))]
+        if not self._last or self._last[0][0] is not layer.source:
+            # Gone before the next one is made.
+            self._last.clear()
+            self._last.append((layer.source, hessian_of(layer.inputs, layer.weight.shape[1], layer.wanted)))
         return self._last[0][1]
 
 

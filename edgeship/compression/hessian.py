@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgeship.compression.products import product
 from edgeship.errors import DataError
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # Columns of a Hessian computed at once: only blocks on and above the diagonal are, nearly half of the products.
 TRIANGLE = 512
+# Tokens that are added at once, so that products and not memory take the time.
+TOKENS = 1024
 # Patches are unfolded this many numbers at a time (64 MB).
 PATCH_NUMBERS = 1 << 24
 
@@ -72,20 +75,30 @@ class Hessian:
 
         groups, channels = self.upper.shape[:2]
         rows = rows.detach().reshape(groups, -1, channels).float()
+        apart = None
         if wanted is not None:
             apart = wanted.detach().reshape(rows.shape).float() - rows
             if self.drift is None:
                 self.drift = torch.zeros_like(self.upper)
+        self.tokens += rows.shape[1]
+        if groups == 1:
+            self._add_lines(rows[0].T.contiguous(), None if apart is None else apart[0].T.contiguous())
+            return
+        if apart is not None and self.drift is not None:
             self.drift.baddbmm_(apart.mT, rows, alpha=2.0)
         for start in range(0, channels, TRIANGLE):
             end = start + TRIANGLE
             # (groups, block, tokens) times (groups, tokens, what is right of the block's left edge)
-            part = self.upper[:, start:end, start:]
-            if groups == 1:
-                part[0].addmm_(rows[0, :, start:end].T, rows[0, :, start:], alpha=2.0)
-            else:
-                part.baddbmm_(rows[:, :, start:end].mT, rows[:, :, start:], alpha=2.0)
-        self.tokens += rows.shape[1]
+            self.upper[:, start:end, start:].baddbmm_(rows[:, :, start:end].mT, rows[:, :, start:], alpha=2.0)
+
+    def _add_lines(self, lines: torch.Tensor, apart: torch.Tensor | None) -> None:
+        """`add` for one group, as ``(K, tokens)``: a line a channel."""
+        for start in range(0, self.channels, TRIANGLE):
+            end = start + TRIANGLE
+            # (block, tokens) times (tokens, what is right of the block's left edge)
+            self.upper[0, start:end, start:].add_(product(lines[start:end], lines[start:]), alpha=2.0)
+            if apart is not None and self.drift is not None:
+                self.drift[0, start:end].add_(product(apart[start:end], lines), alpha=2.0)
 
     def check(self, name: str = "layer") -> None:
         """Raise `DataError` when the inputs were not finite, too large to square, or never came."""
@@ -103,9 +116,33 @@ class Hessian:
 def hessian_of(inputs: Iterable[torch.Tensor], channels: int, wanted: Iterable[torch.Tensor] | None = None) -> Hessian:
     """The Hessian of one linear layer's inputs, ``(..., K)`` each; ``wanted`` are those of the float model."""
     hessian = Hessian.empty(channels)
-    for rows, right in _pairs(inputs, wanted):
+    for rows, right in _joined(_pairs(inputs, wanted), channels):
         hessian.add(rows, right)
     return hessian
+
+
+def _joined(
+    pairs: Iterable[tuple[torch.Tensor, torch.Tensor | None]], channels: int
+) -> Iterable[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Short batches put together, so that the matrix is read and written once for many tokens."""
+    import torch
+
+    waiting: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    tokens = 0
+
+    def together() -> tuple[torch.Tensor, torch.Tensor | None]:
+        right = [item for _, item in waiting if item is not None]
+        return torch.cat([rows for rows, _ in waiting]), torch.cat(right) if right else None
+
+    for rows, right in pairs:
+        flat = rows.detach().reshape(-1, channels)
+        waiting.append((flat, None if right is None else right.detach().reshape(-1, channels)))
+        tokens += flat.shape[0]
+        if tokens >= TOKENS:
+            yield together()
+            waiting, tokens = [], 0
+    if waiting:
+        yield together()
 
 
 def hessian_of_conv(

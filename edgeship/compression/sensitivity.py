@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeship.compression.allocate import Option
+from edgeship.compression.held import Batches
 from edgeship.compression.walk import Layer, Steps, walk
 from edgeship.errors import DataError
 
@@ -68,12 +69,14 @@ def measure_sensitivity(
             if name not in ways:
                 return
             progress(name)
-            shown = replace(layer, inputs=tuple(layer.inputs[number] for number in seen))
+            answers = layer.answers
+            assert answers is not None, "the walk is asked for them"
+            shown = replace(layer, inputs=Batches(len(seen), lambda index: layer.inputs[seen[index]]))
             found[name] = [
-                option(tensor, lambda weight: layer.answers(weight, numbers)) for tensor in _made(ways[name], shown)
+                option(tensor, lambda weight: answers(weight, numbers)) for tensor in _made(ways[name], shown)
             ]
 
-        walk(program, batches, visit)
+        walk(program, batches, visit, answers=True)
         for name in ways:
             if name in found:
                 continue

@@ -1,16 +1,19 @@
-"""Walk a program node by node over all calibration batches at once, and let a visitor change each weight on the way.
+"""Walk a program layer by layer over all calibration batches, and let a visitor change each weight on the way.
 
 Every layer sees inputs that the already changed layers before it made, as GPTQ (Frantar et al. 2022, arXiv:2210.17323)
-wants. Only activations that a later node still reads are kept, so memory is a small multiple of one layer's activations
-over all batches, not of the model's.
+wants. Between two layers the operators run batch by batch, and of a batch only what a later operator still reads is
+held (`edgeship.compression.held`): memory does not grow with the number of batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from edgeship.compression.held import Batches, Shelf
+from edgeship.compression.products import linear
 from edgeship.errors import DataError
 from edgeship.program.inventory import weight_nodes
 
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
     from edgeship.program.program import TorchProgram
 
     # For each node what it answers, one entry a batch.
-    Values = dict[Node, list[Any]]
+    Values = dict[Node, Sequence[Any]]
+    Answers = Callable[[torch.Tensor, Sequence[int]], list[list[torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -31,27 +35,34 @@ class Layer:
 
     Args:
         use: what the inventory says of it. node: the operator that reads it.
-        weight: float32, its own shape. inputs: the operator's first input, one tensor a batch.
-        answers: the model's float outputs for some batches, by their numbers, with another weight in this one's place.
-            Starts from here, where this operator alone reads the weight.
+        weight: float32, its own shape.
+        inputs: the operator's first input, one tensor a batch. Readable during the visit only.
+        source: the node that makes ``inputs``: layers with the same one read the same numbers.
         bias: name of the operator's bias, when it has one that no other operator reads.
         wanted: ``inputs`` as the float model has them, when the walk was asked for them.
+        answers: the model's float outputs for some batches, by their numbers, with another weight in this one's place,
+            when the walk was asked for it. Starts from here, where this operator alone reads the weight.
     """
 
     use: WeightUse
     node: Node
     weight: torch.Tensor
-    inputs: tuple[torch.Tensor, ...]
-    answers: Callable[[torch.Tensor, Sequence[int]], list[list[torch.Tensor]]]
+    inputs: Sequence[torch.Tensor]
+    source: Node
     bias: str | None = None
-    wanted: tuple[torch.Tensor, ...] | None = None
+    wanted: Sequence[torch.Tensor] | None = None
+    answers: Answers | None = None
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """What later layers should see instead of a weight and, when ``bias`` is given, of its operator's bias."""
+    """What later layers should see instead of a weight and, when ``bias`` is given, of its operator's bias.
 
-    weight: torch.Tensor
+    ``weight`` may be a function that makes it: it is called where an operator reads the weight, so that what is large
+    need not be kept.
+    """
+
+    weight: torch.Tensor | Callable[[], torch.Tensor]
     bias: torch.Tensor | None = None
 
 
@@ -81,20 +92,24 @@ class Steps:
         self._last_read = {arg: node for node in graph.nodes for arg in node.all_input_nodes}
         lifted = ends.inputs_to_lifted_tensor_constants
         inputs = [node for node in graph.nodes if node.op == "placeholder" and node not in self.weights]
-        self._constants = {
+        self.constants = {
             node: program.exported.constants[lifted[node.name]] for node in inputs if node.name in lifted
         }
-        taken = [node for node in inputs if node not in self._constants]
-        self._inputs = dict(zip(taken, (spec.name for spec in program.signature.inputs), strict=True))
+        taken = [node for node in inputs if node not in self.constants]
+        self.taken = dict(zip(taken, (spec.name for spec in program.signature.inputs), strict=True))
         found = {node.name: node for node in graph.nodes}
-        self._outputs = [found[name] for name in ends.user_outputs if name in found]
+        self.outputs = [found[name] for name in ends.user_outputs if name in found]
+
+    def input(self, node: Node, number: int) -> torch.Tensor:
+        """One input of the model in one batch."""
+        import torch
+
+        return torch.from_numpy(self._batches[number][self.taken[node]].copy())
 
     def inputs(self, numbers: Iterable[int]) -> Values:
         """The model's inputs in the batches of these numbers."""
-        import torch
-
-        chosen = [self._batches[number] for number in numbers]
-        return {node: [torch.from_numpy(batch[name].copy()) for batch in chosen] for node, name in self._inputs.items()}
+        chosen = list(numbers)
+        return {node: [self.input(node, number) for number in chosen] for node in self.taken}
 
     def readers(self, name: str) -> list[Node]:
         """The operators that read a weight, under any of its names."""
@@ -106,19 +121,19 @@ class Steps:
         names = {arg: self.weights[arg] for arg in node.all_input_nodes if arg in self.weights}
         return {arg: changed[name] if name in changed else self.program.weight(name) for arg, name in names.items()}
 
-    def call(self, node: Node, index: int, weights: Mapping[Node, torch.Tensor], *values: Mapping[Node, Any]) -> Any:
-        """What an operator answers in one batch; its arguments are looked up in each of ``values`` in turn."""
+    def call(self, node: Node, weights: Mapping[Node, torch.Tensor], find: Callable[[Node], Any]) -> Any:
+        """What an operator answers; ``find`` gives what others have answered."""
         import torch
 
         def look(arg: Node) -> Any:
             if arg in weights:
                 return weights[arg]
-            if arg in self._constants:
-                return self._constants[arg]
-            return next(known[arg] for known in values if arg in known)[index]
+            if arg in self.constants:
+                return self.constants[arg]
+            return find(arg)
 
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), look)
-        return cast("Any", node.target)(*args, **kwargs)
+        return _apply(node, args, kwargs)
 
     def read_last(self, node: Node) -> list[Node]:
         """What nobody reads after this operator."""
@@ -132,14 +147,39 @@ class Steps:
         """
         count = len(next(iter(values.values())))
         made: Values = {}
+
+        def found_in(index: int) -> Callable[[Node], Any]:
+            return lambda arg: (made if arg in made else values)[arg][index]
+
         for node in self.nodes[start:]:
             weights = self.weights_of(node, changed)
-            made[node] = [self.call(node, index, weights, made, values) for index in range(count)]
+            made[node] = [self.call(node, weights, found_in(index)) for index in range(count)]
             for arg in self.read_last(node):
                 made.pop(arg, None)
-        ends = [made.get(node, values.get(node)) for node in self._outputs]
+        ends = [made.get(node, values.get(node)) for node in self.outputs]
         found = [[end[index] for end in ends if end is not None] for index in range(count)]
         return [[item for item in outputs if item.is_floating_point()] for outputs in found]
+
+
+@dataclass(frozen=True)
+class _Meeting:
+    """Where a weight is met. ``arg``: its placeholder."""
+
+    node: Node
+    arg: Node
+    use: WeightUse
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """Where the walk stands still: all that is in front of operator number ``place`` has run.
+
+    Linear layers that read the same ``source`` are met together, whatever stands between them.
+    """
+
+    place: int
+    source: Node
+    meetings: list[_Meeting] = field(default_factory=list)
 
 
 def walk(
@@ -149,86 +189,281 @@ def walk(
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
     *,
     reference: bool = False,
+    answers: bool = False,
+    folder: Path | None = None,
 ) -> None:
     """Run the program over ``batches``; before each operator with a weight, let ``visit`` replace the weight.
 
     Args:
         batches: inputs by name, NumPy, as `edgeship.data.batches` gives them.
-        visit: called once a weight, in the order of the graph; returns what later layers should see, or None to
-            leave it. A weight read by several operators is visited at the first.
+        visit: called once a weight, in the order of the graph but that linear layers with the same inputs are met
+            together; returns what later layers should see, or None to leave it. A weight read by several operators is
+            visited at the first.
+        progress: called before each visit with how many there were and will be.
         reference: run the float model beside it from the first change on, for `Layer.wanted`; twice time and memory.
+        answers: offer `Layer.answers`, which keeps every changed weight.
+        folder: where activations go that do not fit into memory; the system's temporary folder when None.
 
     Raises:
-        DataError: no batches, or an activation that is not finite.
+        DataError: no batches, or an input of a layer that is not a number.
     """
     import torch
 
-    steps = Steps(program, batches)
-    uses = {use.name: use for use in program.record.inventory.weights}
-    values = steps.inputs(range(len(batches)))
-    # What the float model has instead, for the nodes where that differs.
-    floats: Values = {}
-    changed: dict[str, torch.Tensor] = {}
-    visited: set[str] = set()
-    count = range(len(batches))
     with torch.no_grad():
-        for place, node in enumerate(steps.nodes):
-            loaded = steps.weights_of(node, changed)
-            for arg in list(loaded):
-                name = steps.weights[arg]
-                use = uses.get(name)
-                if use is None or use.op == "other" or name in visited:
-                    continue
-                first = next((item for item in node.all_input_nodes if item in values), None)
-                # A table that is also the head (tied) is met where it multiplies, not where its rows are looked up.
-                if first is None or (use.op == "linear" and node.target != torch.ops.aten.linear.default):
-                    continue
-                visited.add(name)
-                progress(place, len(steps.nodes), name)
-                bias = _bias_of(node, arg)
-                named = steps.weights.get(bias) if bias is not None else None
-                replacement = visit(
-                    Layer(
-                        use,
-                        node,
-                        loaded[arg].float(),
-                        tuple(values[first]),
-                        _answers(steps, name, place, values, changed),
-                        named,
-                        tuple(floats.get(first, values[first])) if reference else None,
-                    )
-                )
-                if replacement is not None:
-                    changed[name] = loaded[arg] = replacement.weight
-                    if replacement.bias is not None and bias is not None and named is not None:
-                        changed[named] = loaded[bias] = replacement.bias
-            moved = any(arg in floats for arg in node.all_input_nodes)
-            if reference and (moved or any(steps.weights[arg] in changed for arg in loaded)):
-                plain = {
-                    arg: program.weight(steps.weights[arg]) if steps.weights[arg] in changed else weight
-                    for arg, weight in loaded.items()
-                }
-                floats[node] = [steps.call(node, index, plain, floats, values) for index in count]
-            values[node] = [steps.call(node, index, loaded, values) for index in count]
-            _refuse_not_finite(node, values[node])
-            for arg in steps.read_last(node):
-                values.pop(arg, None)
-                floats.pop(arg, None)
+        _Walk(Steps(program, batches), len(batches), reference, answers, folder).run(visit, progress)
 
 
-def _answers(
-    steps: Steps, name: str, place: int, values: Values, changed: Mapping[str, torch.Tensor]
-) -> Callable[[torch.Tensor, Sequence[int]], list[list[torch.Tensor]]]:
-    """`Layer.answers` of a weight that is met at operator number ``place``."""
+class _Walk:
+    """The state of one walk: where it is, and what is held there."""
 
-    def answers(weight: torch.Tensor, numbers: Sequence[int]) -> list[list[torch.Tensor]]:
-        with_it = {**changed, name: weight}
-        if len(steps.readers(name)) > 1:
-            return steps.answers(0, steps.inputs(numbers), with_it)
-        here = {node: [found[number] for number in numbers] for node, found in values.items()}
-        return steps.answers(place, here, with_it)
+    def __init__(self, steps: Steps, count: int, reference: bool, answers: bool, folder: Path | None) -> None:
+        self.steps = steps
+        self.count = count
+        self.reference = reference
+        self.answers = answers
+        uses = {use.name: use for use in steps.program.record.inventory.weights}
+        self.stops = _stops(steps, uses)
+        met = {steps.weights[meeting.arg] for stop in self.stops for meeting in stop.meetings}
+        self.last, self.needed = _reach(steps, self.stops, answers)
+        self.fixed_nodes = _independent(steps, met) & self.needed
+        self.fixed: dict[Node, Any] = {}
+        self.shelf = Shelf(count, folder=folder)
+        # What the float model has instead, for the nodes where that differs.
+        self.floats = Shelf(count, folder=folder)
+        self.moved: set[Node] = set()
+        self.replaced: set[str] = set()
+        self.changed: dict[str, torch.Tensor | Callable[[], torch.Tensor]] = {}
+        self.at = 0
 
-    return answers
+    def run(self, visit: Visitor, progress: Callable[[int, int, str], None]) -> None:
+        """Go from stop to stop; nothing behind the last one is run."""
+        total, done = sum(len(stop.meetings) for stop in self.stops), 0
+        try:
+            for stop in self.stops:
+                self._advance(stop.place)
+                for meeting in stop.meetings:
+                    progress(done, total, meeting.use.name)
+                    self._meet(stop, meeting, visit)
+                    done += 1
+        finally:
+            self.shelf.close()
+            self.floats.close()
+
+    def _meet(self, stop: _Stop, meeting: _Meeting, visit: Visitor) -> None:
+        steps, node, arg = self.steps, meeting.node, meeting.arg
+        name = steps.weights[arg]
+        bias = _bias_of(node, arg)
+        named = steps.weights.get(bias) if bias is not None else None
+        layer = Layer(
+            meeting.use,
+            node,
+            steps.program.weight(name).float(),
+            self._batches(stop.source),
+            stop.source,
+            named,
+            self._batches(stop.source, wanted=True) if self.reference else None,
+            self._answers(name, stop.place) if self.answers else None,
+        )
+        replacement = visit(layer)
+        if replacement is None:
+            return
+        self.replaced.add(name)
+        self.changed[name] = replacement.weight
+        if replacement.bias is not None and named is not None:
+            self.replaced.add(named)
+            self.changed[named] = replacement.bias
+
+    def _advance(self, to: int) -> None:
+        """Run the operators in front of number ``to``, batch by batch."""
+        nodes = [node for node in self.steps.nodes[self.at : to] if node in self.needed]
+        loaded, plain = self._weights(nodes)
+        for node in nodes:
+            if node in self.fixed_nodes:
+                self.fixed[node] = self.steps.call(node, loaded, self.fixed.__getitem__)
+            elif self.reference and (
+                any(arg in self.moved for arg in node.all_input_nodes)
+                or any(self.steps.weights.get(arg) in self.replaced for arg in node.all_input_nodes)
+            ):
+                self.moved.add(node)
+        nodes = [node for node in nodes if node not in self.fixed_nodes]
+        for index in range(self.count):
+            self._run_batch(nodes, index, to, loaded, plain)
+        for shelf in (self.shelf, self.floats):
+            for node in shelf:
+                if self.last[node] < to:
+                    shelf.drop(node)
+        for node in [node for node in self.fixed if self.last[node] < to]:
+            del self.fixed[node]
+        self.moved = {node for node in self.moved if self.last[node] >= to}
+        if not self.answers:
+            later = {self.steps.weights.get(arg) for node in self._later(to) for arg in node.all_input_nodes}
+            self.changed = {name: value for name, value in self.changed.items() if name in later}
+        self.at = to
+
+    def _later(self, place: int) -> list[Node]:
+        return [node for node in self.steps.nodes[place:] if node in self.needed]
+
+    def _run_batch(
+        self,
+        nodes: Sequence[Node],
+        index: int,
+        to: int,
+        loaded: Mapping[Node, torch.Tensor],
+        plain: Mapping[Node, torch.Tensor],
+    ) -> None:
+        """One batch through some operators; what is read behind them goes to the shelf, what is not leaves it."""
+        made: dict[Node, Any] = {}
+        right: dict[Node, Any] = {}
+
+        def found(arg: Node) -> Any:
+            if arg in self.fixed:
+                return self.fixed[arg]
+            if arg not in made:
+                made[arg] = self.steps.input(arg, index) if arg in self.steps.taken else self.shelf.get(arg, index)
+            return made[arg]
+
+        def true(arg: Node) -> Any:
+            if arg not in right and arg in self.floats:
+                right[arg] = self.floats.get(arg, index)
+            return right[arg] if arg in right else found(arg)
+
+        for node in nodes:
+            made[node] = self.steps.call(node, loaded, found)
+            if node in self.moved:
+                right[node] = self.steps.call(node, plain, true)
+            for arg in self.steps.read_last(node):
+                made.pop(arg, None)
+                right.pop(arg, None)
+        for values, shelf in ((made, self.shelf), (right, self.floats)):
+            for node in shelf:
+                if self.last[node] < to:
+                    shelf.release(node, index)
+            for node in nodes:
+                if node in values and self.last[node] >= to:
+                    _refuse_not_a_number(node, values[node])
+                    shelf.put(node, index, values[node])
+
+    def _weights(self, nodes: Iterable[Node]) -> tuple[dict[Node, torch.Tensor], dict[Node, torch.Tensor]]:
+        """What some operators read, by placeholder: as the walk has it, and as the float model does."""
+        steps = self.steps
+        loaded: dict[Node, torch.Tensor] = {}
+        plain: dict[Node, torch.Tensor] = {}
+        for arg in (arg for node in nodes for arg in node.all_input_nodes if arg in steps.weights):
+            if arg in loaded:
+                continue
+            name = steps.weights[arg]
+            found = self.changed.get(name)
+            if found is None:
+                loaded[arg] = plain[arg] = steps.program.weight(name)
+                continue
+            loaded[arg] = found() if callable(found) else found
+            if self.reference:
+                plain[arg] = steps.program.weight(name)
+        return loaded, plain
+
+    def _batches(self, node: Node, *, wanted: bool = False) -> Batches:
+        def read(index: int) -> torch.Tensor:
+            value: torch.Tensor
+            if node in self.steps.taken:
+                value = self.steps.input(node, index)
+            elif node in self.fixed:
+                value = self.fixed[node]
+            else:
+                value = (self.floats if wanted and node in self.floats else self.shelf).get(node, index)
+            return value
+
+        return Batches(self.count, read)
+
+    def _answers(self, name: str, place: int) -> Answers:
+        """`Layer.answers` of a weight that is met in front of operator number ``place``."""
+
+        def answers(weight: torch.Tensor, numbers: Sequence[int]) -> list[list[torch.Tensor]]:
+            with_it = {other: value() if callable(value) else value for other, value in self.changed.items()}
+            with_it[name] = weight
+            steps = self.steps
+            if len(steps.readers(name)) > 1:
+                return steps.answers(0, steps.inputs(numbers), with_it)
+            here: Values = dict(steps.inputs(numbers))
+            here.update({node: [value] * len(numbers) for node, value in self.fixed.items()})
+            here.update({node: [self.shelf.get(node, number) for number in numbers] for node in self.shelf})
+            return steps.answers(place, here, with_it)
+
+        return answers
+
+
+def _stops(steps: Steps, uses: Mapping[str, WeightUse]) -> list[_Stop]:
+    """Where the weights are met, in the order of the graph."""
+    import torch
+
+    linear_layer = torch.ops.aten.linear.default
+    answered = set(steps.taken)
+    visited: set[str] = set()
+    stops: list[_Stop] = []
+    linears: dict[Node, _Stop] = {}
+    for place, node in enumerate(steps.nodes):
+        # What is read first, beside weights and constants, is the layer's input.
+        source = next((item for item in node.all_input_nodes if item in answered), None)
+        answered.add(node)
+        for arg in node.all_input_nodes:
+            name = steps.weights.get(arg)
+            use = None if name is None else uses.get(name)
+            if name is None or use is None or use.op == "other" or name in visited or source is None:
+                continue
+            # A table that is also the head (tied) is met where it multiplies, not where its rows are looked up.
+            if use.op == "linear" and node.target != linear_layer:
+                continue
+            visited.add(name)
+            alike = node.target == linear_layer
+            stop = linears.get(source) if alike else None
+            if stop is None:
+                stop = _Stop(place, source)
+                stops.append(stop)
+            if alike:
+                linears[source] = stop
+            stop.meetings.append(_Meeting(node, arg, use))
+    return stops
+
+
+def _reach(steps: Steps, stops: Sequence[_Stop], answers: bool) -> tuple[dict[Node, int], set[Node]]:
+    """For each node the place of the last operator that the walk reads it for; and the operators that it runs."""
+    wanted = {node for node in steps.outputs} if answers else set()
+    wanted |= {stop.source for stop in stops}
+    last: dict[Node, int] = dict.fromkeys(steps.taken, -1)
+    needed: set[Node] = set()
+    for place in range(len(steps.nodes) - 1, -1, -1):
+        node = steps.nodes[place]
+        last.setdefault(node, -1)
+        if node not in wanted:
+            continue
+        needed.add(node)
+        for arg in node.all_input_nodes:
+            wanted.add(arg)
+            last[arg] = max(last.get(arg, -1), place)
+    for stop in stops:
+        # Read during the visit, right in front of this place.
+        last[stop.source] = max(last.get(stop.source, -1), stop.place)
+    if answers:
+        last.update(dict.fromkeys(steps.outputs, len(steps.nodes)))
+    return last, needed
+
+
+def _independent(steps: Steps, met: set[str]) -> set[Node]:
+    """Operators that answer the same in every batch: neither the model's inputs nor a weight that is met reach them."""
+    found: set[Node] = set()
+    for node in steps.nodes:
+        args = node.all_input_nodes
+        still = (arg in found or arg in steps.constants or steps.weights.get(arg, "") not in met | {""} for arg in args)
+        if all(still):
+            found.add(node)
+    return found
+
+
+def _apply(node: Node, args: Any, kwargs: Any) -> Any:
+    import torch
+
+    if node.target == torch.ops.aten.linear.default:
+        return linear(*args, **kwargs)
+    return cast("Any", node.target)(*args, **kwargs)
 
 
 def _bias_of(node: Node, weight: Node) -> Node | None:
@@ -240,9 +475,10 @@ def _bias_of(node: Node, weight: Node) -> Node | None:
     return cast("Node", bias) if own else None
 
 
-def _refuse_not_finite(node: Node, results: Sequence[Any]) -> None:
+def _refuse_not_a_number(node: Node, value: Any) -> None:
     import torch
 
-    for result in results:
-        if isinstance(result, torch.Tensor) and result.is_floating_point() and bool(torch.isnan(result).any()):
-            raise DataError(f"calibration makes NaN at {node.name}", fix="check the calibration data for outliers")
+    # A sum is NaN where a number is, or where infinities of both signs are.
+    suspect = isinstance(value, torch.Tensor) and value.is_floating_point() and bool(torch.isnan(value.sum()))
+    if suspect and bool(torch.isnan(value).any()):
+        raise DataError(f"calibration makes NaN at {node.name}", fix="check the calibration data for outliers")
