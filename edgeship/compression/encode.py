@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from edgeship.compression.affine import quantize_nearest, to_float16
 from edgeship.compression.palette import palettize
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 # A table of 128k tokens takes a gigabyte in float32; rounding it whole takes several. Parts that stay in the
 # processor's cache are six times as fast as parts that each operator fetches from fresh memory.
 CHUNK_ELEMENTS = 1 << 20
+# Against data a part is copied ten times over (8 MB each, more where rows are long: steps cost alike for any number).
+PART_ELEMENTS, PART_ROWS = 1 << 21, 1024
 
 Plain = FloatTensor | AffineTensor | PaletteTensor
 
@@ -52,6 +55,7 @@ class Encoder:
         npu_block: group scales on the grid that Hexagon holds.
         bias_correction: move what rounding does to the mean of each output channel into the operator's bias (Nagel et
             al. 2019, arXiv:1906.04721).
+        scratch: where activations go that do not fit into memory; the system's temporary folder when None.
     """
 
     program: TorchProgram
@@ -60,6 +64,7 @@ class Encoder:
     npu_block: bool = False
     bias_correction: bool = False
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
+    scratch: Path | None = None
     _last: list[tuple[Node, Hessian]] = field(default_factory=list)
 
     def encode(
@@ -79,7 +84,7 @@ class Encoder:
             def visit(layer: Layer) -> Replacement | None:
                 return self._visit(layer, encoded, changed)
 
-            walk(self.program, batches, visit, self.progress, reference=self.method == "gptq")
+            walk(self.program, batches, visit, self.progress, reference=self.method == "gptq", folder=self.scratch)
         uses = self.program.record.inventory.weights
         for done, use in enumerate(uses):
             encoding = self.wanted.get(use.name)
@@ -184,7 +189,12 @@ class Encoder:
 
             hessian = self._hessian(layer)
             if use.op == "linear":
-                return quantize_gptq(weight, hessian, encoding, mask=mask, name=use.name)  # type: ignore[arg-type]
+
+                def some(rows: slice) -> Plain:
+                    kept = None if mask is None else mask[rows]
+                    return quantize_gptq(weight[rows], hessian, encoding, mask=kept, name=use.name)  # type: ignore[arg-type]
+
+                return _by_parts(weight, encoding, some)
             return quantize_gptq_conv(
                 weight, (), encoding, groups=use.groups, mask=mask, hessian=hessian, name=use.name
             )
@@ -193,7 +203,8 @@ class Encoder:
         if self.method == "awq" and layer is not None and use.op == "linear":
             from edgeship.compression.awq import quantize_awq
 
-            return quantize_awq(weight, self._hessian(layer), encoding, name=use.name)
+            seen = self._hessian(layer)
+            return _by_parts(weight, encoding, lambda rows: quantize_awq(weight[rows], seen, encoding, name=use.name))
         return quantize_nearest(weight, encoding, axis=use.channel_axis, clip=self.method != "nearest", name=use.name)
 
     def _hessian(self, layer: Layer) -> Hessian:
@@ -209,6 +220,16 @@ class Encoder:
             self._last.clear()
             self._last.append((layer.source, hessian_of(layer.inputs, layer.weight.shape[1], layer.wanted)))
         return self._last[0][1]
+
+
+def _by_parts(weight: torch.Tensor, encoding: Encoding, encode: Callable[[slice], Plain]) -> Plain:
+    """A large weight some rows at a time, where none of its rows needs to know of another."""
+    rows = max(PART_ROWS, PART_ELEMENTS // weight.shape[1])
+    alone = isinstance(encoding, Affine) and encoding.granularity != "tensor"
+    if not alone or rows >= weight.shape[0]:
+        return encode(slice(None))
+    parts = (encode(slice(start, start + rows)) for start in range(0, weight.shape[0], rows))
+    return cast("AffineTensor", _joined(weight.shape[0], parts))
 
 
 def _joined(rows: int, parts: Iterable[EncodedTensor]) -> EncodedTensor:

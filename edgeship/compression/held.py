@@ -57,7 +57,7 @@ class Shelf:
             return
         file = self._files.get(node)
         if file is None:
-            file = self._files[node] = tempfile.TemporaryFile(dir=self._folder, buffering=0)
+            file = self._files[node] = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  closed by drop
         start = file.seek(0, 2)
         rest = value.contiguous().reshape(-1).view(torch.uint8).numpy().data
         while rest:

@@ -24,6 +24,15 @@ TOKENS = 1024
 PATCH_NUMBERS = 1 << 24
 
 
+@dataclass(frozen=True)
+class Factored:
+    """The Cholesky factor of a damped Hessian, ``(groups, K, K)``, with its channels in ``order``."""
+
+    order: torch.Tensor
+    damping: float
+    upper: torch.Tensor
+
+
 @dataclass
 class Hessian:
     """``2 X X^T`` over all calibration tokens, accumulated in float32; ``X`` has one column a token.
@@ -31,11 +40,13 @@ class Hessian:
     Args:
         upper: ``(groups, K, K)``, K input channels; blocks below the diagonal are not kept up. tokens: columns seen.
         drift: ``2 (X' - X) X^T``, where ``X'`` is what the float model has in the same place; None when not asked for.
+        factored: the last factor made of it: layers with the same inputs, and parts of a layer, share it.
     """
 
     upper: torch.Tensor
     tokens: int = 0
     drift: torch.Tensor | None = None
+    factored: Factored | None = None
 
     @classmethod
     def empty(cls, channels: int, groups: int = 1) -> Hessian:
@@ -81,6 +92,7 @@ class Hessian:
             if self.drift is None:
                 self.drift = torch.zeros_like(self.upper)
         self.tokens += rows.shape[1]
+        self.factored = None
         if groups == 1:
             self._add_lines(rows[0].T.contiguous(), None if apart is None else apart[0].T.contiguous())
             return

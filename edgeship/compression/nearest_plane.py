@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgeship.compression.affine import storage_grid
+from edgeship.compression.hessian import Factored
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,10 @@ def factor(hessian: Hessian, order: torch.Tensor, damping: float) -> torch.Tenso
     """The upper Cholesky factor of the Hessian in the given order, ``(groups, K, K)``, damped as little as it takes."""
     import torch
 
+    known = hessian.factored
+    if known is not None and known.damping == damping and torch.equal(known.order, order):
+        return known.upper
+    asked = damping
     hessian.mirror()
     matrix = hessian.upper[:, order[:, None], order]
     diagonal = matrix.diagonal(dim1=1, dim2=2)
@@ -52,6 +57,7 @@ def factor(hessian: Hessian, order: torch.Tensor, damping: float) -> torch.Tenso
         upper: torch.Tensor
         upper, failed = torch.linalg.cholesky_ex(matrix, upper=True)
         if not bool(failed.any()) and bool(torch.isfinite(upper).all()):
+            hessian.factored = Factored(order, asked, upper)
             return upper
         damping = max(damping * 10, 1e-6)
 

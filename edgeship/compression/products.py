@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=1)
 def _onednn() -> Any | None:
-    """oneDNN's product of two strided matrices, where torch has it."""
+    """The product by oneDNN of two strided matrices, where torch has it."""
     import torch
 
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from edgeship.compression.held import Batches, Shelf
+from edgeship.compression.held import HELD_BYTES, Batches, Shelf
 from edgeship.compression.products import linear
 from edgeship.errors import DataError
 from edgeship.program.inventory import weight_nodes
@@ -92,9 +92,7 @@ class Steps:
         self._last_read = {arg: node for node in graph.nodes for arg in node.all_input_nodes}
         lifted = ends.inputs_to_lifted_tensor_constants
         inputs = [node for node in graph.nodes if node.op == "placeholder" and node not in self.weights]
-        self.constants = {
-            node: program.exported.constants[lifted[node.name]] for node in inputs if node.name in lifted
-        }
+        self.constants = {node: program.exported.constants[lifted[node.name]] for node in inputs if node.name in lifted}
         taken = [node for node in inputs if node not in self.constants]
         self.taken = dict(zip(taken, (spec.name for spec in program.signature.inputs), strict=True))
         found = {node.name: node for node in graph.nodes}
@@ -227,9 +225,9 @@ class _Walk:
         self.last, self.needed = _reach(steps, self.stops, answers)
         self.fixed_nodes = _independent(steps, met) & self.needed
         self.fixed: dict[Node, Any] = {}
-        self.shelf = Shelf(count, folder=folder)
+        self.shelf = Shelf(count, HELD_BYTES, folder)
         # What the float model has instead, for the nodes where that differs.
-        self.floats = Shelf(count, folder=folder)
+        self.floats = Shelf(count, HELD_BYTES, folder)
         self.moved: set[Node] = set()
         self.replaced: set[str] = set()
         self.changed: dict[str, torch.Tensor | Callable[[], torch.Tensor]] = {}
@@ -426,7 +424,7 @@ def _stops(steps: Steps, uses: Mapping[str, WeightUse]) -> list[_Stop]:
 
 def _reach(steps: Steps, stops: Sequence[_Stop], answers: bool) -> tuple[dict[Node, int], set[Node]]:
     """For each node the place of the last operator that the walk reads it for; and the operators that it runs."""
-    wanted = {node for node in steps.outputs} if answers else set()
+    wanted = set(steps.outputs) if answers else set()
     wanted |= {stop.source for stop in stops}
     last: dict[Node, int] = dict.fromkeys(steps.taken, -1)
     needed: set[Node] = set()

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgeship.compression.walk import Replacement, walk
+from edgeship.compression.walk import Replacement, Steps, walk
 from edgeship.core.model import TensorSpec
 from edgeship.errors import DataError
 from edgeship.program.export import make_program
@@ -108,3 +108,74 @@ def test_no_samples_and_not_finite_ones_are_refused(program, batches):
         walk(program, [], lambda layer: None)
     with pytest.raises(DataError, match="makes NaN"):
         walk(program, [{"x": np.full((2, 6), np.nan, np.float32)}], lambda layer: None)
+
+
+class Shared(nn.Module):
+    """Two layers read the same input with another between them, one reads a fixed table, one comes behind the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.middle, self.right = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+        self.scale, self.last = nn.Parameter(torch.randn(6)), nn.Linear(6, 4)
+
+    def forward(self, x):
+        steps = torch.arange(6, dtype=torch.float32) / 6
+        h = torch.relu(x)
+        between = self.middle(self.left(h) * self.scale)
+        first, second = (between + self.right(h) + steps).split(3, -1)
+        return torch.softmax(self.last(torch.cat([second, first], -1) + h), -1)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+@pytest.mark.parametrize("reference", [True, False])
+def test_what_does_not_fit_into_memory_says_the_same(limit, reference, monkeypatch, tmp_path):
+    monkeypatch.setattr("edgeship.compression.walk.HELD_BYTES", limit)
+    torch.manual_seed(1)
+    net = Shared().eval()
+    program = make_program(net, [TensorSpec("x", "f32", (2, 6))], [torch.randn(2, 6)])
+    batches = [{"x": row} for row in np.random.default_rng(1).standard_normal((4, 2, 6)).astype(np.float32)]
+    seen = {}
+
+    def visit(layer):
+        seen[layer.use.name] = list(layer.inputs), layer.wanted and list(layer.wanted), layer.source
+        return Replacement(lambda: layer.weight * 0.5)
+
+    walk(program, batches, visit, reference=reference, folder=tmp_path)
+    # Layers of one input are met together.
+    assert list(seen) == ["left.weight", "right.weight", "middle.weight", "last.weight"]
+    assert seen["left.weight"][2] is seen["right.weight"][2]
+    found = {}
+
+    def remember(name):
+        return lambda module, given, answer: found.setdefault(name, []).append(given[0])
+
+    for factor, place in ((0.5, 0), (1.0, 1))[: 1 + reference]:
+        found.clear()
+        other = Shared().eval()
+        other.load_state_dict(net.state_dict())
+        for name, module in other.named_modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data *= factor
+                module.register_forward_hook(remember(f"{name}.weight"))
+        for batch in batches:
+            other(torch.from_numpy(batch["x"]))
+        for name, given in found.items():
+            torch.testing.assert_close(seen[name][place], given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_run_behind_the_last_layer_and_fixed_numbers_once(monkeypatch):
+    torch.manual_seed(1)
+    program = make_program(Shared().eval(), [TensorSpec("x", "f32", (2, 6))], [torch.randn(2, 6)])
+    ran = []
+    call = Steps.call
+
+    def counted(self, node, *rest):
+        ran.append(str(node.target))
+        return call(self, node, *rest)
+
+    monkeypatch.setattr(Steps, "call", counted)
+    walk(program, [{"x": np.ones((2, 6), np.float32)}] * 3, lambda layer: None)
+    assert not [name for name in ran if "softmax" in name]
+    assert len([name for name in ran if "arange" in name]) <= 1
+    assert len([name for name in ran if "relu" in name]) == 3

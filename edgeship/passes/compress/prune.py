@@ -158,7 +158,7 @@ class PruneWeights(Pass):
                 squares = sum(rows.float().reshape(-1, rows.shape[-1]).square().sum(0) for rows in layer.inputs)
                 found[program.record.aliases.get(layer.use.name, layer.use.name)] = squares.sqrt()  # type: ignore[union-attr]
 
-        walk(program, self._batches(program), visit, ctx.progress)
+        walk(program, self._batches(program), visit, ctx.progress, folder=ctx.folder)
         return found
 
     def _mask(self, use: WeightUse, score: torch.Tensor, share: float) -> torch.Tensor:
@@ -188,7 +188,7 @@ class PruneWeights(Pass):
             found[name] = refit_layer(layer, masks[name], hessian_of_layer(layer), drift=DRIFT)
             return Replacement(found[name])
 
-        walk(program, self._batches(program), visit, ctx.progress, reference=True)
+        walk(program, self._batches(program), visit, ctx.progress, reference=True, folder=ctx.folder)
         return found
 
     def _loss(self, program: TorchProgram, changed: Mapping[str, torch.Tensor]) -> float:

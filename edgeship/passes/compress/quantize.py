@@ -163,7 +163,7 @@ class QuantizeWeights(Pass):
             if self.data is None:
                 raise DataError(f"method {self.method} needs calibration data", fix="add --calibration DATA")
             batches = calibration_batches(self.data, program.signature, self.samples)
-        encoder = Encoder(program, wanted, self.method, self.npu_block, self.bias_correction, ctx.progress)
+        encoder = Encoder(program, wanted, self.method, self.npu_block, self.bias_correction, ctx.progress, ctx.folder)
         folder = ctx.folder / "program"
         folder.mkdir()
         store = EncodedStore.create(folder / ENCODED, len(wanted))

@@ -87,7 +87,7 @@ class SmoothScales(Pass):
                 scales[fold.producer] = self._scale(program, fold, layer)
 
         batches = calibration_batches(self.data, program.signature, self.samples)
-        walk(program, batches, visit, ctx.progress)
+        walk(program, batches, visit, ctx.progress, folder=ctx.folder)
         changed: dict[str, torch.Tensor] = {}
         for fold in folds:
             if fold.producer in scales:
