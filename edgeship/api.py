@@ -42,6 +42,7 @@ class BuildOrder:
 
     Args:
         source: factory, file or folder. targets: names. runtimes: names; empty means each target's own list.
+        renames: names for inputs, each ``OLD=NEW``.
         output: bundle folder; ``<name>.edgeship`` here when None. options: ``{"compress/quantize": {"bits": "8"}}``.
         metric: see `edgeship.data.metrics`; accuracy when None.
         context: positions that a language model's artifacts keep. lora: folder of a PEFT adapter to merge.
@@ -58,6 +59,7 @@ class BuildOrder:
     output: Path | None = None
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    renames: tuple[str, ...] = ()
     factory: str | None = None
     calibration: str | None = None
     evaluation: str | None = None
@@ -178,7 +180,9 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     chosen = [find("target", targets(), name) for name in dict.fromkeys(order.targets)]
     for name in order.runtimes:
         find("runtime", runtimes(), name)
-    found = find_source(order.source, inputs=order.inputs, outputs=order.outputs, factory=order.factory)
+    found = find_source(
+        order.source, inputs=order.inputs, outputs=order.outputs, factory=order.factory, renames=order.renames
+    )
     calibration = order.calibration or found.calibration
     evaluation = order.evaluation or found.evaluation
     calibration_ref: DataRef | None = describe_data(calibration) if calibration else None
@@ -196,6 +200,8 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
         raise UsageError("--context is for language models", fix="leave it out; sizes are part of --input")
     if order.kv_cache is not None and not language:
         raise UsageError("--kv-cache is for language models", fix="leave it out; a network keeps nothing")
+    if order.renames and language:
+        raise UsageError("--input-name is for networks", fix="leave it out; an engine names a language model's inputs")
     if order.lora is not None and found.source.form != "decoder":
         raise UsageError("--lora is for language models in Hugging Face folders", fix="leave it out")
     if order.adapters and found.source.form != "decoder":

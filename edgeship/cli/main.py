@@ -40,7 +40,16 @@ def order_options(command: F) -> F:
         ),
         click.option("--profile", default="balanced", show_default=True, metavar="NAME", help="What to aim for."),
         click.option("-o", "--output", metavar="DIR", help="Bundle folder; NAME.edgeship here by default."),
-        click.option("--input", "inputs", multiple=True, metavar="SPEC", help="An input: name:f32[1,3,224,224]."),
+        click.option(
+            "--input",
+            "inputs",
+            multiple=True,
+            metavar="SPEC",
+            help="An input: name:f32[1,3,224,224]; of an ONNX file, name=16000 fixes its value.",
+        ),
+        click.option(
+            "--input-name", "renames", multiple=True, metavar="OLD=NEW", help="Another name for an input; repeat."
+        ),
         click.option(
             "--output-name", "outputs", multiple=True, metavar="NAME", help="A name for each output, in order."
         ),

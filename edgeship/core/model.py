@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, TypeVar
+
+from edgeship.core.names import quoted
+
+T = TypeVar("T")
 
 Dtype = Literal["f32", "f16", "i64", "i32", "i16", "i8", "u16", "u8", "bool"]
 NUMPY_DTYPES: dict[str, str] = {
@@ -21,6 +26,7 @@ class TensorSpec:
         shape: static sizes. layout: axis letters such as ``NCHW`` or ``NT``, when known.
         low, high: inclusive range that generated inputs are drawn from (token ids, pixel values).
         mean, std: per-channel normalisation that the app must apply first: ``(pixel / 255 - mean) / std``.
+        source: what the source calls it, where that is no name for every runtime (see `edgeship.core.names`).
     """
 
     name: str
@@ -31,6 +37,16 @@ class TensorSpec:
     high: float | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    source: str | None = None
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """What users may call it: its name, and the source's where that is another."""
+        return (self.name,) if self.source is None else (self.name, self.source)
+
+    def of(self, values: Mapping[str, T]) -> T | None:
+        """Its value in a mapping by name, under either spelling; None where neither is there."""
+        return next((values[name] for name in self.spellings if name in values), None)
 
     @property
     def numpy_dtype(self) -> str:
@@ -42,7 +58,7 @@ class TensorSpec:
         return replace(self, dtype=dtype)
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.dtype}[{','.join(map(str, self.shape))}]"
+        return f"{quoted(self.name)}:{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
 @dataclass(frozen=True)

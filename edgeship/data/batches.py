@@ -204,7 +204,7 @@ def _open_arrays(reference: str, arrays: Mapping[str, Any], signature: Signature
     import numpy as np
 
     labels = next((np.asarray(arrays[name]) for name in LABEL_NAMES if name in arrays), None)
-    names = {spec.name for spec in signature.inputs}
+    names = {name for spec in signature.inputs for name in spec.spellings}
     stray = [name for name in arrays if name not in names and name not in LABEL_NAMES]
     if stray:
         raise DataError(f"{reference} holds {stray[0]!r}, which is no input of the model", fix=suggest(stray[0], names))
@@ -296,9 +296,10 @@ def _open_images(folder: Path, signature: Signature) -> _Opened:
 def _check(reference: str, spec: TensorSpec, arrays: Mapping[str, Any]) -> Array:
     import numpy as np
 
-    if spec.name not in arrays:
+    found = spec.of(arrays)
+    if found is None:
         raise DataError(f"{reference} lacks the input {spec.name}", fix=f"it holds {', '.join(arrays) or 'nothing'}")
-    column = np.asarray(arrays[spec.name])
+    column = np.asarray(found)
     wanted = [spec.shape, spec.shape[1:]] if spec.shape[:1] == (1,) else [spec.shape]
     if column.ndim == 0 or tuple(column.shape[1:]) not in wanted:
         raise DataError(

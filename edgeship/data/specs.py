@@ -1,55 +1,126 @@
-"""Input specifications as people write them: ``name:f32[1,3,224,224]``."""
+"""Inputs as people write them: ``name:f32[1,3,224,224]`` gives a size, ``name=16000`` fixes a value."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from edgeship.core.model import Dtype, TensorSpec
+from edgeship.core.names import clean_name, in_shell, is_clean, quoted
 from edgeship.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-_PATTERN = re.compile(r"^(?P<name>[A-Za-z_][\w.]*):(?P<dtype>\w+)\[(?P<sizes>[^\]]*)\]$")
+# A name is what stands before the last ":dtype[sizes]"; quotes around it are no part of it.
+_SPEC = re.compile(r"^(?P<name>.*[^\s:].*?)\s*:\s*(?P<dtype>\w+)\s*\[(?P<sizes>[^\]]*)\]$", re.DOTALL)
+_FIXED = re.compile(r"^(?P<name>\"[^\"]+\"|'[^']+'|[^=]*[^=\s])\s*=\s*(?P<value>\S.*)$", re.DOTALL)
+_EXAMPLE = "write name:f32[1,3,224,224]"
+MAX_FIXED = 4096
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """An input that gets one value for good: ``values`` is a number, a truth value, or nested lists of them."""
+
+    name: str
+    values: Any
 
 
 def parse_input(text: str) -> TensorSpec:
-    """One ``--input``. Raises `UsageError` with the form and the list of dtypes."""
-    match = _PATTERN.match(text.replace(" ", ""))
-    example = "write name:f32[1,3,224,224]"
-    if match is None:
-        raise UsageError(f"--input {text!r} is not name:dtype[sizes]", fix=example)
+    """One ``--input`` that gives a size. Raises `UsageError` with the form and the list of dtypes."""
+    match = _SPEC.match(text.strip())
+    name = _unquoted(match["name"]) if match else ""
+    if match is None or not name:
+        raise UsageError(f"--input {text!r} is not name:dtype[sizes]", fix=_EXAMPLE)
     if match["dtype"] not in get_args(Dtype):
         raise UsageError(f"--input {text!r}: no dtype {match['dtype']}", fix=f"use {', '.join(get_args(Dtype))}")
-    sizes = [size for size in match["sizes"].split(",") if size]
-    if not all(size.isdigit() and int(size) > 0 for size in sizes):
-        raise UsageError(f"--input {text!r}: sizes must be whole numbers above 0", fix=example)
-    return TensorSpec(match["name"], match["dtype"], tuple(int(size) for size in sizes))  # type: ignore[arg-type]
+    sizes = [size for size in re.sub(r"\s", "", match["sizes"]).split(",") if size]
+    if not all(size.isascii() and size.isdigit() and len(size) < 12 and int(size) > 0 for size in sizes):
+        raise UsageError(f"--input {text!r}: sizes must be whole numbers above 0", fix=_EXAMPLE)
+    return TensorSpec(name, match["dtype"], tuple(int(size) for size in sizes))  # type: ignore[arg-type]
 
 
 def parse_inputs(texts: Sequence[str]) -> list[TensorSpec]:
-    """Every ``--input``, in order. Raises `UsageError` for a form nobody reads, or a name given twice."""
-    specs = [parse_input(text) for text in texts]
-    names = [spec.name for spec in specs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two inputs are called {twice}", fix="give each --input a name of its own")
+    """Every ``--input`` of a source whose inputs cannot be fixed, in order.
+
+    Raises `UsageError` for a form nobody reads, a value, or a name given twice.
+    """
+    specs, fixed = split_inputs(texts)
+    if fixed:
+        raise UsageError(
+            f"--input {quoted(fixed[0].name)}= fixes a value, which is for inputs of ONNX files",
+            fix="let the factory's module hold the value",
+        )
     return specs
 
 
+def split_inputs(texts: Sequence[str]) -> tuple[list[TensorSpec], list[Fixed]]:
+    """Sizes and fixed values, each in order. Raises `UsageError` for a form nobody reads, or a name given twice."""
+    specs: list[TensorSpec] = []
+    fixed: list[Fixed] = []
+    for text in texts:
+        found = None if _SPEC.match(text.strip()) else _FIXED.match(text.strip())
+        if found is None:
+            specs.append(parse_input(text))
+        else:
+            fixed.append(Fixed(_unquoted(found["name"]), _value(text, found["value"])))
+    names = [spec.name for spec in specs] + [item.name for item in fixed]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two inputs are called {twice}", fix="give each --input a name of its own")
+    return specs, fixed
+
+
+def parse_renames(texts: Sequence[str]) -> dict[str, str]:
+    """Every ``--input-name OLD=NEW``. Raises `UsageError` for another form, or a name that not every runtime takes."""
+    renames: dict[str, str] = {}
+    for text in texts:
+        found = _FIXED.match(text.strip())
+        if found is None:
+            raise UsageError(f"--input-name {text!r} is not OLD=NEW", fix="write --input-name serving_x=image")
+        old, new = _unquoted(found["name"]), found["value"].strip()
+        check_name("--input-name", new, clean_name(new, "input"))
+        if old in renames or new in renames.values():
+            raise UsageError(f"--input-name {text!r}: that name was given before", fix="give each name once")
+        renames[old] = new
+    return renames
+
+
+def check_name(option: str, name: str, instead: str) -> None:
+    """Refuse a name of the user's own that some runtime does not take; a request is not changed quietly."""
+    if not is_clean(name):
+        raise UsageError(f"{option} {name!r} is no name for every runtime", fix=f"for example {instead}")
+
+
 def with_notes(specs: Sequence[TensorSpec], notes: Mapping[str, Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
-    """Specs with layout, range and normalisation added by name. Raises `UsageError` for a note on no input."""
-    names = [spec.name for spec in specs]
-    for name in notes:
-        if name not in names:
-            raise UsageError(f"notes for an input {name}, which the model has not", fix=f"it has {', '.join(names)}")
-    return tuple(
-        replace(spec, **{key: _tuple(value) for key, value in notes[spec.name].items()}) if spec.name in notes else spec
-        for spec in specs
-    )
+    """Specs with another name, layout, range and normalisation, by the source's name or its clean spelling.
+
+    Raises `UsageError` for a note on no input.
+    """
+    known = {clean_name(spec.name, "input"): spec.name for spec in specs} | {spec.name: spec.name for spec in specs}
+    told: dict[str, dict[str, Any]] = {}
+    for name, values in notes.items():
+        if name not in known:
+            listed = ", ".join(spec.name for spec in specs)
+            raise UsageError(f"notes for an input {name}, which the model has not", fix=f"it has {listed}")
+        told.setdefault(known[name], {}).update({key: _tuple(value) for key, value in values.items()})
+    return tuple(_noted(spec, told.get(spec.name, {})) for spec in specs)
+
+
+def _noted(spec: TensorSpec, values: dict[str, Any]) -> TensorSpec:
+    name = values.pop("name", None)
+    if name is None or name == spec.name:
+        return replace(spec, **values)
+    return replace(spec, **values, name=name, source=spec.name)
+
+
+def in_command(name: str, size: str) -> str:
+    """``--input NAME:SIZE`` (or ``=VALUE``) as it can be typed into a shell."""
+    return f"--input {in_shell(quoted(name) + size)}"
 
 
 def example_tensors(specs: Sequence[TensorSpec], seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -61,6 +132,33 @@ def example_tensors(specs: Sequence[TensorSpec], seed: int = 0) -> tuple[torch.T
 
     batch = generate_batches(Signature(tuple(specs), ()), 1, seed)[0]
     return tuple(torch.from_numpy(batch[spec.name].copy()) for spec in specs)
+
+
+def _unquoted(name: str) -> str:
+    name = name.strip()
+    if len(name) > 2 and name[0] == name[-1] and name[0] in "\"'":
+        return name[1:-1]
+    return name
+
+
+def _value(text: str, value: str) -> Any:
+    """A number, ``true``, ``false``, or nested lists of them. Raises `UsageError`."""
+    fix = "write name=16000, name=0.5, name=true or name=[1,2]"
+    try:
+        found = json.loads(value, parse_constant=_no_number) if len(value) <= MAX_FIXED else None
+    except (ValueError, RecursionError):
+        found = None
+    pending, depth = [found], 0
+    while pending:
+        depth += 1
+        if depth > MAX_FIXED or not all(isinstance(item, (bool, int, float, list)) for item in pending):
+            raise UsageError(f"--input {text[:80]!r} is neither name:dtype[sizes] nor name=value", fix=fix)
+        pending = [inner for item in pending if isinstance(item, list) for inner in item]
+    return found
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no value for an input")
 
 
 def _tuple(value: Any) -> Any:

@@ -12,8 +12,10 @@ from typing import Any
 
 from edgeship.core.artifact import SEAL, file_digest, list_files, source_digest
 from edgeship.core.model import Signature, Source
+from edgeship.core.names import clean_name
 from edgeship.core.owned import is_ours
 from edgeship.core.records import read_toml, suggest
+from edgeship.data.specs import check_name, parse_renames
 from edgeship.engine.chatter import is_log
 from edgeship.errors import SourceError, UsageError
 from edgeship.frontends.llama2c import is_checkpoint
@@ -24,13 +26,14 @@ PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".pkl")
 
 @dataclass(frozen=True)
 class InputNotes:
-    """What a sample says about one input besides its shape."""
+    """What a sample says about one input besides its shape; ``name`` is what artifacts call it."""
 
     layout: str | None = None
     low: float | None = None
     high: float | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,35 @@ class Found:
 
 
 def find_source(
-    reference: str, *, inputs: tuple[str, ...] = (), outputs: tuple[str, ...] = (), factory: str | None = None
+    reference: str,
+    *,
+    inputs: tuple[str, ...] = (),
+    outputs: tuple[str, ...] = (),
+    factory: str | None = None,
+    renames: tuple[str, ...] = (),
 ) -> Found:
     """What ``reference`` is. Nothing is loaded or run.
+
+    Args:
+        renames: names for inputs, each ``OLD=NEW``.
 
     Raises:
         SourceError: it does not exist, or is of no known form. UsageError: options that do not belong to its form.
     """
+    renamed = parse_renames(renames)
     try:
-        return _find(reference, inputs, outputs, factory)
+        found = _find(reference, inputs, outputs, factory)
     except OSError as error:
         raise SourceError(f"{reference[:200]} cannot be read: {error.strerror}", fix="check the path") from None
+    for name in found.load["outputs"]:
+        check_name("--output-name", name, clean_name(name, "output"))
+    notes: dict[str, dict[str, Any]] = found.load["notes"]
+    for note in notes.values():
+        if note.get("name"):
+            check_name("the name of an input in sample.toml", note["name"], clean_name(note["name"], "input"))
+    for old, new in renamed.items():
+        notes[old] = {**notes.get(old, {}), "name": new}
+    return found
 
 
 def _find(reference: str, inputs: tuple[str, ...], outputs: tuple[str, ...], factory: str | None) -> Found:

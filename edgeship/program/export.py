@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgeship.core.model import NUMPY_DTYPES, Dtype, Signature, TensorSpec
+from edgeship.core.names import clean_names, quoted
 from edgeship.errors import SourceError, UsageError, WeightsError
 from edgeship.program.inventory import take_inventory
 from edgeship.program.normalize import export_normalised
-from edgeship.program.program import ProgramRecord, TorchProgram
+from edgeship.program.program import REMARK, ProgramRecord, TorchProgram
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +32,8 @@ def make_program(
     """Export ``module`` in normal form and take stock of it.
 
     Args:
-        inputs: names, dtypes and shapes, in the order of ``examples``.
+        inputs: names, dtypes and shapes, in the order of ``examples``. Names that some runtime does not take are
+            cleaned; the signature's `TensorSpec.source` and the history keep what they were.
         call: how to call the module: ``call(module, *tensors)`` returning a tensor or a tuple of tensors; by default
             ``module(*tensors)``.
         output_names: names for the outputs, in order; ``output``, ``output_1`` ... when not given.
@@ -70,14 +73,35 @@ def make_program(
     outputs = tuple(
         TensorSpec(name, dtype_of(value), tuple(value.shape)) for name, value in zip(names, wanted, strict=True)
     )
+    signature = _with_clean_names(Signature(tuple(inputs), outputs), set(exported.state_dict))
     record = ProgramRecord(
-        Signature(tuple(inputs), outputs),
+        signature,
         take_inventory(exported),
         aliases=_aliases(exported),
-        history=(note,) if note else (),
+        history=(*((note,) if note else ()), *_renamed(signature)),
     )
     weights = {name: value.detach() for name, value in exported.state_dict.items() if name not in record.aliases}
     return TorchProgram(exported, weights, {}, record)
+
+
+def _with_clean_names(signature: Signature, weights: set[str]) -> Signature:
+    """The signature in names that every runtime takes: no two alike, none changed into that of a weight."""
+    inputs = clean_names([spec.name for spec in signature.inputs], "input", avoided=weights)
+    outputs = clean_names([spec.name for spec in signature.outputs], "output", taken=inputs, avoided=weights)
+    return Signature(
+        tuple(_named(spec, name) for spec, name in zip(signature.inputs, inputs, strict=True)),
+        tuple(_named(spec, name) for spec, name in zip(signature.outputs, outputs, strict=True)),
+    )
+
+
+def _named(spec: TensorSpec, name: str) -> TensorSpec:
+    return spec if name == spec.name else replace(spec, name=name, source=spec.source or spec.name)
+
+
+def _renamed(signature: Signature) -> tuple[str, ...]:
+    """What the report says of names that are others in the artifacts."""
+    pairs = [f"{quoted(spec.source)} is {spec.name}" for spec in (*signature.inputs, *signature.outputs) if spec.source]
+    return (f"{REMARK}names in the artifacts: {', '.join(pairs)}",) if pairs else ()
 
 
 def does_not_run(inputs: Sequence[TensorSpec], error: Exception) -> SourceError:

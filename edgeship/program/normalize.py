@@ -18,6 +18,7 @@ from edgeship.errors import SourceError
 from edgeship.program.collector import few_collections
 from edgeship.program.folding import fetch, fold_batch_norms, fold_constants, fold_pads, quiet_get_attr
 from edgeship.program.mutation import protect_inputs, refuse_state, root, written_roots
+from edgeship.program.plain import drop_idle_bounds, numbers_second
 from edgeship.program.provenance import keep_places
 from edgeship.program.rewrites import index_as_view
 
@@ -52,7 +53,9 @@ def export_normalised(
     protect_inputs(flat.graph)
     _loosen_views(flat.graph)
     _drop_no_ops(flat.graph)
+    numbers_second(flat)
     fold_constants(flat)
+    drop_idle_bounds(flat)
     fold_batch_norms(flat)
     fold_pads(flat.graph)
     flat.graph.eliminate_dead_code()

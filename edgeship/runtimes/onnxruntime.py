@@ -123,9 +123,10 @@ class OnnxRuntime(Runtime):
 
 
 def _fitting(inputs: Arrays, spec: TensorSpec) -> npt.NDArray[Any]:
-    if spec.name not in inputs:
+    found = spec.of(inputs)
+    if found is None:
         raise DataError(f"input {spec.name} is missing", fix=f"give {spec}")
-    array = as_numpy(inputs[spec.name], spec.numpy_dtype)
+    array = as_numpy(found, spec.numpy_dtype)
     if tuple(array.shape) != spec.shape:
         raise DataError(f"input {spec.name} has shape {tuple(array.shape)}", fix=f"give {spec}")
     return array

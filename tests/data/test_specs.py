@@ -22,7 +22,7 @@ def test_what_is_printed_reads_back(name, dtype, sizes):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "x:f32", "x:f32[]x", ":f32[1]", "x:f32[a]", "x:f32[-1]", "x:f32[1.5]", "x:f32[0]", "1x:f32[1]", "x[1]"],
+    ["", "x", "x:f32", "x:f32[]x", ":f32[1]", "x:f32[a]", "x:f32[-1]", "x:f32[1.5]", "x:f32[0]", "x[1]"],
 )
 def test_what_does_not_read_says_how_to_write_it(text):
     with pytest.raises(UsageError, match=r"write name:f32\[1,3,224,224\]"):

@@ -14,7 +14,7 @@ from edgeship.errors import SourceError, UnsupportedOpError
 from edgeship.frontends.onnx.constants import ConstantStore
 from edgeship.frontends.onnx.dtypes import ELEM_TYPE
 from edgeship.frontends.onnx.tensors import read_sparse, read_tensor
-from edgeship.frontends.onnx.values import Value, is_constant
+from edgeship.frontends.onnx.values import Cause, Value, is_constant
 
 #: Larger tensors are not computed at import: a damaged file can ask for any size.
 MAX_ELEMENTS = 1 << 31
@@ -33,7 +33,7 @@ class OpCall:
     elem_types: MutableMapping[torch.Tensor, int]
     model: Path
     run_subgraph: Callable[[GraphProto, Sequence[Value]], list[Value]]
-    trace: Callable[[torch.Tensor], str]
+    cause: Callable[[torch.Tensor], Cause]
     expand: Callable[[], tuple[Value, ...]]
 
     # Declining
@@ -97,9 +97,10 @@ class OpCall:
         value = self.x(index)
         if not is_constant(value):
             what = role or f"input {index}"
+            cause = self.cause(value)
             raise self.refuse(
-                f"{what} must be a constant and depends on {self.trace(value)}",
-                fix="export with fixed shapes, or store that input as an initializer",
+                f"{what} must be a constant and depends on {cause.names}",
+                fix=cause.fix or "export with fixed shapes, or store that input as an initializer",
             )
         return value
 

@@ -83,13 +83,15 @@ class ConstantStore:
         if tensor not in self._placed:
             self._check_finite(tensor)
             path = self._free_path(self.name_of(tensor))
-            self._register(path, tensor.detach().contiguous(), parameter=self._is_parameter(tensor))
+            held = tensor.detach().contiguous()
+            self._register(path, held, parameter=self._is_parameter(tensor))
             self._placed[tensor] = path
         return str(self._placed[tensor])
 
     def _is_parameter(self, tensor: torch.Tensor) -> bool:
         known = tensor in self._weights or (tensor in self._initializers and tensor.dim() > 0)
-        return known and tensor.is_floating_point()
+        # A mask of infinities is no weight: it stays a constant, which is allowed them.
+        return known and tensor.is_floating_point() and not bool(torch.isinf(tensor).any())
 
     def _check_finite(self, tensor: torch.Tensor) -> None:
         named = tensor in self._initializers or tensor in self._weights

@@ -7,8 +7,8 @@ from onnx import TensorProto
 
 from edgeship.errors import UnsupportedOpError
 
-#: Element type -> the torch dtype that holds its values. Sub-byte integers live in whole bytes.
-TORCH_DTYPE: dict[int, torch.dtype] = {
+#: Element type -> the torch dtype of the same bits. Sub-byte integers live in whole bytes.
+STORED_DTYPE: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.UINT8: torch.uint8,
     TensorProto.INT8: torch.int8,
@@ -32,6 +32,14 @@ TORCH_DTYPE: dict[int, torch.dtype] = {
     TensorProto.INT4: torch.int8,
     TensorProto.UINT2: torch.uint8,
     TensorProto.INT2: torch.int8,
+}
+
+#: Element type -> the torch dtype that its values are computed in. Half precision is how a file stores or an engine
+#: computes; what was meant is a real number, so it is float32 here, and each profile decides anew what to store.
+TORCH_DTYPE: dict[int, torch.dtype] = {
+    **STORED_DTYPE,
+    TensorProto.FLOAT16: torch.float32,
+    TensorProto.BFLOAT16: torch.float32,
 }
 
 #: Element type of a tensor whose dtype says it all.
@@ -63,7 +71,7 @@ def type_name(elem_type: int) -> str:
 
 
 def torch_dtype(elem_type: int, where: str) -> torch.dtype:
-    """The torch dtype for an ONNX element type.
+    """The torch dtype that values of an ONNX element type are computed in.
 
     Raises:
         UnsupportedOpError: strings, and number formats that torch cannot compute with.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
+from edgeship.core.names import quoted
 from edgeship.errors import EdgeshipError, SourceError
-from edgeship.frontends.onnx.dtypes import numpy_name, torch_dtype
-from edgeship.frontends.onnx.graph import check_tensor_type, graph_inputs, load_model, opset_versions
+from edgeship.frontends.onnx.dtypes import STORED_DTYPE, numpy_name, type_name
+from edgeship.frontends.onnx.graph import GraphInput, check_tensor_type, graph_inputs, load_model, opset_versions
 from edgeship.frontends.onnx.interpreter import Interpreter
 from edgeship.frontends.onnx.values import Recorder
 
@@ -22,11 +24,12 @@ CHECK = "check the file with onnx.checker, or export it again"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Name, numpy dtype name and concrete shape of one graph input or output."""
+    """Name, numpy dtype name and concrete shape of one graph input or output; ``declared`` is the file's own type."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    declared: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,24 +42,35 @@ class ImportedOnnx:
         inputs: what the module takes.
         outputs: what it returns.
         opset: version of the standard operator set the file was written for.
+        fixed: inputs that were given a value, which the module does not take.
+        remarks: what a user should know of the import, a sentence each.
     """
 
     module: torch.nn.Module
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     opset: int
+    fixed: tuple[TensorInfo, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
-def import_onnx(path: Path, *, sizes: Mapping[str, tuple[int, ...]] | None = None) -> ImportedOnnx:
+def import_onnx(
+    path: Path,
+    *,
+    sizes: Mapping[str, tuple[int, ...]] | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> ImportedOnnx:
     """Read an ONNX file into torch.
 
     Everything that follows from constants and shapes alone is computed here; what is left becomes a
     ``torch.fx.GraphModule`` of ordinary torch calls. Local functions and branches on constants are inlined,
-    loops with a known number of rounds are unrolled. Operators follow https://onnx.ai/onnx/operators.
+    loops with a known number of rounds are unrolled. Operators follow https://onnx.ai/onnx/operators. Half and double
+    precision are computed in float32, inputs and outputs included.
 
     Args:
         path: the ``.onnx`` file; external data is looked for beside it.
-        sizes: concrete shapes, by input name, for inputs with symbolic dimensions.
+        sizes: concrete shapes, by input name or its clean spelling, for inputs with symbolic dimensions.
+        values: numbers, or nested lists of them, for inputs that become constants.
 
     Raises:
         SourceError: not an ONNX file, damaged, contradictory, or a dimension without a size.
@@ -68,7 +82,8 @@ def import_onnx(path: Path, *, sizes: Mapping[str, tuple[int, ...]] | None = Non
     recorder = Recorder()
     with torch.no_grad(), _quiet_torch():
         try:
-            values, results = _run(model, Path(path), sizes or {}, recorder)
+            feeds = graph_inputs(model.graph, sizes or {}, values or {})
+            results = _run(model, Path(path), feeds, recorder)
         except EdgeshipError:
             raise
         except Exception as error:
@@ -76,28 +91,49 @@ def import_onnx(path: Path, *, sizes: Mapping[str, tuple[int, ...]] | None = Non
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise SourceError(f"{Path(path).name} contradicts itself: {reason}", fix=CHECK) from error
         module = recorder.finish(results)
-    inputs = tuple(TensorInfo(name, numpy_name(value.dtype), tuple(value.shape)) for name, value in values.items())
+    inputs, fixed = (
+        tuple(
+            TensorInfo(feed.name, numpy_name(feed.dtype), feed.shape, numpy_name(STORED_DTYPE[feed.elem_type]))
+            for feed in feeds
+            if feed.is_fixed == wanted
+        )
+        for wanted in (False, True)
+    )
     outputs = tuple(
         TensorInfo(info.name, numpy_name(value.dtype), tuple(value.shape))
         for info, value in zip(model.graph.output, results, strict=True)
     )
-    return ImportedOnnx(module, inputs, outputs, opset_versions(model).get("", 1))
+    opset = opset_versions(model).get("", 1)
+    return ImportedOnnx(module, inputs, outputs, opset, fixed, tuple(_remarks(model, feeds)))
 
 
-def _run(
-    model: ModelProto, path: Path, sizes: Mapping[str, tuple[int, ...]], recorder: Recorder
-) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
-    """Graph inputs by name, and what the graph makes of them."""
-    feeds = graph_inputs(model.graph, sizes)
+def _run(model: ModelProto, path: Path, feeds: Sequence[GraphInput], recorder: Recorder) -> list[torch.Tensor]:
+    """What the graph makes of its inputs."""
     for info in model.graph.output:
         if info.type.WhichOneof("value") is not None:
             check_tensor_type(info)
     values = {
-        feed.name: recorder.input(feed.name, feed.shape, torch_dtype(feed.elem_type, f'input "{feed.name}"'))
+        feed.name: recorder.input(feed.name, feed.shape, feed.dtype) if feed.value is None else feed.value
         for feed in feeds
     }
     with recorder:
-        return values, Interpreter(model, path, recorder).run_main(model.graph, values)
+        results = Interpreter(model, path, recorder).run_main(model.graph, values)
+        return [value.to(torch.float32) if value.dtype == torch.float64 else value for value in results]
+
+
+def _remarks(model: ModelProto, feeds: Sequence[GraphInput]) -> Iterator[str]:
+    """What became of fixed inputs, and of half or double precision at the graph's border."""
+    for feed in feeds:
+        if feed.value is not None:
+            shown = " ".join(str(feed.value.tolist()).split())
+            yield f"input {quoted(feed.name)} is fixed at {shown[:80]}"
+    other = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    kinds = {feed.name: feed.elem_type for feed in feeds if feed.value is None}
+    kinds |= {info.name: info.type.tensor_type.elem_type for info in model.graph.output}
+    for kind in other:
+        names = [quoted(name) for name, found in kinds.items() if found == kind]
+        if names:
+            yield f"{', '.join(names)}: {type_name(kind)} in the file, float32 in the artifacts"
 
 
 @contextlib.contextmanager

@@ -144,7 +144,7 @@ class Interpreter:
         operator = registry.find(domain, node.op_type, opset)
         call = OpCall(
             node, opset, where, inputs, attributes, self._recorder.constants, self._elem_types, self._path,
-            run_subgraph, self._recorder.origins, expand,
+            run_subgraph, self._recorder.cause, expand,
         )  # fmt: skip
         try:
             result = operator(call) if operator is not None else expand()

@@ -10,7 +10,7 @@ import torch
 from onnx import SparseTensorProto, TensorProto
 
 from edgeship.errors import UnsafeSourceError, WeightsError
-from edgeship.frontends.onnx.dtypes import SUB_BYTE_BITS, torch_dtype
+from edgeship.frontends.onnx.dtypes import STORED_DTYPE, SUB_BYTE_BITS, torch_dtype
 
 _INCOMPLETE = "export the model again, or fetch it again: the file is incomplete"
 
@@ -22,7 +22,7 @@ _FIELD_32 = (
 
 
 def read_tensor(proto: TensorProto, model: Path, where: str) -> torch.Tensor:
-    """The values of ``proto`` as a torch tensor that shares no memory with the protobuf.
+    """The values of ``proto`` as a torch tensor that shares no memory with the protobuf; half precision in float32.
 
     Args:
         proto: the tensor.
@@ -34,7 +34,8 @@ def read_tensor(proto: TensorProto, model: Path, where: str) -> torch.Tensor:
         UnsafeSourceError: external data outside the model's folder.
         UnsupportedOpError: strings, and number formats that torch cannot compute with.
     """
-    dtype = torch_dtype(proto.data_type, where)
+    computed = torch_dtype(proto.data_type, where)
+    dtype = STORED_DTYPE[proto.data_type]
     shape = tuple(proto.dims)
     if any(size < 0 for size in shape):
         raise WeightsError(f"{where} has the shape {list(shape)}", fix=_INCOMPLETE)
@@ -52,12 +53,12 @@ def read_tensor(proto: TensorProto, model: Path, where: str) -> torch.Tensor:
         if data.size != n_bytes:
             raise _wrong_length(where, data.size, n_bytes, shape, dtype)
     if count == 0:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=computed)
     if proto.data_type in SUB_BYTE_BITS:
         return torch.from_numpy(_unpack(data, bits, count, signed=dtype == torch.int8)).reshape(shape)
     if dtype == torch.bool:
         return torch.from_numpy(data != 0).reshape(shape)
-    return torch.from_numpy(data).view(dtype).reshape(shape)
+    return torch.from_numpy(data).view(dtype).reshape(shape).to(computed)
 
 
 def read_sparse(proto: SparseTensorProto, model: Path, where: str) -> torch.Tensor:

@@ -7,9 +7,11 @@ fake tensors, every torch call it makes is written down as one node of a torch.f
 from __future__ import annotations
 
 import keyword
+import math
 import operator
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +20,20 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils.weak import WeakIdKeyDictionary
 
+from edgeship.data.specs import in_command
 from edgeship.frontends.onnx.constants import ConstantStore, is_real
 from edgeship.frontends.onnx.fusions import SHAPE, fuse
 
 #: What an ONNX name can stand for: a tensor, a sequence of tensors, or an input that was left out.
 Value = torch.Tensor | list[torch.Tensor] | None
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a value is not known at import: the graph inputs it comes from, in words, and how to fix them."""
+
+    names: str
+    fix: str
 
 
 def is_constant(value: Value) -> bool:
@@ -62,18 +73,25 @@ class Recorder(TorchFunctionMode):
         self._input_names[node] = name
         return value
 
-    def origins(self, value: torch.Tensor) -> str:
+    def cause(self, value: torch.Tensor) -> Cause:
         """The graph inputs that ``value`` depends on, for an error message."""
-        pending, seen, names = [self._nodes[value]], set(), []
+        pending, seen, found = [self._nodes[value]], set(), []
         while pending:
             node = pending.pop()
             if node in seen:
                 continue
             seen.add(node)
             if node.op == "placeholder":
-                names.append(f'input "{self._input_names[node]}"')
+                found.append(node)
             pending.extend(node.all_input_nodes)
-        return " and ".join(sorted(names)) or "nothing that is known"
+        names = sorted(f'input "{self._input_names[node]}"' for node in found)
+        small = [node for node in found if math.prod(node.meta[SHAPE]) == 1]
+        # Fixing a scalar settles a branch; nobody would fix an image.
+        fix = ""
+        if small and len(small) == len(found):
+            fixes = (in_command(self._input_names[node], f"={_compared_with(node)}") for node in small)
+            fix = f"fix its value: {' '.join(sorted(fixes))}"
+        return Cause(" and ".join(names) or "nothing that is known", fix)
 
     def finish(self, outputs: Sequence[torch.Tensor]) -> fx.GraphModule:
         """The module that computes ``outputs``, as a tuple, from the inputs."""
@@ -137,6 +155,23 @@ class Recorder(TorchFunctionMode):
             self._reads[path] = self.graph.get_attr(path)
             self._reads[path].meta[SHAPE] = tuple(value.shape)
         return self._reads[path]
+
+
+def _compared_with(node: fx.Node) -> str:
+    """A number that the graph compares an input with, so that a fix can be typed; ``VALUE`` where there is none."""
+    pending, seen = [node], set()
+    while pending:
+        following = pending.pop()
+        if following in seen:
+            continue
+        seen.add(following)
+        for user in following.users:
+            numbers = [arg for arg in user.args if isinstance(arg, (bool, int, float))]
+            if user.target in (torch.eq, torch.ge, torch.le, torch.gt, torch.lt) and numbers:
+                return str(numbers[0]).lower()
+            if user.target in (torch.reshape, torch.squeeze, torch.unsqueeze, "to", "reshape", "squeeze"):
+                pending.append(user)
+    return "VALUE"
 
 
 def _touches_graph(value: Any) -> bool:

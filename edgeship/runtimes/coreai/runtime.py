@@ -95,9 +95,10 @@ class CoreAISession(Session):
         """Run once on the CPU."""
         given = {}
         for spec in self._signature.inputs:
-            if spec.name not in inputs:
+            found = spec.of(inputs)
+            if found is None:
                 raise DataError(f"input {spec.name} is missing", fix="give every input of the signature")
-            given[spec.name] = as_numpy(inputs[spec.name], spec.numpy_dtype)
+            given[spec.name] = as_numpy(found, spec.numpy_dtype)
             if given[spec.name].shape != spec.shape:
                 raise DataError(
                     f"input {spec.name} has shape {given[spec.name].shape}", fix=f"the model takes {spec.shape}"

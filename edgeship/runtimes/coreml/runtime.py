@@ -161,9 +161,10 @@ def _damaged(path: Path, error: Exception) -> ArtifactError:
 def _given(signature: Signature, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
     given: dict[str, npt.NDArray[Any]] = {}
     for spec in signature.inputs:
-        if spec.name not in inputs:
+        found = spec.of(inputs)
+        if found is None:
             raise DataError(f"input {spec.name} is missing", fix="give every input of the signature")
-        given[spec.name] = as_numpy(inputs[spec.name], spec.numpy_dtype)
+        given[spec.name] = as_numpy(found, spec.numpy_dtype)
     return given
 
 

@@ -105,9 +105,10 @@ class _LiteRTSession(Session):
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         feeds = {}
         for spec in self.signature.inputs:
-            if spec.name not in inputs:
+            found = spec.of(inputs)
+            if found is None:
                 raise DataError(f"input {spec.name} is missing", fix=f"give {spec}")
-            value = as_numpy(inputs[spec.name], spec.numpy_dtype)
+            value = as_numpy(found, spec.numpy_dtype)
             if value.shape != spec.shape:
                 raise DataError(f"input {spec.name} has shape {list(value.shape)}", fix=f"give {spec}")
             feeds[spec.name] = value

@@ -147,9 +147,10 @@ def _fitting(inputs: Arrays, artifact: Artifact) -> dict[str, npt.NDArray[Any]]:
     """Inputs in the signature's dtypes and shapes; the emulator's own message would not name them."""
     fitted: dict[str, npt.NDArray[Any]] = {}
     for spec in artifact.signature.inputs:
-        if spec.name not in inputs:
+        found = spec.of(inputs)
+        if found is None:
             raise DataError(f"input {spec.name} is missing", fix=f"give {spec}")
-        array = as_numpy(inputs[spec.name], spec.numpy_dtype)
+        array = as_numpy(found, spec.numpy_dtype)
         if tuple(array.shape) != spec.shape:
             raise DataError(f"input {spec.name} has shape {tuple(array.shape)}", fix=f"give {spec}")
         fitted[spec.name] = array

@@ -1,9 +1,13 @@
-"""If, Loop and Scan, decided and unrolled at import; sequences, which exist at import only."""
+"""If, Loop and Scan, decided and unrolled at import; sequences, which exist at import only.
+
+A branch on a value that only the data tell is both branches and a choice between their results.
+"""
 
 from __future__ import annotations
 
 import torch
 
+from edgeship.errors import EdgeshipError
 from edgeship.frontends.onnx.call import OpCall
 from edgeship.frontends.onnx.dtypes import torch_dtype
 from edgeship.frontends.onnx.registry import Result, op
@@ -17,10 +21,42 @@ MAX_ROUNDS = 4096
 
 @op("If")
 def branch(call: OpCall) -> Result:
-    """The branch that a constant condition picks, inlined."""
-    condition = call.const(0, "the condition of If")
+    """The branch that a constant condition picks, inlined; of any other condition both, where their shapes agree."""
+    condition = call.x(0)
+    if condition.numel() != 1:
+        raise call.broken(f"its condition has {condition.numel()} elements")
+    if not is_constant(condition):
+        return _either(call, torch.reshape(condition, ()))
     name = "then_branch" if bool(condition.reshape(-1)[0].item()) else "else_branch"
     return tuple(call.run_subgraph(call.attr_graph(name), []))
+
+
+def _either(call: OpCall, condition: Tensor) -> Result:
+    """Both branches computed, and one of each pair of results chosen by a condition that is known at run time."""
+    cause = call.cause(condition)
+    sides = []
+    for name in ("then_branch", "else_branch"):
+        try:
+            sides.append(call.run_subgraph(call.attr_graph(name), []))
+        except EdgeshipError as error:
+            # What one side cannot do may never be asked of it: the user knows which side is meant.
+            raise call.refuse(
+                f"its condition depends on {cause.names}, and its {name.replace('_', ' ')} is refused: {error.what}",
+                fix=cause.fix or error.fix,
+            ) from error
+    chosen: list[Value] = []
+    for index, (left, right) in enumerate(zip(*sides, strict=True)):
+        if left is right:
+            chosen.append(left)
+            continue
+        fits = isinstance(left, Tensor) and isinstance(right, Tensor)
+        if not fits or left.shape != right.shape or left.dtype != right.dtype:  # type: ignore[union-attr]
+            raise call.refuse(
+                f"its condition depends on {cause.names}, and output {index} has another shape or type in each branch",
+                fix=cause.fix,
+            )
+        chosen.append(torch.where(condition, left, right))  # type: ignore[arg-type]
+    return tuple(chosen)
 
 
 @op("Loop")
@@ -49,8 +85,9 @@ def loop(call: OpCall) -> Result:
 def _still_going(call: OpCall, condition: Value) -> bool:
     value = _tensor(call, condition)
     if not is_constant(value):
+        cause = call.cause(value)
         raise call.refuse(
-            f"the number of rounds depends on {call.trace(value)}", fix="export with a fixed number of rounds"
+            f"the number of rounds depends on {cause.names}", fix=cause.fix or "export with a fixed number of rounds"
         )
     return bool(value.reshape(-1)[0].item())
 

@@ -78,6 +78,9 @@ def _cast(call: OpCall, elem_type: int) -> Tensor:
         return to_float8(x, dtype, saturate=bool(call.attr_int("saturate", 1)))
     if dtype == torch.bool and x.dtype in FLOAT8:
         x = x.to(torch.float32)
+    if dtype == torch.float64 and not is_constant(x):
+        # No engine here computes in double precision; constants keep it until they meet the graph.
+        dtype = torch.float32
     # `to` on an equal dtype hands back its argument, which is what we want.
     return x.to(dtype)
 
