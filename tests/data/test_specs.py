@@ -1,11 +1,23 @@
 """Input specifications as people write them."""
 
+import json
+import shlex
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeship.core.model import NUMPY_DTYPES, TensorSpec
-from edgeship.data.specs import example_tensors, parse_input, parse_inputs, with_notes
+from edgeship.data.specs import (
+    Fixed,
+    example_tensors,
+    in_command,
+    parse_input,
+    parse_inputs,
+    parse_renames,
+    split_inputs,
+    with_notes,
+)
 from edgeship.errors import UsageError
 
 
@@ -61,3 +73,60 @@ def test_examples_fit_their_specs():
     assert [(tuple(t.shape), str(t.dtype)) for t in example_tensors(specs)] == [
         ((2, 3), "torch.float32"), ((4,), "torch.int64"), ((1,), "torch.bool"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("serving_default_x:0:f32[1,32]", "serving_default_x:0"),
+        ('"serving_default_x:0":f32[1,32]', "serving_default_x:0"),
+        ("'a b':f32[2]", "a b"),
+        ("onnx::Flatten_0:f32[1]", "onnx::Flatten_0"),
+        ("0:i64[]", "0"),
+        ("größe:f32[1]", "größe"),
+    ],
+)
+def test_any_name_can_be_typed(text, name):
+    assert parse_input(text).name == name
+
+
+@given(st.text(min_size=1, max_size=20).filter(lambda name: name.strip() == name and name.strip("\"' :") != ""))
+def test_what_is_printed_for_any_name_reads_back(name):
+    if name[0] in "\"'" or "\0" in name:
+        return
+    (word,) = shlex.split(in_command(name, ":f32[1,2]").removeprefix("--input "))
+    assert parse_input(word).name == name
+    (word,) = shlex.split(in_command(name, "=16000").removeprefix("--input "))
+    if '"' not in name and "\n" not in name:
+        assert split_inputs([word])[1] == [Fixed(name, 16000)]
+
+
+@pytest.mark.parametrize("value", [16000, 0.5, True, [1, 2], [[1.5], [2]]])
+def test_a_value_fixes_an_input(value):
+    specs, fixed = split_inputs(["x:f32[1]", f"sr={json.dumps(value)}"])
+    assert [spec.name for spec in specs] == ["x"]
+    assert fixed == [Fixed("sr", value)]
+
+
+@pytest.mark.parametrize(
+    "text", ["sr=", "sr=abc", 'sr={"a":1}', "sr=NaN", "sr=null", "sr=" + "[" * 3000, '="x"', "sr=[[[1]],null]"]
+)
+def test_what_is_no_value_is_refused(text):
+    with pytest.raises(UsageError):
+        split_inputs([text])
+
+
+def test_only_files_with_a_graph_have_inputs_to_fix():
+    with pytest.raises(UsageError, match="which is for inputs of ONNX files"):
+        parse_inputs(["sr=16000"])
+
+
+def test_inputs_get_other_names():
+    assert parse_renames(["x:0=image", '"a=b"=mask']) == {"x:0": "image", "a=b": "mask"}
+    for wrong in (["x:0"], ["x=größe"], ["x=state"], ["x=a", "y=a"], ["x=a", "x=b"]):
+        with pytest.raises(UsageError, match="--input-name"):
+            parse_renames(wrong)
+    (spec,) = with_notes(parse_inputs(["x:0:f32[1]"]), {"x_0": {"name": "image", "low": 0.0}})
+    assert (spec.name, spec.source, spec.low) == ("image", "x:0", 0.0)
+    assert spec.of({"x:0": 1}) == spec.of({"image": 1}) == 1
+    assert spec.of({"y": 1}) is None
