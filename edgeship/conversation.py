@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,15 @@ from edgeship.core.artifact import TOKENIZER
 from edgeship.core.registry import runtimes
 from edgeship.core.units import human_bytes
 from edgeship.errors import SourceError, UsageError
-from edgeship.llm.generation import likeliest
+from edgeship.llm.generation import find_loop, generate, likeliest, never
 
 if TYPE_CHECKING:
     from edgeship.core.model import Artifact
     from edgeship.llm.encoder_decoder import EncoderDecoder
     from edgeship.llm.session import LanguageSession
+
+# An answer gets this part of the context before what was said is forgotten for it: a quarter.
+ROOM = 4
 
 
 class Conversation:
@@ -27,8 +30,9 @@ class Conversation:
         plain: continue the text instead of answering in the chat template.
 
     Attributes:
-        pick: chooses the next token from logits; greedy unless set. written: tokens of the last answer.
-        remark: what is to be said of it.
+        pick: chooses the next token from logits; greedy unless set. stopped: asked between tokens; an answer ends when
+            it says so. turns: what was said and is still known. written: tokens of the last answer.
+        remarks: what is to be said of it.
     """
 
     def __init__(self, session: LanguageSession, tokenizer: Any, eos: tuple[int, ...], title: str, plain: bool) -> None:
@@ -36,55 +40,125 @@ class Conversation:
         self.templated = bool(getattr(tokenizer, "chat_template", None)) and not plain
         self.turns: list[dict[str, str]] = []
         self.pick: Callable[[Any], int] = likeliest
+        self.stopped: Callable[[], bool] = never
         self.written = 0
-        self.remark = ""
+        self.remarks: list[str] = []
+        # The tokens that the engine's cache holds.
+        self._cached: list[int] = []
 
     def reset(self) -> None:
         """Forget what was said."""
-        self.turns.clear()
+        self.turns = []
 
-    def say(self, text: str, limit: int) -> Iterator[str]:
-        """The answer to a text, piece by piece as it is written.
+    def say(self, text: str, limit: int) -> Generator[str, None, None]:
+        """The answer to a text, piece by piece as it is written, in whole characters.
 
-        Raises `UsageError` when everything said so far no longer fits the context.
+        An answer that is broken off, by `stopped` or by closing the iterator, stays as far as it was written; without a
+        first word the message is taken back. When the engine fails, nothing of the turn stays.
+
+        Where the context would not hold the conversation and an answer to it, the oldest turns are forgotten.
+
+        Raises `UsageError` when the message alone does not fit the context, or the chat template refuses it.
         """
-        from edgeship.llm.generation import find_loop, generate
-
-        self.turns.append({"role": "user", "content": text})
-        stepper = self.session.stepper
-        prompt = self._prompt(text)
-        if len(prompt) >= stepper.context:
-            self.turns.pop()
-            raise UsageError(
-                f"{len(prompt)} tokens do not fit the context of {stepper.context}", fix="begin anew with /new"
-            )
-        stepper.reset()
+        self.written, self.remarks = 0, []
+        kept, prompt = self._fitted([*self.turns, {"role": "user", "content": text}], limit)
+        self._note_forgotten(len(self.turns) + 1 - len(kept))
         tokens: list[int] = []
         shown = ""
-        for token in generate(stepper, prompt, limit, self.eos, self.pick):
-            if token in self.eos:
-                break
-            tokens.append(token)
-            whole = self.tokenizer.decode(tokens, skip_special_tokens=True)
-            # A character may come in several tokens; its first bytes alone decode to a replacement sign.
-            if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
-                yield whole[len(shown) :]
-                shown = whole
-        self.written = len(tokens)
+        try:
+            for token in self._continued(prompt, limit):
+                tokens.append(token)
+                if token in self.eos:
+                    break
+                self.written = len(tokens)
+                whole = self._text(tokens)
+                # A character may come in several tokens; its first bytes alone decode to a replacement sign.
+                if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
+                    piece, shown = whole[len(shown) :], whole
+                    yield piece
+        except GeneratorExit:
+            self._keep(kept, shown, tokens, broken=True)
+            raise
+        except BaseException:
+            self._cached = []
+            raise
+        ended = bool(tokens) and tokens[-1] in self.eos
+        self._keep(kept, shown, tokens, broken=not ended and self.stopped())
+        self._note_end(tokens, ended, limit)
+
+    def _keep(self, kept: list[dict[str, str]], shown: str, tokens: list[int], *, broken: bool) -> None:
+        """Add a turn to what is known, unless it was broken off before its first word."""
+        if broken and not shown:
+            self.remarks.append("stopped before a word was written; the message is taken back")
+            return
+        self.turns = [*kept, {"role": "assistant", "content": shown}]
+        if broken:
+            self.remarks.append("stopped; the conversation goes on from what was written")
+
+    def _note_forgotten(self, count: int) -> None:
+        if count:
+            held = f"the context of {self.session.stepper.context} tokens"
+            self.remarks.append(f"{held} is full: the oldest {count} messages are forgotten")
+
+    def _note_end(self, tokens: list[int], ended: bool, limit: int) -> None:
+        """Say why an answer ended, where the model did not end it."""
         loop = find_loop(tokens)
-        self.remark = f"; it is stuck in a loop of {len(loop.cycle)} tokens" if loop else ""
-        self.turns.append({"role": "assistant", "content": shown})
+        if loop:
+            self.remarks.append(f"it is stuck in a loop of {len(loop.cycle)} tokens")
+        stepper = self.session.stepper
+        if ended or self.stopped():
+            return
+        if len(tokens) >= limit:
+            self.remarks.append(f"cut off after {limit} tokens")
+        elif stepper.position >= stepper.context:
+            self.remarks.append(f"cut off: the context of {stepper.context} tokens is full")
 
-    def _prompt(self, text: str) -> list[int]:
-        if self.templated:
-            found = self.tokenizer.apply_chat_template(self.turns, add_generation_prompt=True, tokenize=True)
-            return [int(token) for token in getattr(found, "input_ids", found)]
-        said = "".join(turn["content"] for turn in self.turns)
-        return [int(token) for token in self.tokenizer(said).input_ids] or self._nothing(text)
+    def _continued(self, prompt: list[int], limit: int) -> Iterator[int]:
+        """The next tokens; what the cache holds of the prompt is not read again."""
+        stepper, known = self.session.stepper, len(self._cached)
+        if not 0 < known < len(prompt) or prompt[:known] != self._cached:
+            stepper.reset()
+            known = 0
+        self._cached = []
+        fed = list(prompt)
+        for token in generate(stepper, prompt[known:], limit, self.eos, self.pick, self.stopped):
+            fed.append(token)
+            self._cached = fed[: stepper.position]
+            yield token
 
-    def _nothing(self, text: str) -> list[int]:
-        self.turns.pop()
-        raise UsageError(f"{text!r} holds no tokens", fix="say something")
+    def _fitted(self, turns: list[dict[str, str]], limit: int) -> tuple[list[dict[str, str]], list[int]]:
+        """The newest turns that leave room for an answer, a message and its answer at a time, and their tokens."""
+        context = self.session.stepper.context
+        room = min(limit, context // ROOM)
+        while True:
+            prompt = self._prompt(turns)
+            if not prompt:
+                raise UsageError(f"{turns[-1]['content']!r} holds no tokens", fix="say something")
+            if len(prompt) + room <= context or (len(turns) == 1 and len(prompt) < context):
+                return turns, prompt
+            if len(turns) == 1:
+                raise UsageError(
+                    f"this message is {len(prompt)} tokens, and the context holds {context}",
+                    fix="say less at once, or build with a longer --context",
+                )
+            turns = turns[2:]
+
+    def _prompt(self, turns: list[dict[str, str]]) -> list[int]:
+        if not self.templated:
+            said = "".join(turn["content"] for turn in turns)
+            return [int(token) for token in self.tokenizer(said).input_ids]
+        try:
+            found = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)
+        except Exception as error:  # whatever a template's own expressions raise
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UsageError(
+                f"the model's chat template refuses this conversation: {reason}", fix="begin anew with /new, or --plain"
+            ) from error
+        return [int(token) for token in getattr(found, "input_ids", found)]
+
+    def _text(self, tokens: list[int]) -> str:
+        # Without the blanks that some tokenizers take away before a comma: what is on the screen cannot be taken back.
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 @contextmanager

@@ -383,6 +383,12 @@ def continued(family: Callable[[str], Path]) -> Callable[[str], tuple[list[int],
 
 
 @pytest.fixture(scope="session")
+def chat_templates() -> dict[str, str]:
+    """Chat templates by name, each in a manner that many models have."""
+    return {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests" / "templates").iterdir())}
+
+
+@pytest.fixture(scope="session")
 def storyteller(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
     """samples/storyteller in 4 bits for onnxruntime-genai, and what the build said. Tests carry
     ``xdist_group("storyteller")``."""

@@ -274,9 +274,9 @@ def chat(
     top_k: int,
     seed: int,
     plain: bool,
-) -> None:
+) -> int:
     """Talk to a built language model through its own engine."""
-    from edgeship.cli.talking import converse
+    from edgeship.cli.talking import LEFT, converse
     from edgeship.conversation import open_conversation
     from edgeship.engine.chatter import hushed
     from edgeship.llm.generation import sampler
@@ -284,9 +284,13 @@ def chat(
     if max_tokens < 1:
         raise UsageError(f"--max-tokens {max_tokens} writes nothing", fix="give at least 1")
     pick = sampler(temperature, top_k, seed)
-    with hushed(), open_conversation(Path(bundle), runtime, plain=plain, adapter=adapter) as talk:
+    with (
+        interrupt.saying(LEFT),
+        hushed(),
+        open_conversation(Path(bundle), runtime, plain=plain, adapter=adapter) as talk,
+    ):
         talk.pick = pick
-        converse(talk, prompt, max_tokens)
+        return converse(talk, prompt, max_tokens)
 
 
 @cli.command()
@@ -398,7 +402,7 @@ def answer() -> int:
 
 
 def _stopped() -> int:
-    click.echo(interrupt.MESSAGE, err=True)
+    click.echo(interrupt.message(), err=True)
     return interrupt.EXIT_CODE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
+from edgeship.cli import interrupt
 from edgeship.cli.printing import console
 from edgeship.core.report import Measurement
 from edgeship.core.units import human_bytes
+from edgeship.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeship.conversation import Conversation
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
 # People notice a wait beyond the first, and read slower than the second.
 WANTED_FIRST_MS = 300.0
 WANTED_TOKENS_S = 50.0
+LEFT = "left; what was said is not kept"
+HELP = """/new   forget what was said, and begin anew
+/exit  leave, as Ctrl-D does
+/help  this
+Ctrl-C stops an answer, which stays as far as it was written; at the prompt it leaves."""
 
 
 def is_text(rows: Sequence[tuple[str, Measurement]]) -> bool:
@@ -65,31 +73,74 @@ def _marked(item: Measurement | None, limit: float, *, above: bool) -> str:
     return f"{_spread(item)} [green]ok[/]" if good else _spread(item)
 
 
-def converse(talk: Conversation, prompt: str | None, limit: int) -> None:
-    """One answer to ``prompt``, or a conversation until the input ends."""
+def converse(talk: Conversation, prompt: str | None, limit: int) -> int:
+    """One answer to ``prompt``, or a conversation until the input ends; the exit code.
+
+    Ctrl-C stops an answer and keeps the conversation; while nothing is written it leaves. Of messages that cannot be
+    answered it is said why, and they are taken back.
+
+    Raises `UsageError` when ``prompt`` cannot be answered.
+    """
     if prompt is not None:
-        _answer(talk, prompt, limit)
-        return
-    if sys.stdin.isatty():
-        click.echo(f"{talk.title}. An empty line ends; /new forgets what was said.", err=True)
+        return _answer(talk, prompt, limit)
+    person = sys.stdin.isatty()
+    if person:
+        click.echo(f"{talk.title}. /help says what can be typed.", err=True)
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "")
+            line = input("> " if person else "").strip("\n")
         except EOFError:
-            return
-        if not line.strip():
-            return
-        if line.strip() == "/new":
-            talk.reset()
+            if person:
+                click.echo()
+            return 0
+        except KeyboardInterrupt:
+            # A press at the prompt; one that stopped an answer does not come here.
+            click.echo()
+            click.echo(LEFT, err=True)
+            return interrupt.EXIT_CODE
+        except UnicodeDecodeError:
+            click.echo("[that is no UTF-8 text; it was not read]", err=True)
             continue
-        _answer(talk, line, limit)
+        word = line.strip()
+        if word == "/exit":
+            return 0
+        if word and not _command(talk, word):
+            try:
+                _answer(talk, line, limit)
+            except UsageError as error:
+                click.echo(f"[{error}]", err=True)
 
 
-def _answer(talk: Conversation, text: str, limit: int) -> None:
+def _command(talk: Conversation, word: str) -> bool:
+    """Obey a line that is a command; whether it was one."""
+    if word == "/new":
+        talk.reset()
+        click.echo("[what was said is forgotten]", err=True)
+    elif word == "/help":
+        click.echo(HELP, err=True)
+    elif re.fullmatch(r"/[a-z]+", word):
+        click.echo(f"[there is no {word}; /help says what there is]", err=True)
+    else:
+        return False
+    return True
+
+
+def _answer(talk: Conversation, text: str, limit: int) -> int:
+    """Print an answer as it is written; 130 when it was stopped."""
     start = time.perf_counter()
-    for piece in talk.say(text, limit):
-        click.echo(piece, nl=False)
-        sys.stdout.flush()
+    with interrupt.held() as pressed:
+        talk.stopped = pressed
+        pieces = talk.say(text, limit)
+        try:
+            for piece in pieces:
+                click.echo(piece, nl=False)
+                sys.stdout.flush()
+            stopped = pressed()
+        except KeyboardInterrupt:  # where nobody listens for presses
+            pieces.close()
+            stopped = True
     click.echo()
     seconds = time.perf_counter() - start
-    click.echo(f"[{talk.written} tokens, {talk.written / seconds:.1f} tokens/s{talk.remark}]", err=True)
+    said = "".join(f"; {remark}" for remark in talk.remarks)
+    click.echo(f"[{talk.written} tokens, {talk.written / seconds:.1f} tokens/s{said}]", err=True)
+    return interrupt.EXIT_CODE if stopped else 0

@@ -18,6 +18,11 @@ LOOP_REPEATS = 4
 LOOP_LENGTH = 16
 
 
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
 class Stepper(ABC):
     """A language model with its cache: tokens in, logits out, one text at a time.
 
@@ -45,12 +50,37 @@ class Stepper(ABC):
         """Take tokens that are known already; logits after each. Engines that can may take them together."""
         return [self.decode(token) for token in tokens]
 
-    def read(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    def read(self, tokens: Sequence[int], stopped: Callable[[], bool] = never) -> npt.NDArray[np.float32] | None:
         """Take a prompt: whole chunks by `prefill`, the rest token by token. Logits after the last one.
+
+        Args:
+            stopped: asked between steps; None is answered when it says so.
 
         Raises:
             UsageError: an empty prompt, or one longer than what is left of the context.
         """
+        self._refuse(tokens)
+        start = 0
+        # The last token is left to decode, which has the head.
+        for chunk in self.chunks:
+            while len(tokens) - 1 - start >= chunk > 1:
+                if stopped():
+                    return None
+                self.prefill(tokens[start : start + chunk])
+                start += chunk
+        for token in tokens[start:-1]:
+            if stopped():
+                return None
+            self.decode(token)
+        return self.decode(tokens[-1])
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """How many tokens `prefill` takes, the most first."""
+        return (self.chunk,)
+
+    def _refuse(self, tokens: Sequence[int]) -> None:
+        """Refuse a prompt that cannot be read."""
         if not tokens:
             raise UsageError("the prompt is empty", fix="give at least one token")
         if self.position + len(tokens) > self.context:
@@ -58,14 +88,6 @@ class Stepper(ABC):
                 f"{self.position + len(tokens)} tokens do not fit the context of {self.context}",
                 fix="build with a longer --context, or give a shorter text",
             )
-        start = 0
-        # The last token is left to decode, which has the head.
-        while len(tokens) - 1 - start >= self.chunk > 1:
-            self.prefill(tokens[start : start + self.chunk])
-            start += self.chunk
-        for token in tokens[start:-1]:
-            self.decode(token)
-        return self.decode(tokens[-1])
 
 
 def likeliest(logits: npt.NDArray[np.float32]) -> int:
@@ -100,14 +122,18 @@ def generate(
     limit: int,
     eos: Sequence[int] = (),
     pick: Callable[[npt.NDArray[np.float32]], int] = likeliest,
+    stopped: Callable[[], bool] = never,
 ) -> Iterator[int]:
     """The next tokens, one by one, until one of ``eos``, ``limit`` tokens, or the end of the context.
 
     Args:
-        pick: chooses a token from logits ``[vocabulary]``.
+        pick: chooses a token from logits ``[vocabulary]``. stopped: asked between steps; nothing
+            more comes when it says so.
     """
-    logits = model.read(prompt)
+    logits = model.read(prompt, stopped)
     for count in range(1, limit + 1):
+        if logits is None or stopped():
+            return
         token = pick(logits)
         yield token
         if token in eos or count == limit or model.position >= model.context:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgeship.core.decoder import AttentionLayer, Decoder
 from edgeship.core.records import suggest
 from edgeship.errors import SourceError, UnsafeSourceError
+from edgeship.llm.chat import ChatTemplate
 
 if TYPE_CHECKING:
     import torch
@@ -134,10 +135,18 @@ def describe(config: Any, heads: dict[int, tuple[int, int, int]], folder: Path) 
         int(config.vocab_size),
         int(config.max_position_embeddings),
         bos=_token(told.get("bos_token_id", config.bos_token_id)),
-        eos=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
+        eos=_ends(() if eos is None else eos if isinstance(eos, list) else (eos,), folder),
         pad=_token(told.get("pad_token_id", config.pad_token_id)),
         files=tuple(name for name in ORIGIN_FILES if (folder / name).is_file()),
     )
+
+
+def _ends(told: Sequence[Any], folder: Path) -> tuple[int, ...]:
+    """The tokens that end a text: those that the settings name, and the one that ends an answer in the model's chat
+    template, which settings often leave out."""
+    template = ChatTemplate.read(folder)
+    turn = template.added.get(template.turn_end()) if template is not None else None
+    return tuple(dict.fromkeys([int(token) for token in told] + ([] if turn is None else [turn])))
 
 
 def _token(value: Any) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 
 GRAPH = "model.onnx"
 CHUNK = 64
+# Activations of more tokens take more memory, and no less time for each.
+AT_ONCE = 512
 
 
 def _stepper(model: Any, folder: Path, context: int) -> Any:
     import numpy as np
     import onnxruntime_genai as genai
 
-    from edgeship.llm.generation import Stepper
+    from edgeship.llm.generation import Stepper, never
 
     class GenaiStepper(Stepper):
         """A generator that is given its tokens instead of choosing them."""
@@ -70,9 +72,21 @@ def _stepper(model: Any, folder: Path, context: int) -> Any:
             self._generator.append_tokens(np.array([tokens], np.int32))
             self.position += len(tokens)
 
+        def read(self, tokens: Sequence[int], stopped: Callable[[], bool] = never) -> npt.NDArray[np.float32] | None:
+            """Take a prompt as the engine takes it: any number of tokens at once, some hundreds where it is long."""
+            self._refuse(tokens)
+            for start in range(0, len(tokens), AT_ONCE):
+                if stopped():
+                    return None
+                self.prefill(tokens[start : start + AT_ONCE])
+            return self._logits()
+
         def decode(self, token: int) -> npt.NDArray[np.float32]:
             """Take one token; logits of the next."""
             self.prefill([token])
+            return self._logits()
+
+        def _logits(self) -> npt.NDArray[np.float32]:
             found: npt.NDArray[np.float32] = np.asarray(self._generator.get_output("logits"))
             last: npt.NDArray[np.float32] = found.reshape(-1, found.shape[-1])[-1].astype(np.float32, copy=True)
             return last

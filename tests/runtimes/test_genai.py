@@ -15,7 +15,10 @@ from edgeship.core.profile import AdapterRef
 from edgeship.core.weights import Affine, same_numbers
 from edgeship.errors import ArtifactError, UsageError, WeightsError
 from edgeship.frontends.decoder import load_decoder
+from edgeship.llm.chat import ChatTemplate
 from edgeship.llm.generation import generate
+from edgeship.lowering.chat_template import genai_template
+from edgeship.lowering.onnx.genai import drawing
 from edgeship.passes.lower.decoder_to_genai import DecoderToGenai
 from edgeship.program.program import TorchProgram
 from edgeship.runtimes.genai import RUNTIME
@@ -97,6 +100,65 @@ def test_the_engines_own_loop_writes_the_same(lowered, continued) -> None:
         assert (times.prompt, times.decoded) == (20, 31)
         behind = session.time_text(prompt[10:], 8, depth=prompt[:10])
         assert list(behind.tokens) == wanted[:8]
+
+
+def test_an_apps_search_options_have_their_effect(lowered, continued) -> None:
+    """Greedy unless an app asks to draw; then by its temperature, without a ``top_k`` that it did not ask for."""
+    import numpy as np
+    import onnxruntime_genai as genai
+
+    prompt, wanted = continued("llama")
+    model = genai.Model(str(lowered("llama").path))
+
+    def write(**options) -> list[int]:
+        params = genai.GeneratorParams(model)
+        params.set_search_options(max_length=64, **options)
+        generator = genai.Generator(model, params)
+        generator.append_tokens(np.array([prompt], np.int32))
+        tokens = []
+        while len(tokens) < 12 and not generator.is_done():
+            generator.generate_next_token()
+            tokens.append(int(generator.get_next_tokens()[0]))
+        return tokens
+
+    assert write() == wanted[:12]
+    drawn = {tuple(write(do_sample=True, temperature=1.5, random_seed=seed)) for seed in (1, 2, 3)}
+    assert len(drawn) > 1
+    assert write(do_sample=True, top_k=1) == wanted[:12]
+    assert write(do_sample=True, temperature=1e-4) == wanted[:12]
+
+
+def test_models_say_how_their_tokens_are_drawn(tmp_path) -> None:
+    assert drawing(tmp_path) == {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 0.9, "top_k": null}')
+    assert drawing(tmp_path) == {"temperature": 0.6, "top_k": 50, "top_p": 0.9}
+
+
+@pytest.mark.parametrize("name", ["chatml", "blocks", "headers", "turns", "thinking", "inst"])
+def test_the_engine_renders_a_conversation_as_transformers_does(name, lowered, chat_templates) -> None:
+    import onnxruntime_genai as genai
+
+    own = ChatTemplate(chat_templates[name], {"bos_token": "<s>", "eos_token": "</s>"}, {})
+    tokenizer = genai.Tokenizer(genai.Model(str(lowered("llama").path)))
+    talk = [
+        {"role": "system", "content": " Be brief. "},
+        {"role": "user", "content": 'Hello  there\n"quoted" \\ {{x}} é🙂 '},
+        {"role": "assistant", "content": "<think>\nHm.\n</think>\n\n An answer\t<b> "},
+        {"role": "user", "content": "And?"},
+    ]
+    for messages in (talk, talk[1:], talk[1:2], talk[:2]):
+        found = tokenizer.apply_chat_template(
+            messages=json.dumps(messages), template_str=genai_template(own), add_generation_prompt=True
+        )
+        assert found == own.render(messages)
+
+
+def test_a_prompt_is_read_at_once_or_stopped(lowered, continued) -> None:
+    prompt, wanted = continued("llama")
+    with RUNTIME.open(lowered("llama")) as session:
+        assert list(generate(session.stepper, prompt, 12)) == wanted[:12]
+        session.stepper.reset()
+        assert list(generate(session.stepper, prompt, 12, stopped=lambda: True)) == []
 
 
 @pytest.mark.parametrize("encoding", [Affine(8), Affine(4, True, "group", 32), Affine(4, False, "group", 16)])

@@ -14,11 +14,12 @@ from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context
 from edgeship.core.weights import Affine, Float, same_numbers
 from edgeship.errors import ArtifactError, UsageError
+from edgeship.llm.chat import ChatTemplate
 from edgeship.llm.generation import generate
+from edgeship.lowering.chat_template import litert_template
 from edgeship.lowering.litert.container import (
     PREFILL_DECODE,
     Section,
-    chat_template,
     metadata_section,
     tokenizer_section,
     write_container,
@@ -168,31 +169,124 @@ def test_the_containers_own_reader_finds_what_the_engine_must_know(lowered):
     assert not found.HasField("start_token")
 
 
-def test_what_starts_a_text_and_how_people_talk_is_told_to_the_engine(family, decoder_model, lowered, tmp_path):
+def _with_metadata(artifact, decoder, origin, path):
+    """The same model with what the engine must know taken from another folder."""
+    _, _, model = open_graphs(artifact.path)
+    content = artifact.path.read_bytes()[model.start : model.start + model.size]
+    sections = [
+        metadata_section(decoder, origin, CONTEXT),
+        tokenizer_section(origin / "tokenizer.json"),
+        Section("TFLiteModel", lambda file: file.write(content), {"model_type": PREFILL_DECODE}),
+    ]
+    write_container(path, sections)
+    return dataclasses.replace(artifact, path=path)
+
+
+def test_what_starts_a_text_is_told_to_the_engine(family, decoder_model, lowered, tmp_path):
     from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = Tokenizer.from_file(str(family("llama") / "tokenizer.json"))
     tokenizer.post_processor = TemplateProcessing(single="! $A", special_tokens=[("!", 0)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
-    assert chat_template(tmp_path) == "{{ messages }}"
     decoder = TorchProgram.open(decoder_model("llama")).record.decoder
-    _, _, model = open_graphs(lowered("llama").path)
-    content = lowered("llama").path.read_bytes()[model.start : model.start + model.size]
-    sections = [
-        metadata_section(decoder, tmp_path, CONTEXT),
-        tokenizer_section(tmp_path / "tokenizer.json"),
-        Section("TFLiteModel", lambda file: file.write(content), {"model_type": PREFILL_DECODE}),
-    ]
-    path = tmp_path / "begun.litertlm"
-    write_container(path, sections)
-    with RUNTIME.open(dataclasses.replace(lowered("llama"), path=path)) as session:
+    with RUNTIME.open(_with_metadata(lowered("llama"), decoder, tmp_path, tmp_path / "begun.litertlm")) as session:
         wanted = list(generate(session.stepper, tokenizer.encode(TEXT).ids, 20, eos=(1,)))
         assert session.engine.write(TEXT, 20) == session.engine.text_of(wanted)
         assert session.engine.write(TEXT, 20) != "", "an empty text proves nothing"
         session.stepper.reset()
         assert list(generate(session.stepper, tokenizer.encode(TEXT).ids[1:], 20, eos=(1,))) != wanted
+
+
+@pytest.fixture(scope="module")
+def engine(lowered):
+    from litert_lm import Backend, Engine
+
+    with Engine(str(lowered("llama").path), backend=Backend.CPU(thread_count=1), cache_dir=":nocache") as opened:
+        yield opened
+
+
+TALK = [
+    {"role": "system", "content": " Be brief. "},
+    {"role": "user", "content": 'Hello  there\n"quoted" \\ {{x}} é🙂 '},
+    {"role": "assistant", "content": "<think>\nHm.\n</think>\n\n An answer\t<b> "},
+    {"role": "user", "content": "And?"},
+]
+CALL = [
+    {"role": "user", "content": "Add."},
+    {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]},
+    {"role": "tool", "content": "3"},
+    {"role": "user", "content": "So?"},
+]
+TOOL = {"type": "function", "function": {"name": "add", "description": 'Adds "two".', "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("name", ["chatml", "blocks", "headers", "turns", "thinking", "inst"])
+def test_the_engine_renders_a_conversation_as_transformers_does(name, engine, chat_templates):
+    own = ChatTemplate(chat_templates[name], {"bos_token": "<s>", "eos_token": "</s>"}, {})
+    written = litert_template(own)
+    for messages in (TALK, TALK[1:], TALK[1:2], TALK[:2]):
+        with engine.create_conversation(chat_template=written, messages=messages[:-1]) as talk:
+            # The engine makes a list of parts of each content.
+            assert talk.render_message_to_string(messages[-1]) == own.render(messages)
+
+
+def test_tools_are_rendered_as_transformers_does(engine, chat_templates):
+    import litert_lm
+
+    class Add(litert_lm.Tool):
+        def get_tool_description(self):
+            return TOOL
+
+        def execute(self, param):
+            return 3
+
+    own = ChatTemplate(chat_templates["headers"], {"bos_token": "<s>"}, {})
+    with engine.create_conversation(chat_template=litert_template(own), messages=CALL[:-1], tools=[Add()]) as talk:
+        assert talk.render_message_to_string(CALL[-1]) == own.render(CALL, tools=[TOOL])
+    answer = {"role": "tool", "content": [{"type": "tool_response", "name": "add", "response": "3"}]}
+    with engine.create_conversation(chat_template=litert_template(own), messages=CALL[:2], tools=[Add()]) as talk:
+        assert talk.render_message_to_string(answer) == own.render(CALL[:3], tools=[TOOL])
+
+
+@pytest.mark.parametrize(("name", "stop"), [("turns", "<end_of_turn>"), ("blocks", "</s>")])
+def test_what_stands_behind_an_answer_is_in_the_next_turn(name, stop, engine, chat_templates):
+    own = ChatTemplate(chat_templates[name], {"bos_token": "<s>", "eos_token": "</s>"}, {stop: 1})
+    with engine.create_conversation(chat_template=litert_template(own), max_output_tokens=4) as talk:
+        said = talk.send_message("Hi")
+        reply = str(said)
+        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": reply}]
+        whole = own.render([*turns, {"role": "user", "content": "And?"}])
+        # The token that ends an answer is in the engine's cache already.
+        behind = own.render(turns, answering=False).rpartition(stop)[0] + stop
+        assert whole.startswith(behind)
+        assert talk.render_message_to_string("And?") == whole[len(behind) :]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_conversation_begins_with_one_start_token(named, family, decoder_model, lowered, tmp_path):
+    from litert_lm import Backend, Engine
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = Tokenizer.from_file(str(family("llama") / "tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(single="! $A", special_tokens=[("!", 0)])
+    tokenizer.add_special_tokens(["!"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "!"}')
+    source = "{{ bos_token }}" if named else ""
+    (tmp_path / "chat_template.jinja").write_text(source + "{% for m in messages %}{{ m.content }}{% endfor %}")
+    decoder = dataclasses.replace(TorchProgram.open(decoder_model("llama")).record.decoder, bos=0)
+    artifact = _with_metadata(lowered("llama"), decoder, tmp_path, tmp_path / "begun.litertlm")
+    template = ChatTemplate.read(tmp_path)
+    tokens = tokenizer.encode(template.render([{"role": "user", "content": "Hello"}]), add_special_tokens=False).ids
+    assert tokens[:1] == [0] if named else 0 not in tokens
+    with (
+        Engine(str(artifact.path), backend=Backend.CPU(thread_count=1), cache_dir=":nocache") as opened,
+        opened.create_conversation(max_output_tokens=1) as talk,
+    ):
+        talk.send_message("Hello")
+        assert talk.token_count == len(tokens) + 1
 
 
 def test_it_is_timed_in_the_engine(lowered):

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
+from edgeship.llm.chat import ChatTemplate
+from edgeship.lowering.chat_template import litert_template
+
 if TYPE_CHECKING:
     from edgeship.core.decoder import Decoder
 
@@ -104,30 +107,22 @@ def metadata_section(decoder: Decoder, origin: Path, context: int) -> Section:
     # The engine refuses a model that never stops; an id behind the vocabulary is never drawn.
     for token in decoder.eos or (decoder.vocabulary,):
         found.stop_tokens.add().token_ids.ids.append(token)
-    if decoder.bos is not None and _prepends(origin / "tokenizer.json", decoder.bos):
+    start = decoder.bos is not None and _prepends(origin / "tokenizer.json", decoder.bos)
+    template = ChatTemplate.read(origin)
+    if template is not None:
+        bos = next((text for text, token in template.added.items() if token == decoder.bos), "")
+        # The engine begins every text with this token, a conversation too. A template that does so itself leaves it to
+        # the engine, and where conversations have none the engine is told of none.
+        start = start and template.begins_with(bos)
+        found.jinja_prompt_template = litert_template(template, bos if start else "")
+    if start and decoder.bos is not None:
         found.start_token.token_ids.ids.append(decoder.bos)
     sampler = found.sampler_params
     # Type GREEDY is not implemented on CPU; the likeliest of one is the same.
     sampler.type = sampler_params_pb2.SamplerParameters.TOP_P
     sampler.k, sampler.p, sampler.temperature, sampler.seed = 1, 1.0, 1.0, 0
-    template = chat_template(origin)
-    if template:
-        found.jinja_prompt_template = template
     content = found.SerializeToString(deterministic=True)
     return Section("LlmMetadataProto", lambda file: file.write(content))
-
-
-def chat_template(origin: Path) -> str:
-    """The model's own chat template; empty when it has none."""
-    import json
-
-    own, settings = origin / "chat_template.jinja", origin / "tokenizer_config.json"
-    if own.is_file():
-        return own.read_text(encoding="utf-8")
-    found = json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
-    if isinstance(found, list):
-        found = next((item.get("template") for item in found if item.get("name") == "default"), None)
-    return found or ""
 
 
 def _prepends(tokenizer: Path, token: int) -> bool:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeship.errors import LoweringError
+from edgeship.llm.chat import ChatTemplate
+from edgeship.lowering.chat_template import genai_template
 from edgeship.lowering.onnx.decoder import input_names
 
 if TYPE_CHECKING:
@@ -14,6 +18,9 @@ if TYPE_CHECKING:
 
 GRAPH = "model.onnx"
 CONFIGURATION = "genai_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+# What transformers draws with where a model says nothing.
+DRAWING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
 # It reads the graph's inputs and outputs from the configuration, whatever the architecture inside is: any decoder of
 # text runs as this one.
 KIND = "llama"
@@ -58,14 +65,28 @@ def write_configuration(folder: Path, decoder: Decoder, origin: Path, context: i
         "search": {
             "do_sample": False, "early_stopping": True, "max_length": context, "min_length": 0, "num_beams": 1,
             "num_return_sequences": 1, "past_present_share_buffer": same_heads(decoder), "repetition_penalty": 1.0,
-            "temperature": 1.0, "top_k": 1, "top_p": 1.0, "length_penalty": 1.0, "diversity_penalty": 0.0,
-            "no_repeat_ngram_size": 0,
+            **drawing(origin), "length_penalty": 1.0, "diversity_penalty": 0.0, "no_repeat_ngram_size": 0,
         },
     }  # fmt: skip
     (folder / CONFIGURATION).write_text(json.dumps(settings, indent=1, sort_keys=True), encoding="utf-8")
     for name in decoder.files:
         if name not in ("config.json", "generation_config.json"):
             shutil.copyfile(origin / name, folder / name)
+    template = ChatTemplate.read(origin)
+    if template is not None:
+        # The engine takes this file before what tokenizer_config.json says. A template that cannot be written as it
+        # reads them stays as it is, and check/dialogue says whether the engine makes the same text of it.
+        with suppress(LoweringError):
+            (folder / CHAT_TEMPLATE).write_text(genai_template(template), encoding="utf-8")
+
+
+def drawing(origin: Path) -> dict[str, float]:
+    """How tokens are drawn once an app asks for it with ``do_sample``: as the model's settings say, else as
+    transformers does. A narrower default, such as a ``top_k`` of 1, would make what an app asks for do nothing."""
+    path = origin / "generation_config.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = {name: told.get(name) for name in DRAWING}
+    return {name: value if isinstance(value, int | float) else DRAWING[name] for name, value in found.items()}
 
 
 def same_heads(decoder: Decoder) -> bool:

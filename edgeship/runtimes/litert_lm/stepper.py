@@ -76,7 +76,7 @@ class SignatureStepper(Stepper):
         caches = [name for name in details if name.startswith("kv_cache_")]
         self._inputs = {
             key: {name: compiled.create_input_buffer_by_name(key, name) for name in details if name not in caches}
-            for key in (DECODE, f"prefill_{self.chunk}")
+            for key in compiled.get_signature_list()
         }
         self._old = {name: compiled.create_input_buffer_by_name(DECODE, name) for name in caches}
         self._new = {name: compiled.create_output_buffer_by_name(DECODE, name) for name in caches}
@@ -98,9 +98,16 @@ class SignatureStepper(Stepper):
                 self._old[name].write(np.zeros(details["shape"], np.float32))
         self.position = 0
 
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Of each prefill signature; what the longest leaves of a prompt is taken by the shorter."""
+        self.load()
+        found = (key.partition("_")[2] for key in self._inputs)
+        return tuple(sorted((int(text) for text in found if text), reverse=True))
+
     def prefill(self, tokens: Sequence[int]) -> None:
-        """Take a chunk."""
-        self._step(f"prefill_{self.chunk}", tokens, {})
+        """Take a chunk of one of the signatures."""
+        self._step(f"prefill_{len(tokens)}", tokens, {})
 
     def decode(self, token: int) -> npt.NDArray[np.float32]:
         """Take one token; logits of the next."""
