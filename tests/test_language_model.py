@@ -159,7 +159,7 @@ def test_what_does_not_fit_the_context_is_refused(built) -> None:
         pass
     with open_conversation(built[0], "onnx", plain=True) as talk:
         assert talk.say("ROMEO:", 4) is not None
-        with pytest.raises(UsageError, match="this message is .* tokens, and the context holds 256"):
+        with pytest.raises(UsageError, match=r"this message is .* tokens, and the context holds 256"):
             list(talk.say("my lord " * 400, 4))
         assert "".join(talk.say("JULIET:", 6))
 
