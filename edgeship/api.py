@@ -23,6 +23,7 @@ from edgeship.core.report import Measurement, Report
 from edgeship.core.runtimes import Availability
 from edgeship.engine.cache import Cache, default_cache_root, logs_folder
 from edgeship.engine.chatter import Log, silenced
+from edgeship.engine.examining import examine
 from edgeship.engine.executor import Execution, Progress, Silence, execute
 from edgeship.engine.gathering import Prepared, gather_all
 from edgeship.engine.planner import plan_build, plan_load
@@ -172,7 +173,7 @@ def side_log() -> Log:
 
 def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Prepared:
     """Check the order, load the source, and plan every route."""
-    from edgeship.data.batches import describe_data, load_samples
+    from edgeship.data.batches import describe_data
 
     if not order.targets:
         raise UsageError("no target", fix=f"add --target, one of {', '.join(targets())}")
@@ -250,13 +251,14 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
         requests = [
             dataclasses.replace(item, calibration=calibration_ref, evaluation=evaluation_ref) for item in requests
         ]
+    remarks: tuple[str, ...] = ()
     with silenced(log):
-        for data in filter(None, (calibration_ref, evaluation_ref)):
+        for data in dict.fromkeys(filter(None, (calibration_ref, evaluation_ref))):
             # Read once before minutes of conversion; whole columns are checked, whatever the limit.
-            load_samples(data.reference, record.signature, limit=1)
+            remarks += examine(data, loaded, record.signature)
     inventory = record.inventory
     ready = tuple(dataclasses.replace(item, inventory=inventory, decoder=record.decoder) for item in requests)
-    return Prepared(plan_build(ready), ready, loaded, load_plan.steps[-1], execution)
+    return Prepared(plan_build(ready), ready, loaded, load_plan.steps[-1], execution, remarks)
 
 
 def _adapters(given: Sequence[str]) -> tuple[AdapterRef, ...]:

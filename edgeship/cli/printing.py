@@ -114,6 +114,9 @@ def print_report(report: Report) -> None:
             out.print(f"{row.runtime} is not timed here: {latency.note}", markup=False)
     for limit in dict.fromkeys(limit for row in report.rows for limit in row.by_hand):
         out.print(f"limit set by hand: {limit}", markup=False)
+    for row in report.rows:
+        for remark in row.remarks:
+            out.print(f"{row.runtime}: {remark}", markup=False)
     for note in report.notes:
         out.print(note, markup=False)
     if report.bundle:
@@ -126,7 +129,11 @@ def _error(row: ArtifactRow) -> str:
     snr, largest = row.figure("total_snr"), row.figure("total_max_error")
     if snr is None or largest is None or snr.value is None or largest.value is None:
         return "-"
-    return f"{snr.value:.1f} dB, max {largest.value:.2g}"
+    worst = row.figure("worst_slice_snr")
+    text = f"{snr.value:.1f} dB, max {largest.value:.2g}"
+    if worst is None or worst.value is None:
+        return text
+    return f"{text}; worst {worst.note}"
 
 
 def _metric(row: ArtifactRow) -> Measurement | None:
@@ -163,7 +170,9 @@ def _latency(row: ArtifactRow) -> str:
 def _verdict(row: ArtifactRow) -> str:
     how = "emulated" if row.execution == "emulated" else "run"
     limit = ", limit by hand" if row.by_hand else ""
-    return f"[green]ok[/], {how}{limit}" if row.passed else f"[red]fell short[/]{limit}"
+    if not row.passed:
+        return f"[red]fell short[/]{limit}"
+    return f"[yellow]ok, but loses much[/], {how}{limit}" if row.remarks else f"[green]ok[/], {how}{limit}"
 
 
 def print_bench(rows: Sequence[tuple[str, Measurement]]) -> None:

@@ -46,6 +46,7 @@ class Verdict:
         summary: one sentence with the figures. measurements: the figures.
         fix: the way out when it does not hold.
         by_hand: limits that the user moved with ``--set``, as ``check/verify.min_snr_db=10``.
+        remark: what a reader must know although it holds: that much of the original is lost, say.
     """
 
     kind: ClassVar[str] = "verdict"
@@ -56,6 +57,7 @@ class Verdict:
     measurements: tuple[Measurement, ...] = ()
     fix: str = ""
     by_hand: tuple[str, ...] = ()
+    remark: str = ""
 
     def measurement(self, name: str) -> Measurement | None:
         """One figure by name, or None."""
@@ -96,6 +98,11 @@ class ArtifactRow:
     def by_hand(self) -> tuple[str, ...]:
         """Limits of its checks that the user moved."""
         return tuple(limit for verdict in self.verdicts for limit in verdict.by_hand)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader must know although its checks hold."""
+        return tuple(verdict.remark for verdict in self.verdicts if verdict.remark)
 
     @property
     def passed(self) -> bool:

@@ -28,6 +28,7 @@ from edgeship.core.records import suggest
 from edgeship.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
@@ -141,12 +142,13 @@ def calibrated_keys(data: DataRef | None, signature: Signature) -> frozenset[byt
 def generate_batches(signature: Signature, count: int, seed: int = 0) -> list[dict[str, Array]]:
     """Inputs drawn from a seed: normal floats (or uniform in ``low..high``), uniform integers in ``low..high``.
 
-    Integer inputs without a range (masks, types) are ones: an all-zero mask would hide everything.
+    Integers of 0 and 1 (masks, types) are all ones first, then ones with zeros behind them, before them, and between:
+    padded texts are what a mask is for. An integer input without a range is drawn so too.
     """
     import numpy as np
 
     generator = np.random.default_rng(seed)
-    return [{spec.name: _draw(spec, generator) for spec in signature.inputs} for _ in range(count)]
+    return [{spec.name: draw(spec, generator, place) for spec in signature.inputs} for place in range(count)]
 
 
 def calibration_batches(
@@ -159,18 +161,38 @@ def calibration_batches(
     return load_batches(data.reference, signature, count, "calibration")
 
 
-def _draw(spec: TensorSpec, generator: Any) -> Array:
+def draw(spec: TensorSpec, generator: np.random.Generator, place: int) -> Array:
+    """One input, the ``place``-th of its kind."""
     import numpy as np
 
     if spec.dtype in ("f32", "f16"):
         if spec.low is not None and spec.high is not None:
             return np.asarray(generator.uniform(spec.low, spec.high, spec.shape), spec.numpy_dtype)
         return np.asarray(generator.standard_normal(spec.shape), spec.numpy_dtype)
-    if spec.dtype == "bool":
-        return np.ones(spec.shape, np.bool_)
-    if spec.high is None:
-        return np.ones(spec.shape, spec.numpy_dtype)
-    return np.asarray(generator.integers(int(spec.low or 0), int(spec.high) + 1, spec.shape), spec.numpy_dtype)
+    low, high = int(spec.low or 0), 1 if spec.high is None else int(spec.high)
+    if spec.dtype == "bool" or (low, high) == (0, 1):
+        return _mask(spec.shape, generator, place).astype(spec.numpy_dtype)
+    return np.asarray(generator.integers(low, high + 1, spec.shape), spec.numpy_dtype)
+
+
+def _mask(shape: tuple[int, ...], generator: np.random.Generator, place: int) -> Array:
+    """Ones, padded by zeros along the last axis in three of four: behind, before, between. Never all zeros."""
+    import numpy as np
+
+    mask = np.ones(shape, bool)
+    length = shape[-1] if shape else 1
+    kind = ("none", "behind", "before", "between")[place % 4]
+    if length == 1:
+        return mask if kind == "none" else generator.integers(0, 2, shape).astype(bool)
+    kept = int(generator.integers(1, length))
+    if kind == "behind":
+        mask[..., kept:] = False
+    elif kind == "before":
+        mask[..., :-kept] = False
+    elif kind == "between":
+        mask = generator.random(shape) < 0.5
+        mask[..., kept] = True
+    return mask
 
 
 def _is_function(reference: str) -> bool:
@@ -313,7 +335,8 @@ def _check(reference: str, spec: TensorSpec, arrays: Mapping[str, Any]) -> Array
         )
     if is_float and not bool(np.isfinite(column).all()):
         raise DataError(f"{reference}: {spec.name} holds NaN or infinity", fix="remove those samples")
-    if not is_float and spec.high is not None and column.size:
+    # 0 and 1 only say that it is a mask: others than 1 may mean as much.
+    if not is_float and spec.high is not None and spec.high > 1 and column.size:
         low, high = int(column.min()), int(column.max())
         if low < (spec.low or 0) or high > spec.high:
             raise DataError(

@@ -26,13 +26,18 @@ from edgeship.program.program import ProgramRecord
 
 @dataclass(frozen=True)
 class Prepared:
-    """A planned build: the plan, and what running it needs."""
+    """A planned build: the plan, and what running it needs.
+
+    Args:
+        remarks: on the data that were given, for the report.
+    """
 
     plan: Plan
     requests: tuple[Request, ...]
     loaded: TorchModel
     load_step: Step
     load_execution: Execution
+    remarks: tuple[str, ...] = ()
 
 
 def gather_all(prepared: Prepared, execution: Execution, output: Path, source: str, log: Log) -> Gathered:
@@ -77,7 +82,7 @@ def gather_all(prepared: Prepared, execution: Execution, output: Path, source: s
         versions=_versions(prepared.requests),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         log=str(log.path),
-        notes=notes_of(prepared.requests, rows, records),
+        notes=(*prepared.remarks, *notes_of(prepared.requests, rows, records)),
     )
     from edgeship.program.program import ORIGIN
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from edgeship.program.slice_sums import SliceSums
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -13,11 +15,20 @@ if TYPE_CHECKING:
 
 # A ratio beyond this is equality up to float64 rounding; it keeps infinity out of reports.
 MAX_SNR_DB = 200.0
+# How much of an output is kept, to count its distinct values.
+KEPT_ELEMENTS = 2_000_000
 
 
 @dataclass
 class OutputError:
-    """Running sums for one output over many samples. Integer outputs count as wrong or right, element by element."""
+    """Running sums for one output over many samples. Integer outputs count as wrong or right, element by element.
+
+    Where the reference is not finite there is nothing to compare with: such elements are left out and counted.
+
+    Args:
+        axes: axis -> sums of each of its slices, for axes longer than 1.
+        unanswered: elements for which the reference is not finite. kept: some of the artifact's answers.
+    """
 
     signal: float = 0.0
     noise: float = 0.0
@@ -28,9 +39,12 @@ class OutputError:
     first: Array | None = field(default=None, repr=False)
     varies: bool = False
     not_finite: bool = False
+    axes: dict[int, SliceSums] = field(default_factory=dict, repr=False)
+    unanswered: int = 0
+    kept: list[Array] = field(default_factory=list, repr=False)
 
-    def add(self, wanted: Array, found: Array) -> None:
-        """Add one sample."""
+    def add(self, wanted: Array, found: Array, *, slices: bool = True) -> None:
+        """Add one sample; ``slices``: with sums for each slice of it."""
         import numpy as np
 
         if self.first is None:
@@ -39,29 +53,45 @@ class OutputError:
         elif not self.varies:
             scale = max(float(np.abs(self.first).max(initial=0)), 1e-30)
             self.varies = float(np.abs(wanted.astype(np.float64) - self.first).max(initial=0)) > 1e-6 * scale
-        difference = found.astype(np.float64) - wanted.astype(np.float64)
+        if self.is_float and not bool(np.isfinite(wanted).all()):
+            answered = np.isfinite(wanted)
+            self.unanswered += int(wanted.size - answered.sum())
+            wanted, found = np.where(answered, wanted, 0), np.where(answered, found, 0)
+        wanted = wanted.astype(np.float64)
+        difference = found.astype(np.float64) - wanted
         self.not_finite = self.not_finite or not bool(np.isfinite(found).all())
-        self.signal += float((wanted.astype(np.float64) ** 2).sum())
+        self.signal += float((wanted**2).sum())
         self.noise += float((difference**2).sum())
         self.max_error = max(self.max_error, float(np.abs(difference).max(initial=0)))
         self.elements += int(wanted.size)
         self.different += int(np.count_nonzero(difference))
+        if self.is_float and slices:
+            for axis, size in enumerate(wanted.shape):
+                if size > 1:
+                    self.axes.setdefault(axis, SliceSums(size)).add(axis, wanted, difference, found)
+            if sum(item.size for item in self.kept) + found.size <= KEPT_ELEMENTS:
+                self.kept.append(np.array(found))
 
     @property
     def snr_db(self) -> float:
         """Signal over noise power in dB; 200 when equal, 0 or less when noise drowns the signal or is not finite."""
-        import math
-
-        if self.not_finite or not math.isfinite(self.noise):
-            return -MAX_SNR_DB
-        if self.noise <= self.signal * 10 ** (-MAX_SNR_DB / 10):
-            return MAX_SNR_DB
-        return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -MAX_SNR_DB
+        return -MAX_SNR_DB if self.not_finite else ratio_db(self.signal, self.noise)
 
     @property
     def has_signal(self) -> bool:
         """Whether the reference says anything: outputs well above rounding, and different for different inputs."""
         return self.varies and self.signal / max(self.elements, 1) > 1e-20
+
+
+def ratio_db(signal: float, noise: float) -> float:
+    """Signal over noise power in dB, within ``MAX_SNR_DB``; the least when there is noise and no signal."""
+    import math
+
+    if not math.isfinite(noise):
+        return -MAX_SNR_DB
+    if noise <= signal * 10 ** (-MAX_SNR_DB / 10):
+        return MAX_SNR_DB
+    return max(10 * math.log10(signal / noise), -MAX_SNR_DB) if signal > 0 else -MAX_SNR_DB
 
 
 @dataclass
@@ -71,11 +101,11 @@ class Comparison:
     outputs: dict[str, OutputError] = field(default_factory=dict)
     samples: int = 0
 
-    def add(self, wanted: Mapping[str, Array], found: Mapping[str, Array]) -> None:
+    def add(self, wanted: Mapping[str, Array], found: Mapping[str, Array], *, slices: bool = True) -> None:
         """Add one sample; both by output name, ``found`` in any dtype."""
         self.samples += 1
         for name, value in wanted.items():
-            self.outputs.setdefault(name, OutputError()).add(value, found[name])
+            self.outputs.setdefault(name, OutputError()).add(value, found[name], slices=slices)
 
     @property
     def snr_db(self) -> float:

@@ -10,8 +10,10 @@ from edgeship.core.model import NUMPY_DTYPES, Dtype, Signature, TensorSpec
 from edgeship.core.names import clean_names, quoted
 from edgeship.errors import SourceError, UsageError, WeightsError
 from edgeship.program.inventory import take_inventory
+from edgeship.program.looks import Expected
 from edgeship.program.normalize import export_normalised
 from edgeship.program.program import REMARK, ProgramRecord, TorchProgram
+from edgeship.program.ranges import with_ranges
 
 if TYPE_CHECKING:
     import torch
@@ -59,25 +61,28 @@ def make_program(
             wanted = wrapper(*(example.clone() for example in examples))
         except Exception as error:
             raise does_not_run(inputs, error) from error
-    exported = export_normalised(wrapper, tuple(examples), tuple(spec.name for spec in inputs), prefix="model")
+    expected: dict[str, Expected] = {}
+    names = tuple(spec.name for spec in inputs)
+    exported = export_normalised(wrapper, tuple(examples), names, prefix="model", expected=expected)
     with torch.no_grad():
         found = exported.module()(*examples)
-    names = list(output_names) or ["output" if i == 0 else f"output_{i}" for i in range(len(wanted))]
-    if len(names) != len(wanted):
-        raise UsageError(f"{len(names)} output names for {len(wanted)} outputs", fix="give one name an output")
-    if len(set(names)) != len(names):
+    made = list(output_names) or ["output" if i == 0 else f"output_{i}" for i in range(len(wanted))]
+    if len(made) != len(wanted):
+        raise UsageError(f"{len(made)} output names for {len(wanted)} outputs", fix="give one name an output")
+    if len(set(made)) != len(made):
         raise UsageError("two outputs have the same name", fix="give each --output-name once")
-    for index, (name, want, have) in enumerate(zip(names, wanted, found, strict=True)):
+    for index, (name, want, have) in enumerate(zip(made, wanted, found, strict=True)):
         if not _same(name, want, have):
             raise _changed(name, index, wrapper, examples)
     outputs = tuple(
-        TensorSpec(name, dtype_of(value), tuple(value.shape)) for name, value in zip(names, wanted, strict=True)
+        TensorSpec(name, dtype_of(value), tuple(value.shape)) for name, value in zip(made, wanted, strict=True)
     )
     signature = _with_clean_names(Signature(tuple(inputs), outputs), set(exported.state_dict))
     record = ProgramRecord(
-        signature,
+        replace(signature, inputs=with_ranges(signature.inputs, exported)),
         take_inventory(exported),
         aliases=_aliases(exported),
+        expected=expected,
         history=(*((note,) if note else ()), *_renamed(signature)),
     )
     weights = {name: value.detach() for name, value in exported.state_dict.items() if name not in record.aliases}

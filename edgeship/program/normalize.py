@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from edgeship.errors import SourceError
 from edgeship.program.collector import few_collections
 from edgeship.program.folding import fetch, fold_batch_norms, fold_constants, fold_pads, quiet_get_attr
+from edgeship.program.looks import Expected, first_norms
 from edgeship.program.mutation import protect_inputs, refuse_state, root, written_roots
 from edgeship.program.plain import drop_idle_bounds, numbers_second
 from edgeship.program.provenance import keep_places
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
 
 
 def export_normalised(
-    module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], input_names: tuple[str, ...], prefix: str = ""
+    module: torch.nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    input_names: tuple[str, ...],
+    prefix: str = "",
+    expected: dict[str, Expected] | None = None,
 ) -> ExportedProgram:
     """Export ``module`` (positional tensors in, flat tuple of tensors out) in normal form.
 
@@ -37,6 +42,7 @@ def export_normalised(
         inputs: example tensors; their shapes become the program's shapes.
         input_names: one a tensor; they become the names of the graph's placeholders.
         prefix: dropped from the weights' names (the attribute under which a wrapper keeps the real module).
+        expected: filled with what the batch norms behind the first layers remember of training, see `looks`.
 
     Raises:
         SourceError: the module cannot be exported, with torch's own reason in one line.
@@ -56,6 +62,8 @@ def export_normalised(
     numbers_second(flat)
     fold_constants(flat)
     drop_idle_bounds(flat)
+    if expected is not None:
+        expected.update(first_norms(flat))
     fold_batch_norms(flat)
     fold_pads(flat.graph)
     flat.graph.eliminate_dead_code()

@@ -16,6 +16,7 @@ from edgeship.core.model import Signature, TorchModel
 from edgeship.core.records import read_json, write_json
 from edgeship.core.weights import ActivationEncoding, Affine, EncodedTensor, Float, Palette, Sparse
 from edgeship.errors import ArtifactError, LoweringError, WeightsError
+from edgeship.program.looks import Expected
 from edgeship.program.stored import ENCODED, EncodedStore, link, open_floats, save_encoded, save_floats
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class ProgramRecord:
         curve: what the allocation chose from: (bytes, loss) of the best choice at each budget, smallest first.
         pruned: weight name -> share of its numbers that pruning made zero.
         decoder: of a language model: its layers, caches and tokens.
+        expected: weight of a first layer -> what its answers were like in training.
         history: one sentence for each pass that made this program.
     """
 
@@ -54,6 +56,7 @@ class ProgramRecord:
     curve: tuple[tuple[int, float], ...] = ()
     pruned: dict[str, float] = field(default_factory=dict)
     decoder: Decoder | None = None
+    expected: dict[str, Expected] = field(default_factory=dict)
 
 
 def read_record(model: TorchModel) -> ProgramRecord:

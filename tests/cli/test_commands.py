@@ -91,9 +91,10 @@ def test_passes_say_what_can_be_set(cli):
     rows = {row["name"]: row for row in json.loads(cli("passes", "--json").out)}
     assert rows["compress/quantize"]["shape"] == "refinement"
     assert {"bits", "granularity"} <= set(rows["compress/quantize"]["options"])
-    assert rows["check/verify"]["options"] == ["samples", "seed", "min_snr_db"]
+    assert rows["check/verify"]["options"] == ["samples", "seed", "min_snr_db", "min_total_db"]
     assert rows["check/verify"]["follows"] == {
-        "runtime": "--runtime", "data": "--calibration or --eval", "activations": "--profile"
+        "runtime": "--runtime", "data": "--calibration or --eval", "calibration": "--calibration",
+        "activations": "--profile", "reshaped": "--set compress/prune or compress/finetune",
     }  # fmt: skip
     assert "metric_digest" not in cli("passes").out
     assert rows["check/verify"]["takes"] == {"model": "model", "reference": "TorchModel", "original": "TorchModel"}

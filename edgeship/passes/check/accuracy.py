@@ -38,7 +38,12 @@ class CheckAccuracy(Pass):
 
     name: ClassVar[str] = "check/accuracy"
     tools: ClassVar[tuple[str, ...]] = ("torch", *ENGINE_PACKAGES)
-    decided: ClassVar[Mapping[str, str]] = {"metric": "--metric", "required": "--metric", "metric_digest": "--metric"}
+    decided: ClassVar[Mapping[str, str]] = {
+        "metric": "--metric",
+        "required": "--metric",
+        "metric_digest": "--metric",
+        "calibration": "--calibration",
+    }
     limits: ClassVar[tuple[str, ...]] = ("max_drop",)
 
     runtime: str = ""

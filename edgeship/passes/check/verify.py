@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.report import Measurement, Verdict
 from edgeship.core.runtimes import ENGINE_PACKAGES, ActivationMode, Runtime
+from edgeship.data.probes import NOISE
 from edgeship.errors import UsageError
-from edgeship.program.compare import Comparison, Reference
-from edgeship.program.routers import WITHIN
+from edgeship.program.compare import MAX_SNR_DB
+from edgeship.program.judging import LEAST_DB, Finding, Scales, judge, unanswered
+from edgeship.program.trial import FED_BACK, GIVEN, Questions, Trial
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from edgeship.program.program import TorchProgram
+    from edgeship.program.trial import Kind
 
 # The lowest ratio to the reference with the same stored numbers, by what the arithmetic is. Float32 differs by order of
 # summation only; float16 rounds each operator (ViT reaches 68 dB, MobileNetV2 34); integer activations differ by
 # a step of their grid here and there, decided while running for ``dynamic``.
 MIN_SNR_DB: dict[str, float] = {"f32": 70.0, "f16": 30.0, "int16": 30.0, "int8": 18.0, "dynamic": 18.0}
+# The lowest ratio to the original: of weights in float, and in 8 bits or with integer activations. Fewer bits have no
+# limit of their own: what they lose is what was asked for, and the verdict says when that is much.
+FLOAT_TOTAL_DB, INTEGER_TOTAL_DB = 30.0, 18.0
 # Keys and values rounded to 254 steps: trained and random small models reach 33 to 52 dB.
 INT8_CACHE_SNR_DB = 24.0
 NATIVE_SAMPLES = 16
 EMULATED_SAMPLES = 4
-# Where experts are chosen by a hair at more of a text's positions than this, all are compared (`program.routers`).
-MOST_LEFT_OUT = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,18 @@ class VerifyArtifact(Pass):
         samples: how many inputs; at least 16, or 4 where only an emulator runs.
         data: where they come from. Generated from ``seed`` when not given; where it holds fewer, the rest is generated.
         calibration: what calibration saw, which is never compared on.
-        min_snr_db: the limit; by the arithmetic of the artifact when not given.
+        min_snr_db: the limit against the reference with the same stored numbers; by the arithmetic when not given.
+        min_total_db: the limit against the original; by the encodings when not given, and none below 8 bits.
+        reshaped: pruning or training was asked for, which changes the answers on purpose: no limit to the original.
     """
 
     name: ClassVar[str] = "check/verify"
     tools: ClassVar[tuple[str, ...]] = ("torch", *ENGINE_PACKAGES)
-    limits: ClassVar[tuple[str, ...]] = ("min_snr_db",)
+    limits: ClassVar[tuple[str, ...]] = ("min_snr_db", "min_total_db")
+    decided: ClassVar[Mapping[str, str]] = {
+        "reshaped": "--set compress/prune or compress/finetune",
+        "calibration": "--calibration",
+    }
 
     runtime: str = ""
     samples: int = NATIVE_SAMPLES
@@ -52,7 +61,9 @@ class VerifyArtifact(Pass):
     calibration: DataRef | None = None
     seed: int = 0
     min_snr_db: float | None = None
+    min_total_db: float | None = None
     activations: ActivationMode = "float"
+    reshaped: bool = False
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
@@ -63,6 +74,7 @@ class VerifyArtifact(Pass):
             request.evaluation or request.calibration,
             request.calibration,
             activations=request.choice.activations,
+            reshaped=bool({"compress/prune", "compress/finetune"} & set(request.options)),
         )
 
     def confirm(self, request: Request) -> None:
@@ -76,60 +88,37 @@ class VerifyArtifact(Pass):
     def run(self, model: Artifact, reference: TorchModel, original: TorchModel, ctx: Context) -> Verdict:
         """Compare; the verdict's figures are the lowering error, the total error, and the weights read back.
 
-        The total error is what the user loses, so it is taken on the given inputs alone where there are any.
+        The total error is what the user loses, so its figure is taken on the given inputs alone where there are any.
         """
         from edgeship.core.registry import runtimes
-        from edgeship.data.batches import calibrated_keys, generate_batches, load_batches
-        from edgeship.program.adapted import adapted
         from edgeship.program.program import TorchProgram
-        from edgeship.program.streamed import is_large
 
         runtime = runtimes()[self.runtime]
         program = TorchProgram.open(reference)
         problem, counted = stored_problem(runtime, model, program)
+        questions = self._questions(program)
+        trial = Trial.start(program, TorchProgram.open(original), self._arithmetic(model), questions)
+        beside = {} if trial.large else runtime.read_adapters(model)
+        seen = _Seen(problem, counted, len(questions.given), len(questions.usual))
+        with runtime.open(model) as session:
+            trial.ask(session, model, questions, ctx)
+            trial.adapt(session, model, beside)
+        return self._verdict(runtime, model, seen, trial)
+
+    def _questions(self, program: TorchProgram) -> Questions:
+        """Given inputs that calibration did not see, drawn ones up to ``samples``, and probes."""
+        from edgeship.data.batches import calibrated_keys, generate_batches, load_batches
+        from edgeship.data.probes import probe_batches
+        from edgeship.data.states import state_pairs
+
         signature = program.signature
         given = []
         if self.data is not None:
             calibrated = calibrated_keys(self.calibration, signature)
             given = load_batches(self.data.reference, signature, self.samples, without=calibrated)
-        batches = [*given, *generate_batches(signature, self.samples - len(given), self.seed)]
-        seen = _Seen(problem, counted, len(given), len(batches))
-        beside = runtime.read_adapters(model)
-        if is_large(program):
-            beside = {}
-        # What the first inputs gave without an adapter: batch, reference, artifact.
-        plain: list[tuple[Any, Any, Any]] = []
-        decided = Reference(program, ahead=batches)
-        loaded = Reference(TorchProgram.open(original), ahead=given or batches)
-        within = WITHIN.get(self._arithmetic(model), WITHIN["dynamic"])
-        with runtime.open(model) as session:
-            for done, batch in enumerate(batches):
-                ctx.progress(done, len(batches), "comparing")
-                found = session.run(_fitted(model, batch))
-                wanted = decided.run(batch)
-                close = seen.left_out(decided, batch, within) if program.record.decoder is not None else None
-                seen.lowering.add(seen.clear(wanted, close), seen.clear(found, close))
-                if done < len(given) or not given:
-                    seen.total.add(loaded.run(batch), found)
-                second = session.run_on_cpu(_fitted(model, batch)) if done < EMULATED_SAMPLES else None
-                if second is not None:
-                    seen.engines.add(seen.clear(second, close), seen.clear(found, close))
-                if beside and done < EMULATED_SAMPLES:
-                    plain.append((batch, wanted, found))
-            for name, matrices in beside.items():
-                changed = Reference(adapted(program, matrices))
-                session.adapt(name)
-                seen.adapters[name], unmoved, change = Comparison(), Comparison(), Comparison()
-                for batch, wanted, found in plain:
-                    trained, close = changed.run(batch), changed.undecided(batch, within)
-                    answered = session.run(_fitted(model, batch))
-                    seen.adapters[name].add(seen.clear(trained, close), seen.clear(answered, close))
-                    unmoved.add(seen.clear(trained, close), seen.clear(found, close))
-                    change.add(seen.clear(trained, close), seen.clear(wanted, close))
-                # One that the engine ignored is no nearer than the base; one that was never trained adds nothing.
-                if change.max_error > 0 and not seen.adapters[name].snr_db > unmoved.snr_db:
-                    seen.idle.append(name)
-        return self._verdict(runtime, model, seen)
+        drawn = generate_batches(signature, self.samples - len(given), self.seed)
+        states = {} if program.record.decoder is not None else state_pairs(signature)
+        return Questions(given, drawn, probe_batches(signature, self.seed), states)
 
     def limit(self, model: Artifact) -> tuple[str, float]:
         """The arithmetic in a word, and the lowest ratio that passes for it."""
@@ -142,13 +131,44 @@ class VerifyArtifact(Pass):
     def _arithmetic(self, model: Artifact) -> str:
         return self.activations if self.activations != "float" else model.compute
 
-    def _verdict(self, runtime: Runtime, model: Artifact, seen: _Seen) -> Verdict:
-        arithmetic, limit = self.limit(model)
-        how = "emulated" if runtime.execution == "emulated" else "measured"
-        lowering, total, engines = seen.lowering, seen.total, seen.engines
+    def total_limit(self, program: TorchProgram) -> float | None:
+        """The lowest ratio to the original; None where weights have fewer than 8 bits and nothing was set."""
+        if self.min_total_db is not None:
+            return self.min_total_db
+        bits = min((encoding.bits for encoding in program.record.encodings.values()), default=32)
+        if bits < 8 or self.reshaped:
+            return None
+        whole = bits >= 16 and self.activations in ("float", "int16")
+        return FLOAT_TOTAL_DB if whole else INTEGER_TOTAL_DB
 
-        def figure(name: str, value: float, unit: str, runs: int = lowering.samples) -> Measurement:
-            return Measurement(name, value, unit, how, runtime=runtime.name, runs=runs)  # type: ignore[arg-type]
+    def _verdict(self, runtime: Runtime, model: Artifact, seen: _Seen, trial: Trial) -> Verdict:
+        arithmetic, limit = self.limit(model)
+        findings = Findings.of(trial, limit, self.total_limit(trial.program))
+        reasons = [*self._reasons(trial, seen, arithmetic, limit), *findings.reasons(arithmetic)]
+        lowering, total = trial.lowering, trial.total
+        inputs = seen.inputs(trial)
+        summary = (
+            f"{seen.counted} weights read back equal, {lowering.snr_db:.1f} dB to the reference, "
+            f"{total.snr_db:.1f} dB to the original"
+        )
+        if findings.worst is not None:
+            summary += f" (worst {findings.worst})"
+        summary += f", {inputs}"
+        summary += "".join(f", {item.snr_db:.1f} dB with the adapter {key}" for key, item in trial.adapters.items())
+        summary += findings.left_out()
+        return Verdict(
+            self.name, runtime.name, not reasons, "; ".join([*reasons, f"on {inputs}"]) if reasons else summary,
+            self._figures(runtime, seen, trial, findings),
+            fix="" if not reasons else "look at the log; try --profile exact to see whether the encoding is the cause",
+            remark=findings.remark(total.snr_db),
+        )  # fmt: skip
+
+    def _figures(self, runtime: Runtime, seen: _Seen, trial: Trial, findings: Findings) -> tuple[Measurement, ...]:
+        how = "emulated" if runtime.execution == "emulated" else "measured"
+        lowering, total, engines = trial.lowering, trial.total, trial.engines
+
+        def figure(name: str, value: float, unit: str, runs: int = lowering.samples, note: str = "") -> Measurement:
+            return Measurement(name, value, unit, how, runtime=runtime.name, runs=runs, note=note)  # type: ignore[arg-type]
 
         figures = [
             figure("lowering_snr", lowering.snr_db, "dB"),
@@ -159,20 +179,29 @@ class VerifyArtifact(Pass):
             figure("weights_read_back", seen.counted, "tensors"),
             figure("samples", lowering.samples, "inputs"),
         ]
+        if findings.worst is not None:
+            worst = findings.worst
+            figures.append(figure("worst_slice_snr", worst.snr_db, "dB", note=str(worst)))
+            figures.append(figure("worst_slice_distinct", worst.distinct, "values", note=str(worst)))
         if engines.samples:
             figures.append(figure("engines_snr", engines.snr_db, "dB"))
-        if seen.close:
-            figures.append(figure("positions_left_out", seen.close, f"of {seen.positions}"))
+        if trial.close:
+            figures.append(figure("positions_left_out", trial.close, f"of {trial.positions}"))
         figures += [
-            figure(f"adapter_{key}_snr", item.snr_db, "dB", item.samples) for key, item in seen.adapters.items()
+            figure(f"adapter_{key}_snr", item.snr_db, "dB", item.samples) for key, item in trial.adapters.items()
         ]
+        return tuple(figures)
+
+    def _reasons(self, trial: Trial, seen: _Seen, arithmetic: str, limit: float) -> list[str]:
+        """What fell short over all usual inputs, besides the findings on slices and probes."""
+        lowering, engines = trial.lowering, trial.engines
         reasons = [
             f"{item.snr_db:.1f} dB with the adapter {key}, {limit:g} dB wanted for {arithmetic}"
-            for key, item in seen.adapters.items()
+            for key, item in trial.adapters.items()
             if item.snr_db < limit
         ]
         reasons += [
-            f"the adapter {key} does not bring the answers nearer to what it was trained for" for key in seen.idle
+            f"the adapter {key} does not bring the answers nearer to what it was trained for" for key in trial.idle
         ]
         if seen.problem:
             reasons.append(seen.problem)
@@ -184,71 +213,150 @@ class VerifyArtifact(Pass):
             reasons.append(f"integer outputs agree in {lowering.agreement:.1%} of elements only")
         if engines.samples and engines.snr_db < limit:
             reasons.append(f"the emulator and the CPU differ on the same file: {engines.snr_db:.1f} dB")
-        summary = (
-            f"{seen.counted} weights read back equal, {lowering.snr_db:.1f} dB to the reference, "
-            f"{total.snr_db:.1f} dB to the original, {seen.inputs}"
-        )
-        summary += "".join(f", {item.snr_db:.1f} dB with the adapter {key}" for key, item in seen.adapters.items())
-        return Verdict(
-            self.name, runtime.name, not reasons, "; ".join([*reasons, f"on {seen.inputs}"]) if reasons else summary,
-            tuple(figures),
-            fix="" if not reasons else "look at the log; try --profile exact to see whether the encoding is the cause",
-        )  # fmt: skip
+        return reasons
 
 
-@dataclass
+@dataclass(frozen=True)
+class Findings:
+    """What the slices of each kind of inputs show.
+
+    Args:
+        lowering, total: the worst finding of each kind, worst first, against the reference and the original.
+        dropped: kinds that were not judged, with the reason.
+    """
+
+    lowering: tuple[Finding, ...]
+    total: tuple[Finding, ...]
+    dropped: dict[str, str]
+
+    @classmethod
+    def of(cls, trial: Trial, limit: float, total_limit: float | None) -> Findings:
+        """Judge every kind; without a limit to the original, the worst slice is found all the same."""
+        scales, total_scales = Scales(), Scales()
+        for name in (GIVEN, NOISE):
+            if name in trial.kinds:
+                scales.widen(trial.kinds[name].lowering)
+                total_scales.widen(trial.kinds[name].total)
+        dropped = {name: f"the original does not run on it ({words})" for name, words in trial.not_asked.items()}
+        dropped |= {
+            name: f"the original answers NaN or infinity in {count} numbers"
+            for name, count in unanswered({name: kind.lowering for name, kind in trial.kinds.items()}).items()
+        }
+        lowering: list[Finding] = []
+        total: list[Finding] = []
+        for name, kind in trial.kinds.items():
+            near = _near(trial, name, kind, scales, limit)
+            far = [] if kind.beyond or kind.refused else _far(trial, name, kind, total_scales, total_limit)
+            if kind.beyond:
+                dropped[name] = f"beyond what calibration saw: {kind.beyond}"
+            excuse = _excuse(trial, kind, [*near, *far])
+            if excuse:
+                dropped[name] = excuse
+            else:
+                lowering += near
+                total += far
+        return cls(_worst_first(lowering), _worst_first(total), dropped)
+
+    @property
+    def worst(self) -> Finding | None:
+        """The slice that is furthest from the original, on inputs as they are given, drawn or fed back; elsewhere when
+        it falls short there."""
+        short = [item for item in self.total if not item.passed]
+        usual = [item for item in self.total if item.kind in (GIVEN, NOISE, FED_BACK)]
+        return min(short or usual, key=lambda item: item.snr_db, default=None)
+
+    def reasons(self, arithmetic: str) -> list[str]:
+        """Why the artifact must not ship."""
+        found = [
+            f"{item} against the reference, {item.limit_db:.0f} dB wanted for {arithmetic}"
+            for item in self.lowering
+            if not item.passed
+        ][:3]
+        found += [
+            f"{item} against the original ({item.distinct} distinct values), {item.limit_db:.0f} dB wanted"
+            for item in self.total
+            if not item.passed
+        ][:3]
+        return found
+
+    def left_out(self) -> str:
+        """What was not judged, for the summary."""
+        return "".join(f"; left out: {name}, {reason}" for name, reason in self.dropped.items())
+
+    def remark(self, total_snr_db: float) -> str:
+        """Why the loss is much, though within what was asked for; empty when it is not."""
+        if self.worst is not None and self.worst.snr_db < INTEGER_TOTAL_DB and self.worst.kind == GIVEN:
+            return f"far from the original: {self.worst}"
+        if total_snr_db < INTEGER_TOTAL_DB:
+            return f"far from the original: {total_snr_db:.1f} dB"
+        return ""
+
+
+def _near(trial: Trial, name: str, kind: Kind, scales: Scales, limit: float) -> list[Finding]:
+    """The worst slice against the reference with the same numbers; nothing for static grids, where answers differ by a
+    step here and there, in small slices as in large ones: there whole outputs are compared."""
+    if kind.refused:
+        return [Finding(name, "every output", "", -MAX_SNR_DB, limit, fault=f"not answered: {kind.refused}")]
+    return [] if trial.static else judge(name, kind.lowering, scales, limit, own=kind.own)[:1]
+
+
+def _far(trial: Trial, name: str, kind: Kind, scales: Scales, limit: float | None) -> list[Finding]:
+    """The worst slice against the original."""
+    wanted = -MAX_SNR_DB if limit is None else limit
+    found = judge(name, kind.total, scales, wanted, static=trial.static, own=kind.own_total)[:1]
+    if trial.coarse and kind.own is not None and name != FED_BACK:
+        # Steps of 1/256 of what calibration saw: on other inputs it is only asked not to break.
+        return [item for item in found if item.fault.startswith("NaN")]
+    return found
+
+
+def _worst_first(findings: list[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda item: (item.fault == "", item.snr_db - item.limit_db)))
+
+
+def _excuse(trial: Trial, kind: Kind, findings: list[Finding]) -> str:
+    """Why a kind of inputs says nothing of this artifact; empty when it does. Given inputs and noise always do."""
+    from edgeship.program.conditioning import LARGEST_HALF
+
+    if kind.own is None:
+        return ""
+    if any(item.lowered and item.limit_db < LEAST_DB for item in findings):
+        return "the original itself moves as much when its values are rounded"
+    short = any(not item.passed for item in findings)
+    if short and trial.arithmetic == "f16" and kind.peak.value > LARGEST_HALF:
+        return f"{kind.peak.operator} ({kind.peak.node}) reaches {kind.peak.value:.3g}, float16 ends at 65504"
+    return ""
+
+
+@dataclass(frozen=True)
 class _Seen:
-    """What the comparisons of one artifact found.
+    """What was read back and asked.
 
     Args:
         problem: why stored numbers are not the decided ones. counted: how many tensors were read back.
-        given: inputs from data. samples: inputs in all.
-        positions: of texts, in models with experts or without. close: those left out. crowded: those that would have
-            been, in texts with so many that all were compared.
-        idle: adapters that the engine ignored.
+        given: inputs from data. samples: usual inputs in all.
     """
 
     problem: str
     counted: int
     given: int
     samples: int
-    lowering: Comparison = field(default_factory=Comparison)
-    total: Comparison = field(default_factory=Comparison)
-    engines: Comparison = field(default_factory=Comparison)
-    adapters: dict[str, Comparison] = field(default_factory=dict)
-    idle: list[str] = field(default_factory=list)
-    positions: int = 0
-    close: int = 0
-    crowded: int = 0
 
-    def left_out(self, reference: Reference, batch: Any, within: float) -> npt.NDArray[Any]:
-        """Positions of a text that are chosen by a hair, counted; none when that is most of it."""
-        close = reference.undecided(batch, within)
-        self.positions += close.size
-        if close.mean() > MOST_LEFT_OUT:
-            self.crowded += int(close.sum())
-            close[:] = False
-        self.close += int(close.sum())
-        return close
-
-    @property
-    def inputs(self) -> str:
+    def inputs(self, trial: Trial) -> str:
         """How many inputs, where from, and what of them was not compared."""
         text = f"{self.samples} inputs"
         if 0 < self.given < self.samples:
             text += f" ({self.given} given, {self.samples - self.given} generated)"
-        if self.close:
-            text += f" without {self.close} of {self.positions} positions where experts are chosen by a hair"
-        if self.crowded:
-            text += f", {self.crowded} of {self.positions} such positions compared because they are most of their text"
+        probes = len([name for name, kind in trial.kinds.items() if kind.own is not None])
+        if probes:
+            text += f" and {probes} kinds of probes"
+        if trial.close:
+            text += f" without {trial.close} of {trial.positions} positions where experts are chosen by a hair"
+        if trial.crowded:
+            text += (
+                f", {trial.crowded} of {trial.positions} such positions compared because they are most of their text"
+            )
         return text
-
-    @staticmethod
-    def clear(answers: Any, close: npt.NDArray[Any] | None) -> Any:
-        """The answers ``[1, T, vocabulary]``, nothing in place of the positions that are chosen by a hair."""
-        if close is None or not close.any():
-            return answers
-        return {name: value * ~close[None, :, None] for name, value in answers.items()}
 
 
 def _fewest(runtime: str) -> int:
@@ -281,10 +389,3 @@ def stored_problem(runtime: Runtime, model: Artifact, program: TorchProgram) -> 
         if difference:
             return f"weight {name} is not stored as decided: {difference}", 0
     return "", len(program.encoded)
-
-
-def _fitted(model: Artifact, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """A batch in the dtypes that the artifact takes."""
-    from edgeship.core.runtimes import as_numpy
-
-    return {spec.name: as_numpy(batch[spec.name], spec.numpy_dtype) for spec in model.signature.inputs}

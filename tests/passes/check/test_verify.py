@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 
 import numpy as np
@@ -147,7 +148,7 @@ def data_of(count: int, folder) -> DataRef:
 def test_data_of_the_user_is_what_it_runs_on(case, tmp_path):
     verdict = case.verify(data=data_of(40, tmp_path))
     assert verdict.passed
-    assert verdict.summary.endswith("16 inputs")
+    assert verdict.summary.endswith("16 inputs and 8 kinds of probes")
     assert verdict.measurement("samples").value == verdict.measurement("total_snr").runs == 16
     generated = case.verify()
     assert verdict.measurement("total_snr").value != generated.measurement("total_snr").value
@@ -156,10 +157,12 @@ def test_data_of_the_user_is_what_it_runs_on(case, tmp_path):
 def test_where_the_data_holds_too_few_the_rest_is_generated_and_said(case, tmp_path):
     verdict = case.verify(data=data_of(3, tmp_path))
     assert verdict.passed
-    assert verdict.summary.endswith("16 inputs (3 given, 13 generated)")
+    assert verdict.summary.endswith("16 inputs (3 given, 13 generated) and 8 kinds of probes")
     assert verdict.measurement("samples").value == verdict.measurement("lowering_snr").runs == 16
     assert verdict.measurement("total_snr").runs == 3, "what the user loses is measured on the user's data"
-    assert case.verify(data=data_of(3, tmp_path), min_snr_db=199.5).summary.endswith("13 generated)")
+    assert case.verify(data=data_of(3, tmp_path), min_snr_db=199.5).summary.endswith(
+        "13 generated) and 8 kinds of probes"
+    )
 
 
 @pytest.mark.parametrize(("runtime", "fewest"), [("onnx", 16), ("tflite", 16), ("qnn", 4)])
@@ -222,3 +225,138 @@ def test_integer_outputs_must_agree(tmp_path):
     broken = other.verify(min_snr_db=-300.0)
     assert not broken.passed
     assert "integer outputs agree in" in broken.summary
+
+
+def lowered(model, specs, base, outputs=()):
+    torch.manual_seed(0)
+    examples = [torch.randn(spec.shape) for spec in specs]
+    program = make_program(model, specs, examples, output_names=outputs)
+    made = saved(program, base / "p")
+    (base / "out").mkdir()
+    return TorchToOnnx().run(made, Context(base / "out")), made
+
+
+def edit(artifact, how) -> None:
+    import onnx
+
+    model = onnx.load(artifact.path)
+    how(model.graph)
+    onnx.save(model, artifact.path)
+
+
+class Detector(nn.Module):
+    """Boxes of 0 to 640 beside scores of 0 to 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.box, self.score = nn.Linear(8, 4), nn.Linear(8, 20)
+
+    def forward(self, x):
+        return torch.cat([640 * self.box(x).sigmoid(), (self.score(x) - 3).sigmoid()], 1)
+
+
+def test_scores_that_are_gone_fail_though_the_boxes_are_right(tmp_path):
+    from onnx import helper, numpy_helper
+
+    artifact, program = lowered(Detector().eval(), [TensorSpec("x", "f32", (1, 8))], tmp_path)
+    assert VerifyArtifact("onnx").run(artifact, program, program, Context(tmp_path)).passed
+
+    def flatten_scores(graph):
+        keep = numpy_helper.from_array(np.array([1] * 4 + [0] * 20, np.float32), "keep")
+        add = numpy_helper.from_array(np.array([0] * 4 + [0.05] * 20, np.float32), "flat")
+        graph.initializer.extend([keep, add])
+        name = graph.output[0].name
+        for node in graph.node:
+            node.output[:] = ["whole" if item == name else item for item in node.output]
+        graph.node.append(helper.make_node("Mul", ["whole", "keep"], ["boxes"]))
+        graph.node.append(helper.make_node("Add", ["boxes", "flat"], [name]))
+
+    edit(artifact, flatten_scores)
+    verdict = VerifyArtifact("onnx", min_snr_db=30.0).run(artifact, program, program, Context(tmp_path))
+    assert verdict.measurement("total_snr").value > 60, "the boxes alone make the ratio of the whole tensor"
+    assert not verdict.passed
+    assert re.match(r"output\[:, \d[^]]*\] on noise: one constant, where the original's values vary", verdict.summary)
+    assert verdict.measurement("worst_slice_distinct").value == 1
+
+
+class Log(nn.Module):
+    def forward(self, x):
+        return (x * x + 1e-10).log()
+
+
+def test_an_epsilon_that_vanished_is_found_on_zeros(tmp_path):
+    from onnx import numpy_helper
+
+    artifact, program = lowered(Log(), [TensorSpec("x", "f32", (1, 8))], tmp_path)
+
+    def without_epsilon(graph):
+        for item in graph.initializer:
+            if np.allclose(numpy_helper.to_array(item), 1e-10, rtol=1e-3, atol=0):
+                item.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(item)), item.name))
+        for node in graph.node:
+            if node.op_type == "Constant":
+                value = numpy_helper.to_array(node.attribute[0].t)
+                if value.size == 1 and 0 < abs(value) < 1e-9:
+                    node.attribute[0].t.CopyFrom(numpy_helper.from_array(np.zeros_like(value)))
+
+    edit(artifact, without_epsilon)
+    verdict = VerifyArtifact("onnx").run(artifact, program, program, Context(tmp_path))
+    assert not verdict.passed
+    assert "output on zeros: NaN or infinity" in verdict.summary
+
+
+class Memory(nn.Module):
+    """A state that forgets slowly: an error in it adds up."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(8, 8)
+
+    def forward(self, x, state):
+        new = 0.95 * state + 0.05 * self.line(x)
+        return new.tanh(), new
+
+
+def test_states_are_fed_back(tmp_path):
+    from onnx import helper, numpy_helper
+
+    specs = [TensorSpec("x", "f32", (1, 8)), TensorSpec("state", "f32", (1, 8))]
+    artifact, program = lowered(Memory().eval(), specs, tmp_path, ["y", "stateN"])
+    verdict = VerifyArtifact("onnx").run(artifact, program, program, Context(tmp_path))
+    assert verdict.passed
+    assert "9 kinds of probes" in verdict.summary, "eight kinds, and the sequence"
+
+    def drift(graph):
+        graph.initializer.append(numpy_helper.from_array(np.array(1e-5, np.float32), "drift"))
+        for node in graph.node:
+            node.output[:] = ["before" if item == "stateN" else item for item in node.output]
+            node.input[:] = ["before" if item == "stateN" else item for item in node.input]
+        graph.node.append(helper.make_node("Add", ["before", "drift"], ["stateN"]))
+
+    edit(artifact, drift)
+    limits = {"min_snr_db": 80.0}
+    found = VerifyArtifact("onnx", **limits).run(artifact, program, program, Context(tmp_path))
+    assert not found.passed
+    assert "on 32 steps with states fed back" in found.summary
+
+
+def test_what_is_far_from_the_original_is_marked(tmp_path):
+    """Two bits were asked for: what they lose is no failure, but it is said."""
+    torch.manual_seed(0)
+    program = program_of(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5)))
+    encoded = {name: quantize_nearest(program.weights[name], Affine(2), name=name) for name in ("0.weight", "2.weight")}
+    record = dataclasses.replace(program.record, encodings={name: item.encoding for name, item in encoded.items()})
+    reference = saved(dataclasses.replace(program, encoded=encoded, record=record), tmp_path / "r")
+    (tmp_path / "out").mkdir()
+    artifact = TorchToOnnx().run(reference, Context(tmp_path / "out"))
+    original = saved(program, tmp_path / "o")
+    verdict = VerifyArtifact("onnx").run(artifact, reference, original, Context(tmp_path))
+    assert verdict.passed, verdict.summary
+    assert verdict.remark.startswith("far from the original")
+    assert not VerifyArtifact("onnx", min_total_db=18.0).run(artifact, reference, original, Context(tmp_path)).passed
+
+
+def test_what_calibration_saw_is_not_compared_on(case, tmp_path):
+    given = data_of(40, tmp_path)
+    verdict = case.verify(data=given, calibration=given)
+    assert verdict.summary.endswith("16 inputs (8 given, 8 generated) and 8 kinds of probes")

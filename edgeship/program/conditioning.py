@@ -1,0 +1,124 @@
+"""How far the original's own answers move when its values are rounded: what no arithmetic of that width can do better.
+
+Inputs that no app gives, a thousand times too large, say, can drive a network to where it decides between nearly equal
+values; there another rounding is another answer, and comparing says nothing. So the float program is run once more
+with every value that it computes moved by a random share of the width asked about (Higham 2002, Accuracy and
+Stability of Numerical Algorithms, chapter 1: the condition of the problem bounds what any algorithm reaches).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+    from torch.fx import Node
+
+    from edgeship.program.program import TorchProgram
+
+    Array = npt.NDArray[Any]
+
+# Half a unit in the last place, relative: float32, float16, 8-bit integers.
+UNIT: dict[str, float] = {"f32": 2.0**-23, "f16": 2.0**-11, "int16": 2.0**-11, "int8": 2.0**-8, "dynamic": 2.0**-8}
+LARGEST_HALF = 65504.0
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The largest value that the program reaches, and the operator that makes it; squares that are summed at once are
+    left out, since every lowering scales them."""
+
+    node: str = ""
+    operator: str = ""
+    value: float = 0.0
+
+
+class Trembling:
+    """The float program with every value moved by up to ``unit`` of itself, the same way in every run.
+
+    Args:
+        program: what is asked; its activation grids, if any, are left out.
+        unit: relative, see `UNIT`.
+    """
+
+    def __init__(self, program: TorchProgram, unit: float) -> None:
+        self._signature = program.signature
+        self._unit = unit
+        filled = program.filled()
+        self._module = filled.module()
+        self._normed = _inside_norms(self._module.graph)
+
+    def run(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], Peak]:
+        """Outputs by name, and where the program is largest."""
+        import numpy as np
+        import torch
+
+        unit, normed = self._unit, self._normed
+        peak = Peak()
+        generator = torch.Generator().manual_seed(0)
+
+        def moved(value: torch.Tensor) -> torch.Tensor:
+            noise = torch.rand(value.shape, generator=generator, dtype=value.dtype)
+            return value * (1 + unit * (2 * noise - 1))
+
+        class Moving(torch.fx.Interpreter):
+            def run_node(self, n: Node) -> Any:
+                nonlocal peak
+                value = super().run_node(n)
+                if n.op not in ("placeholder", "call_function") or not _is_float(value) or _is_moving(n):
+                    return value
+                finite = value[torch.isfinite(value)]
+                largest = float(finite.abs().max()) if finite.numel() else 0.0
+                if largest > peak.value and n not in normed:
+                    peak = Peak(n.name, str(getattr(n.target, "__name__", n.target)).split(".")[0], largest)
+                return moved(value)
+
+        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in self._signature.inputs]
+        with torch.no_grad():
+            results = Moving(self._module).run(*tensors)
+        outputs = self._signature.outputs
+        return {spec.name: result.numpy() for spec, result in zip(outputs, results, strict=True)}, peak
+
+
+def _is_float(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _is_moving(node: Node) -> bool:
+    """Whether an operator only hands values on: rounding them again would move them twice."""
+    import torch
+
+    if node.target in (torch.ops.aten.reshape.default, torch.ops.aten.cat.default, torch.ops.aten.clone.default):
+        return True
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
+
+
+def _inside_norms(graph: Any) -> set[Node]:
+    """Squares that are only summed, and the sums of them, up to the root."""
+    import torch
+
+    aten = torch.ops.aten
+    summing = (aten.mean.dim, aten.sum.dim_IntList, aten.sum.default, aten.mean.default)
+    guarding = (aten.add.Tensor, aten.add.Scalar, aten.clamp.default, aten.clamp_min.default, aten.maximum.default)
+    found: set[Node] = set()
+    for node in graph.nodes:
+        summed = bool(node.users) and all(user.target in summing for user in node.users)
+        if (_is_square(node) and summed) or (
+            node.target in (*summing, *guarding) and any(arg in found for arg in node.all_input_nodes)
+        ):
+            found.add(node)
+    return found
+
+
+def _is_square(node: Node) -> bool:
+    import torch
+
+    aten = torch.ops.aten
+    if node.target == aten.pow.Tensor_Scalar:
+        return bool(node.args[1] == 2)
+    return node.target == aten.mul.Tensor and node.args[0] is node.args[1]

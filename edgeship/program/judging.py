@@ -1,0 +1,177 @@
+"""From comparisons to findings: which slice of which output is worst, on which inputs, and against which limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from edgeship.program.compare import MAX_SNR_DB, Comparison, OutputError, ratio_db
+from edgeship.program.slice_sums import Group, SliceSums, groups
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+# Errors this far below a slice's usual size are none: on inputs a thousand times smaller, or zeros, what is left of an
+# answer may be rounding. Static grids have one absolute step, so errors are held against the usual size itself.
+FLOOR = 1e-3
+STATIC_FLOOR = 1.0
+# An artifact may move this much more than the original itself does when its values are rounded once.
+ROOM_DB = 20.0
+# Below this the original's own answers move so much that there is nothing to compare with.
+LEAST_DB = 3.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One group of slices on one kind of inputs.
+
+    Args:
+        kind: of inputs. output: its name. where: index of the slices, empty for the whole output.
+        snr_db: found. limit_db: wanted there. lowered: the limit is less than the arithmetic's, because the original
+            itself moves by rounding. distinct: distinct values of the artifact in what was kept of it.
+        fault: what is wrong besides the ratio: not finite, or one constant.
+    """
+
+    kind: str
+    output: str
+    where: str
+    snr_db: float
+    limit_db: float
+    lowered: bool = False
+    distinct: int = 0
+    fault: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within the limit."""
+        return not self.fault and self.snr_db >= self.limit_db
+
+    def __str__(self) -> str:
+        place = f"{self.output}{self.where} on {self.kind}"
+        return f"{place}: {self.fault}" if self.fault else f"{place}: {self.snr_db:.1f} dB"
+
+
+@dataclass
+class Scales:
+    """Usual sizes: per output, axis and slice the largest root mean square over kinds of inputs that apps give."""
+
+    axes: dict[tuple[str, int], Array] = field(default_factory=dict)
+    whole: dict[str, float] = field(default_factory=dict)
+
+    def widen(self, comparison: Comparison) -> None:
+        """Take a comparison's reference into account."""
+        import numpy as np
+
+        for name, error in comparison.outputs.items():
+            size = (error.signal / max(error.elements, 1)) ** 0.5
+            self.whole[name] = max(self.whole.get(name, 0.0), size)
+            for axis, sums in error.axes.items():
+                known = self.axes.get((name, axis))
+                self.axes[name, axis] = sums.sizes if known is None else np.maximum(known, sums.sizes)
+
+    def floor(self, output: str, group: Group, share: float) -> float:
+        """Noise power that counts as none in a group, by the usual size of its slices."""
+        import numpy as np
+
+        sizes = self.axes.get((output, group.axis))
+        usual = self.whole.get(output, 0.0) * FLOOR
+        known = 0.0 if sizes is None else float(np.sqrt(np.mean(np.square(sizes[list(group.places)]))))
+        return group.elements * (share * max(known, usual)) ** 2
+
+
+def judge(
+    kind: str,
+    found: Comparison,
+    scales: Scales,
+    limit_db: float,
+    *,
+    static: bool = False,
+    own: Comparison | None = None,
+) -> list[Finding]:
+    """A finding for each group of slices of each float output, worst first.
+
+    Args:
+        found: the artifact's answers to one kind of inputs. scales: usual sizes.
+        limit_db: of the arithmetic. static: the artifact has static integer grids.
+        own: how far the original moves by itself, see `conditioning`; the limit is not above that.
+    """
+    share = STATIC_FLOOR if static else FLOOR
+    findings: list[tuple[Finding, OutputError, Group | None]] = []
+    for name, error in found.outputs.items():
+        if not error.is_float or not error.elements:
+            continue
+        if error.not_finite:
+            fault = Finding(kind, name, "", -MAX_SNR_DB, limit_db, fault="NaN or infinity")
+            findings.append((fault, error, None))
+            continue
+        shape = error.first.shape if error.first is not None else ()
+        for group in _groups(error):
+            floor = scales.floor(name, group, share)
+            own_limit = _own_limit(own, name, group, floor)
+            where = group.where(shape) if group.axis >= 0 else ""
+            ratio = ratio_db(max(group.signal, floor), group.noise)
+            finding = Finding(
+                kind, name, where, ratio, min(limit_db, own_limit), own_limit < limit_db, fault=_fault(error, group)
+            )  # fmt: skip
+            findings.append((finding, error, group))
+    findings.sort(key=lambda item: (item[0].fault == "", item[0].snr_db - item[0].limit_db))
+    if findings:
+        worst, error, slices = findings[0]
+        findings[0] = (replace(worst, distinct=_distinct(error, slices)), error, slices)
+    return [finding for finding, _, _ in findings]
+
+
+def _fault(error: OutputError, group: Group) -> str:
+    if group.constant and group.rms > 0 and _varies(error, group):
+        return "one constant, where the original's values vary"
+    return ""
+
+
+def _groups(error: OutputError) -> Iterator[Group]:
+    if not error.axes:
+        yield Group(-1, (), error.elements, error.signal, error.noise)
+    for axis, sums in error.axes.items():
+        yield from groups(sums, axis)
+
+
+def _own_limit(own: Comparison | None, output: str, group: Group, floor: float) -> float:
+    if own is None:
+        return MAX_SNR_DB
+    error = own.outputs[output]
+    noise = error.noise if group.axis < 0 else _sum(error.axes.get(group.axis), group)
+    if error.not_finite:
+        return -MAX_SNR_DB
+    return ratio_db(max(group.signal, floor), noise) - ROOM_DB
+
+
+def _sum(sums: SliceSums | None, group: Group) -> float:
+    return 0.0 if sums is None else float(sums.noise[list(group.places)].sum())
+
+
+def _varies(error: OutputError, group: Group) -> bool:
+    """Whether the reference's values spread by more than a hundredth of their size in the group's slices."""
+    import numpy as np
+
+    sums = error.axes[group.axis]
+    places = list(group.places)
+    return bool(np.max(sums.high[places] - sums.low[places]) > 0.02 * group.rms)
+
+
+def _distinct(error: OutputError, group: Group | None) -> int:
+    """Distinct values of the artifact among the answers that were kept."""
+    import numpy as np
+
+    if group is None or group.axis < 0:
+        parts = [item.reshape(-1) for item in error.kept]
+    else:
+        parts = [item.take(group.places, group.axis).reshape(-1) for item in error.kept]
+    return len(np.unique(np.concatenate(parts))) if parts else 0
+
+
+def unanswered(kinds: Mapping[str, Comparison]) -> dict[str, int]:
+    """Elements that the original answers with NaN or infinity, by kind of inputs."""
+    found = {kind: sum(error.unanswered for error in item.outputs.values()) for kind, item in kinds.items()}
+    return {kind: count for kind, count in found.items() if count}

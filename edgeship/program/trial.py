@@ -1,0 +1,282 @@
+"""An artifact answers beside its references: on given inputs, noise, probes, and with its states fed back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgeship.core.model import Artifact
+from edgeship.core.passes import Context
+from edgeship.core.runtimes import Session, as_numpy
+from edgeship.data.probes import NOISE, Probe
+from edgeship.errors import SourceError
+from edgeship.program.compare import Comparison, Reference
+from edgeship.program.conditioning import UNIT, Peak, Trembling
+from edgeship.program.routers import WITHIN
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from edgeship.program.program import TorchProgram
+
+    Batch = Mapping[str, npt.NDArray[Any]]
+
+GIVEN = "the given inputs"
+FED_BACK = "32 steps with states fed back"
+STEPS = 32
+# The second engine and adapters are compared on so many inputs.
+FEW = 4
+# Where experts are chosen by a hair at more of a text's positions than this, all are compared (`program.routers`).
+MOST_LEFT_OUT = 0.5
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What an artifact is asked.
+
+    Args:
+        given: inputs from the user's data. drawn: noise. probes: see `data.probes`. states: output -> input.
+    """
+
+    given: Sequence[Batch]
+    drawn: Sequence[Batch]
+    probes: Sequence[Probe]
+    states: Mapping[str, str]
+
+    @property
+    def usual(self) -> list[Batch]:
+        """Given inputs, then noise."""
+        return [*self.given, *self.drawn]
+
+
+@dataclass
+class Kind:
+    """The comparisons on one kind of inputs.
+
+    Args:
+        lowering: with the reference that holds the same numbers. total: with the original.
+        own, own_total: how far the reference and the original move by rounding alone; None where that is not asked.
+        peak: where the original is largest. beyond: which static grid the inputs leave; empty when none.
+        refused: what the engine said when it did not answer.
+    """
+
+    lowering: Comparison = field(default_factory=Comparison)
+    total: Comparison = field(default_factory=Comparison)
+    own: Comparison | None = None
+    own_total: Comparison | None = None
+    peak: Peak = field(default_factory=Peak)
+    beyond: str = ""
+    refused: str = ""
+
+
+@dataclass
+class Trial:
+    """What the comparisons of one artifact found.
+
+    Args:
+        large: the program is too large for memory as a whole: no probes, no slices.
+        kinds: by kind of inputs. lowering, total: over all usual inputs; the total over the given ones where there are
+            any. engines: the artifact beside a second engine.
+        adapters: by name. idle: adapters that the engine ignored.
+        not_asked: kinds that the original cannot run on, with its words.
+        positions: of texts. close: those left out because experts are chosen by a hair. crowded: those that would have
+            been, in texts with so many that all were compared.
+    """
+
+    program: TorchProgram
+    original: TorchProgram
+    arithmetic: str
+    weights_unit: float
+    large: bool
+    decided: Reference
+    loaded: Reference
+    kinds: dict[str, Kind] = field(default_factory=dict)
+    lowering: Comparison = field(default_factory=Comparison)
+    total: Comparison = field(default_factory=Comparison)
+    engines: Comparison = field(default_factory=Comparison)
+    adapters: dict[str, Comparison] = field(default_factory=dict)
+    idle: list[str] = field(default_factory=list)
+    not_asked: dict[str, str] = field(default_factory=dict)
+    positions: int = 0
+    close: int = 0
+    crowded: int = 0
+    _plain: list[tuple[Batch, Any, Any]] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, program: TorchProgram, original: TorchProgram, arithmetic: str, questions: Questions) -> Trial:
+        """Open both references; a program too large for memory answers all usual inputs in one go."""
+        from edgeship.program.streamed import is_large
+
+        usual = questions.usual
+        bits = [encoding.bits for encoding in program.record.encodings.values()]
+        narrow = any(bit <= 8 for bit in bits)
+        unit = max(UNIT.get(arithmetic, UNIT["dynamic"]), UNIT["int8"] if narrow else UNIT["f16"])
+        return cls(
+            program,
+            original,
+            arithmetic,
+            unit,
+            is_large(program),
+            Reference(program, ahead=usual),
+            Reference(original, ahead=questions.given or usual),
+        )
+
+    @property
+    def static(self) -> bool:
+        """Whether the artifact has static integer grids."""
+        return bool(self.program.activations)
+
+    @property
+    def coarse(self) -> bool:
+        """Whether its static grids have 8 bits."""
+        return any(grid.bits <= 8 for grid in self.program.activations.values())
+
+    def ask(self, session: Session, model: Artifact, questions: Questions, ctx: Context) -> None:
+        """Run every question through the artifact and its references."""
+        self._ask_usual(session, model, questions, ctx)
+        if self.large or self.program.record.decoder is not None:
+            return
+        unit = UNIT.get(self.arithmetic, UNIT["dynamic"])
+        moved = Trembling(self.original, unit)
+        moved_total = moved if self.weights_unit == unit else Trembling(self.original, self.weights_unit)
+        for done, probe in enumerate(questions.probes):
+            ctx.progress(done, len(questions.probes), f"comparing on {probe.kind}")
+            self._ask_probe(session, model, probe, moved, moved_total)
+        if questions.states:
+            ctx.progress(0, STEPS, "comparing with states fed back")
+            self._feed_back(session, model, questions, moved, moved_total)
+
+    def _ask_usual(self, session: Session, model: Artifact, questions: Questions, ctx: Context) -> None:
+        within = WITHIN.get(self.arithmetic, WITHIN["dynamic"])
+        usual, given = questions.usual, len(questions.given)
+        for done, batch in enumerate(usual):
+            ctx.progress(done, len(usual), "comparing")
+            kind = self.kinds.setdefault(GIVEN if done < given else NOISE, Kind())
+            wanted, plain = self._reference(self.decided, batch), self._reference(self.loaded, batch)
+            found = session.run(fitted(model, batch))
+            close = self._left_out(batch, within) if self.program.record.decoder is not None else None
+            for comparison in (kind.lowering, self.lowering):
+                comparison.add(clear(wanted, close), clear(found, close), slices=not self.large)
+            if done < given or not given:
+                self.total.add(plain, found, slices=not self.large)
+                kind.total.add(plain, found, slices=not self.large)
+            second = session.run_on_cpu(fitted(model, batch)) if done < FEW else None
+            if second is not None:
+                self.engines.add(clear(second, close), clear(found, close))
+            if done < FEW:
+                self._plain.append((batch, wanted, found))
+
+    @staticmethod
+    def _reference(reference: Reference, batch: Batch) -> dict[str, npt.NDArray[Any]]:
+        try:
+            return reference.run(batch)
+        except (RuntimeError, IndexError) as error:
+            raise SourceError(
+                f"the model does not run on inputs drawn for it: {' '.join(str(error).split())[:200]}",
+                fix="give inputs that it runs on with --calibration DATA",
+            ) from error
+
+    def _ask_probe(
+        self, session: Session, model: Artifact, probe: Probe, moved: Trembling, moved_total: Trembling
+    ) -> None:
+        try:
+            wanted, plain = self.decided.run(probe.batch), self.loaded.run(probe.batch)
+            own, peak = moved.run(probe.batch)
+        except (RuntimeError, IndexError) as error:
+            self.not_asked[probe.kind] = " ".join(str(error).split())[:100]
+            return
+        kind = Kind(own=Comparison(), own_total=Comparison(), peak=peak)
+        self.kinds[probe.kind] = kind
+        own_total = own if moved_total is moved else moved_total.run(probe.batch)[0]
+        if self.static:
+            from edgeship.program.saturation import beyond_grids
+
+            kind.beyond = beyond_grids(self.program, probe.batch)
+        try:
+            found = session.run(fitted(model, probe.batch))
+        except Exception as error:  # the engines raise errors of many types; the verdict says which
+            kind.refused = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return
+        _add(kind, plain, wanted, found, own, own_total)
+
+    def _feed_back(
+        self, session: Session, model: Artifact, questions: Questions, moved: Trembling, moved_total: Trembling
+    ) -> None:
+        """A sequence: each has states of its own, which begin as zeros."""
+        import numpy as np
+
+        kind = self.kinds[FED_BACK] = Kind(own=Comparison(), own_total=Comparison())
+        states = set(questions.states.values())
+        specs = {spec.name: spec for spec in self.program.signature.inputs}
+        zeros = {name: np.zeros(specs[name].shape, specs[name].numpy_dtype) for name in states}
+        usual = questions.usual
+        sides: dict[str, dict[str, npt.NDArray[Any]]] = {
+            side: dict(zeros) for side in ("plain", "wanted", "found", "own", "own_total")
+        }
+        for step in range(STEPS):
+            fresh = {name: value for name, value in usual[step % len(usual)].items() if name not in states}
+            asked = {side: {**fresh, **state} for side, state in sides.items()}
+            answers = {
+                "plain": self.loaded.run(asked["plain"]),
+                "wanted": self.decided.run(asked["wanted"]),
+                "own": moved.run(asked["own"])[0],
+                "own_total": moved_total.run(asked["own_total"])[0],
+                "found": session.run(fitted(model, asked["found"])),
+            }
+            _add(
+                kind, answers["plain"], answers["wanted"], answers["found"], answers["own"], answers["own_total"]
+            )  # fmt: skip
+            for side, answer in answers.items():
+                sides[side] = {
+                    given: as_numpy(answer[made], specs[given].numpy_dtype) for made, given in questions.states.items()
+                }
+
+    def adapt(self, session: Session, model: Artifact, beside: Mapping[str, Any]) -> None:
+        """Compare the artifact with each adapter that ships beside it with the base and its product added."""
+        from edgeship.program.adapted import adapted
+
+        within = WITHIN.get(self.arithmetic, WITHIN["dynamic"])
+        for name, matrices in beside.items():
+            changed = Reference(adapted(self.program, matrices))
+            session.adapt(name)
+            self.adapters[name], unmoved, change = Comparison(), Comparison(), Comparison()
+            for batch, wanted, found in self._plain:
+                trained, close = changed.run(batch), changed.undecided(batch, within)
+                answered = session.run(fitted(model, batch))
+                self.adapters[name].add(clear(trained, close), clear(answered, close))
+                unmoved.add(clear(trained, close), clear(found, close))
+                change.add(clear(trained, close), clear(wanted, close))
+            # One that the engine ignored is no nearer than the base; one that was never trained adds nothing.
+            if change.max_error > 0 and not self.adapters[name].snr_db > unmoved.snr_db:
+                self.idle.append(name)
+
+    def _left_out(self, batch: Batch, within: float) -> npt.NDArray[Any]:
+        """Positions of a text that are chosen by a hair, counted; none when that is most of it."""
+        close = self.decided.undecided(batch, within)
+        self.positions += close.size
+        if close.mean() > MOST_LEFT_OUT:
+            self.crowded += int(close.sum())
+            close[:] = False
+        self.close += int(close.sum())
+        return close
+
+
+def _add(kind: Kind, plain: Any, wanted: Any, found: Any, own: Any, own_total: Any) -> None:
+    kind.lowering.add(wanted, found)
+    kind.total.add(plain, found)
+    if kind.own is not None and kind.own_total is not None:
+        kind.own.add(plain, own)
+        kind.own_total.add(plain, own_total)
+
+
+def clear(answers: Any, close: npt.NDArray[Any] | None) -> Any:
+    """The answers ``[1, T, vocabulary]``, nothing in place of the positions that are chosen by a hair."""
+    if close is None or not close.any():
+        return answers
+    return {name: value * ~close[None, :, None] for name, value in answers.items()}
+
+
+def fitted(model: Artifact, batch: Batch) -> dict[str, npt.NDArray[Any]]:
+    """A batch in the dtypes that the artifact takes."""
+    return {spec.name: as_numpy(batch[spec.name], spec.numpy_dtype) for spec in model.signature.inputs}

@@ -1,0 +1,81 @@
+"""How far the original moves by itself, and where it is largest."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeship.core.model import TensorSpec
+from edgeship.program.compare import Comparison
+from edgeship.program.conditioning import UNIT, Trembling
+from edgeship.program.export import make_program
+from edgeship.program.saturation import beyond_grids
+
+
+def program_of(module, shape=(1, 64)):
+    torch.manual_seed(0)
+    return make_program(module, [TensorSpec("x", "f32", shape)], [torch.randn(shape)])
+
+
+def own(program, unit, x):
+    comparison = Comparison()
+    reference = {"output": program.module()(torch.from_numpy(x))[0].detach().numpy()}
+    moved, peak = Trembling(program, unit).run({"x": x})
+    comparison.add(reference, moved)
+    return comparison.snr_db, peak
+
+
+@pytest.mark.parametrize(("kind", "least", "most"), [("f32", 110, 160), ("f16", 50, 80), ("int8", 30, 60)])
+def test_a_plain_layer_moves_by_about_the_width(kind, least, most):
+    program = program_of(nn.Linear(64, 32))
+    x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+    assert least < own(program, UNIT[kind], x)[0] < most
+
+
+def test_a_difference_of_nearly_equal_values_moves_by_all_of_itself():
+    class Difference(nn.Module):
+        def forward(self, x):
+            return (x * 1.7 + 1000) - (x * 1.7 + 999)
+
+    x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+    assert own(program_of(Difference()), UNIT["f16"], x)[0] < 10
+
+
+def test_it_moves_the_same_way_twice():
+    program = program_of(nn.Linear(64, 32))
+    x = np.ones((1, 64), np.float32)
+    one, other = (Trembling(program, UNIT["f16"]).run({"x": x})[0]["output"] for _ in range(2))
+    assert np.array_equal(one, other)
+
+
+def test_squares_on_the_way_to_a_norm_are_not_the_peak():
+    class Norm(nn.Module):
+        def forward(self, x):
+            return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() + 0 * x
+
+    x = np.full((1, 64), 3000, np.float32)
+    assert own(program_of(Norm()), UNIT["f16"], x)[1].value < 65504
+
+
+def test_a_product_beyond_half_precision_is_named():
+    class Large(nn.Module):
+        def forward(self, x):
+            return (x * 100).tanh()
+
+    peak = own(program_of(Large()), UNIT["f16"], np.full((1, 64), 3000, np.float32))[1]
+    assert peak.operator == "mul"
+    assert peak.value == pytest.approx(3e5, rel=0.01)
+
+
+def test_inputs_beyond_a_grid_are_named():
+    import dataclasses
+
+    from edgeship.core.weights import ActivationEncoding
+
+    program = program_of(nn.Sequential(nn.Linear(64, 32), nn.ReLU()))
+    name = program.exported.graph_signature.user_inputs[0]
+    record = dataclasses.replace(program.record, activations={name: ActivationEncoding(8, 4 / 127, 0)})
+    static = dataclasses.replace(program, record=record)
+    x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+    assert beyond_grids(static, {"x": x}) == ""
+    assert beyond_grids(static, {"x": 100 * x}).startswith(f"{name} reaches ")

@@ -1,0 +1,85 @@
+"""Which slice decides, against which limit."""
+
+import numpy as np
+import pytest
+
+from edgeship.program.compare import Comparison
+from edgeship.program.judging import ROOM_DB, Scales, judge
+
+
+def compared(wanted, found) -> Comparison:
+    comparison = Comparison()
+    for want, have in zip(wanted, found, strict=True):
+        comparison.add({"output": want.astype(np.float32)}, {"output": have.astype(np.float32)})
+    return comparison
+
+
+def scales_of(comparison) -> Scales:
+    scales = Scales()
+    scales.widen(comparison)
+    return scales
+
+
+def detector(rng, count=4):
+    return [np.concatenate([640 * rng.random((1, 4, 50)), 0.1 * rng.random((1, 8, 50))], 1) for _ in range(count)]
+
+
+def test_a_detector_whose_scores_are_gone_does_not_pass_by_its_boxes():
+    wanted = detector(np.random.default_rng(0))
+    found = [item.copy() for item in wanted]
+    for item in found:
+        item[:, 4:] = 0.05
+    comparison = compared(wanted, found)
+    assert comparison.snr_db > 70, "one number for the whole tensor sees nothing"
+    worst = judge("noise", comparison, scales_of(comparison), 18.0)[0]
+    assert not worst.passed
+    assert worst.where == "[:, 4..11, :]"
+    assert worst.distinct == 1
+    assert "one constant" in worst.fault
+    assert str(worst).startswith("output[:, 4..11, :] on noise: one constant")
+
+
+def test_a_slice_passes_by_its_own_ratio():
+    rng = np.random.default_rng(0)
+    wanted = detector(rng)
+    found = [item * (1 + 1e-3 * rng.standard_normal(item.shape)) for item in wanted]
+    findings = judge("noise", compared(wanted, found), scales_of(compared(wanted, found)), 30.0)
+    assert all(item.passed for item in findings)
+    assert min(item.snr_db for item in findings) > 50
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_that_the_original_has_not_is_a_failure(bad):
+    wanted = [np.ones((1, 4, 8))]
+    found = [np.ones((1, 4, 8))]
+    found[0][0, 1, 2] = bad
+    worst = judge("zeros", compared(wanted, found), Scales(), 18.0)[0]
+    assert worst.fault == "NaN or infinity"
+    assert not worst.passed
+
+
+def test_what_the_original_cannot_answer_is_left_out_and_counted():
+    wanted = [np.ones((1, 4, 8))]
+    wanted[0][0, 1, 2] = np.nan
+    found = [np.ones((1, 4, 8))]
+    comparison = compared(wanted, found)
+    assert comparison.outputs["output"].unanswered == 1
+    assert judge("zeros", comparison, Scales(), 70.0)[0].passed
+
+
+def test_rounding_where_the_answer_is_zero_is_no_error():
+    usual = compared([np.ones((1, 4, 16))], [np.ones((1, 4, 16))])
+    zeros = compared([np.zeros((1, 4, 16))], [np.full((1, 4, 16), 1e-7)])
+    assert judge("zeros", zeros, scales_of(usual), 70.0)[0].passed
+    wrong = compared([np.zeros((1, 4, 16))], [np.full((1, 4, 16), 1e-2)])
+    assert not judge("zeros", wrong, scales_of(usual), 18.0)[0].passed
+
+
+def test_the_limit_is_not_above_what_the_original_reaches_itself():
+    wanted = [np.random.default_rng(0).standard_normal((1, 4, 64))]
+    moved = [wanted[0] + 0.1]
+    own = compared(wanted, moved)
+    worst = judge("noise x 1e3", compared(wanted, [wanted[0] - 0.1]), Scales(), 30.0, own=own)[0]
+    assert worst.lowered
+    assert worst.passed
+    assert worst.limit_db == pytest.approx(own.snr_db - ROOM_DB, abs=0.1)
