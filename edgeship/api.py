@@ -28,7 +28,7 @@ from edgeship.engine.executor import Execution, Progress, Silence, execute
 from edgeship.engine.gathering import Prepared, gather_all
 from edgeship.engine.planner import plan_build, plan_load
 from edgeship.engine.repair import MAX_ROUNDS, next_attempt
-from edgeship.engine.sources import find_source
+from edgeship.engine.sources import find_source, trusted_code
 from edgeship.errors import ChangedError, MissingToolError, UsageError
 
 MAX_BENCH_SECONDS = 3600
@@ -51,6 +51,7 @@ class BuildOrder:
         kv_cache: how a language model's artifacts keep keys and values; each engine's own way when None.
         adapters: PEFT adapters that ship beside a language model, each as ``NAME=DIR``.
         max_drop: fraction. max_size_bytes: limit for each artifact's files.
+        trust: run code that comes with the source: Python that its sample.toml names, pickles in a .pt2.
     """
 
     source: str
@@ -74,6 +75,7 @@ class BuildOrder:
     adapters: tuple[str, ...] = ()
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     use_cache: bool = True
+    trust: bool = False
 
     @property
     def bundle(self) -> Path:
@@ -161,6 +163,11 @@ def plan(order: BuildOrder, log: Log | None = None, progress: Progress | None = 
         return prepare(order, cache, log or side_log(), progress or Silence()).plan
 
 
+def trusted(order: BuildOrder) -> list[str]:
+    """What an order with ``trust`` lets run, one line each; nothing is run to find out."""
+    return trusted_code(order.source) if order.trust else []
+
+
 def log_path(bundle: Path) -> Path:
     """The log file beside a bundle."""
     return bundle.parent / f"{bundle.name}.log"
@@ -182,7 +189,12 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     for name in order.runtimes:
         find("runtime", runtimes(), name)
     found = find_source(
-        order.source, inputs=order.inputs, outputs=order.outputs, factory=order.factory, renames=order.renames
+        order.source,
+        inputs=order.inputs,
+        outputs=order.outputs,
+        factory=order.factory,
+        renames=order.renames,
+        trust=order.trust,
     )
     calibration = order.calibration or found.calibration
     evaluation = order.evaluation or found.evaluation

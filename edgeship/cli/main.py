@@ -77,6 +77,11 @@ def order_options(command: F) -> F:
         click.option("--max-size", metavar="SIZE", help="Limit for each artifact's files, such as 3GB."),
         click.option("--max-drop", metavar="SHARE", help="Largest drop of the metric allowed, such as 1%."),
         click.option("--set", "settings", multiple=True, metavar="PASS.FIELD=VALUE", help="Set an option of a pass."),
+        click.option(
+            "--trust",
+            is_flag=True,
+            help="Run code that comes with the source: Python of a sample.toml, a pickled .pt2.",
+        ),
         click.option("--no-cache", is_flag=True, help="Run every step again."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout."),
         click.option("-v", "--verbose", is_flag=True, help="Print the log when the command ends."),
@@ -96,6 +101,7 @@ def build(dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> None:
     from edgeship.engine.chatter import Log
 
     order = _order(**given)
+    _tell_trust(order)
     if dry_run:
         _print_plan(order, as_json, verbose)
         return
@@ -125,7 +131,17 @@ def build(dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> None:
 @order_options
 def plan(as_json: bool, verbose: bool, **given: Any) -> None:
     """Print what build would do, and why a pass is skipped."""
-    _print_plan(_order(**given), as_json, verbose)
+    order = _order(**given)
+    _tell_trust(order)
+    _print_plan(order, as_json, verbose)
+
+
+def _tell_trust(order: Any) -> None:
+    """What ``--trust`` lets run, before it does."""
+    from edgeship import api
+
+    for line in api.trusted(order):
+        click.echo(f"--trust lets run: {line}", err=True)
 
 
 def _print_plan(order: Any, as_json: bool, verbose: bool) -> None:

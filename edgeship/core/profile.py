@@ -50,7 +50,7 @@ class Profile:
         name: as in ``--profile``. summary: one sentence for people.
         default: what every runtime gets unless `runtimes` says otherwise.
         runtimes: exceptions by runtime name, with the reason in `why`.
-        max_drop: the largest loss of the metric allowed, as a fraction (0.005 is half a point of accuracy).
+        max_drop: the largest loss of accuracy or perplexity allowed, as a fraction (0.005 is half a point of accuracy).
     """
 
     name: str

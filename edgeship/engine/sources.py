@@ -17,7 +17,7 @@ from edgeship.core.owned import is_ours
 from edgeship.core.records import read_toml, suggest
 from edgeship.data.specs import check_name, parse_renames
 from edgeship.engine.chatter import is_log
-from edgeship.errors import SourceError, UsageError
+from edgeship.errors import EdgeshipError, SourceError, UnsafeSourceError, UsageError
 from edgeship.frontends.llama2c import is_checkpoint
 
 SAMPLE_FILE = "sample.toml"
@@ -38,9 +38,16 @@ class InputNotes:
 
 @dataclass(frozen=True)
 class Sample:
-    """``sample.toml``: a model with its inputs and data, so that a folder can be built by its name alone."""
+    """``sample.toml``: a model with its inputs and data, so that a folder can be built by its name alone.
+
+    Args:
+        source: as on the command line, seen from the folder; ``.`` is the folder itself. factory: of a file of weights.
+        calibration, evaluation, metric: as on the command line; files are looked for in the folder.
+        input: what is known of each input, by name.
+    """
 
     source: str
+    factory: str | None = None
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     calibration: str | None = None
@@ -67,18 +74,23 @@ def find_source(
     outputs: tuple[str, ...] = (),
     factory: str | None = None,
     renames: tuple[str, ...] = (),
+    trust: bool = False,
 ) -> Found:
     """What ``reference`` is. Nothing is loaded or run.
+
+    Python that the command line names is the user's own. Python that a file in a folder names may have been downloaded
+    with it, and is taken with ``trust`` alone; so are files outside of the folder.
 
     Args:
         renames: names for inputs, each ``OLD=NEW``.
 
     Raises:
         SourceError: it does not exist, or is of no known form. UsageError: options that do not belong to its form.
+        UnsafeSourceError: a sample names Python of its own, or leaves its folder, and ``trust`` is off.
     """
     renamed = parse_renames(renames)
     try:
-        found = _find(reference, inputs, outputs, factory)
+        found = _find(reference, inputs, outputs, factory, trust)
     except OSError as error:
         raise SourceError(f"{reference[:200]} cannot be read: {error.strerror}", fix="check the path") from None
     for name in found.load["outputs"]:
@@ -92,8 +104,10 @@ def find_source(
     return found
 
 
-def _find(reference: str, inputs: tuple[str, ...], outputs: tuple[str, ...], factory: str | None) -> Found:
-    load: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "factory": factory, "notes": {}}
+def _find(reference: str, inputs: tuple[str, ...], outputs: tuple[str, ...], factory: str | None, trust: bool) -> Found:
+    load: dict[str, Any] = {
+        "inputs": inputs, "outputs": outputs, "factory": factory, "notes": {}, "trusted": trust
+    }  # fmt: skip
     path = Path(reference)
     if not reference:
         raise SourceError("the source is empty and does not exist", fix=_KNOWN)
@@ -166,20 +180,76 @@ _KNOWN = (
 
 def _from_sample(folder: Path, load: dict[str, Any]) -> Found:
     sample = read_toml(Sample, folder / SAMPLE_FILE)
-    inner = sample.source if sample.source == "." else str(folder / sample.source)
+    if not (load["trusted"] or _is_own_sample(folder)):
+        _refuse_code(folder, sample)
     load["inputs"] = load["inputs"] or sample.inputs
     load["outputs"] = load["outputs"] or sample.outputs
     load["notes"] = {name: vars(notes) for name, notes in sample.input.items()}
-    if inner == ".":
-        form = "decoder" if not load["inputs"] and _writes_text(folder) else "huggingface"
-        source = _source(folder, form, str(folder))
-    else:
-        source = find_source(inner, factory=load["factory"]).source
 
     def beside(name: str | None) -> str | None:
         return None if name is None else str(folder / name)
 
-    return Found(source, load, beside(sample.calibration), beside(sample.evaluation), sample.metric)
+    load["factory"] = load["factory"] or beside(sample.factory)
+    inner = folder / sample.source
+    if inner.is_dir() and inner.resolve() == folder.resolve():
+        if load["factory"]:
+            raise UsageError(f"{folder}: a factory belongs to a file of weights", fix="name the file as source")
+        form = "decoder" if not load["inputs"] and _writes_text(folder) else "huggingface"
+        source = _source(folder, form, str(folder))
+    elif inner.is_dir() and (inner / SAMPLE_FILE).is_file():
+        raise UsageError(f"{folder / SAMPLE_FILE} names another sample, {sample.source!r}", fix="give that folder")
+    else:
+        source = find_source(str(inner), factory=load["factory"]).source
+    metric = beside(sample.metric) if sample.metric and _is_factory(sample.metric) else sample.metric
+    return Found(source, load, beside(sample.calibration), beside(sample.evaluation), metric)
+
+
+def _is_own_sample(folder: Path) -> bool:
+    """Whether a folder is one of the samples of the checkout that edgeship itself runs from."""
+    samples = Path(__file__).resolve().parents[2] / "samples"
+    return folder.resolve().parent == samples and (samples.parent / "pyproject.toml").is_file()
+
+
+def code_in_sample(folder: Path, sample: Sample) -> list[str]:
+    """Python that a sample names, as it names it: factories, functions that make data, metrics. Files that are not
+    there cannot run, and are reported as missing where they are needed."""
+    metric = sample.metric if sample.metric and _is_factory(sample.metric) else None
+    named = [sample.source, sample.factory, sample.calibration, sample.evaluation, metric]
+    found = [name for name in named if name and (_is_factory(name) or _is_factory(str(folder / name)))]
+    heads = {name: name.rpartition(":")[0] for name in found}
+    return [name for name in found if not heads[name].endswith(".py") or (folder / heads[name]).is_file()]
+
+
+def _refuse_code(folder: Path, sample: Sample) -> None:
+    """Raise `UnsafeSourceError` for Python that the sample names, and for files outside of its folder."""
+    code = code_in_sample(folder, sample)
+    if code:
+        raise UnsafeSourceError(
+            f"{folder / SAMPLE_FILE} names Python that would run: {', '.join(code)[:200]}",
+            fix="read it, and add --trust to let it run",
+        )
+    home = folder.resolve()
+    files = [name for name in (sample.source, sample.factory, sample.calibration, sample.evaluation) if name]
+    outside = next((name for name in files if not (folder / name).resolve().is_relative_to(home)), None)
+    if outside is not None:
+        raise UnsafeSourceError(
+            f"{folder / SAMPLE_FILE} leads out of its folder, to {outside[:200]}", fix="add --trust to let it"
+        )
+
+
+def trusted_code(reference: str) -> list[str]:
+    """What ``--trust`` lets run for a source, for people to read: nothing where it changes nothing."""
+    path = Path(reference)
+    try:
+        if path.is_dir() and (path / SAMPLE_FILE).is_file():
+            return code_in_sample(path, read_toml(Sample, path / SAMPLE_FILE))
+        if path.is_file() and _form(path) == "export":
+            from edgeship.program.archive import code_in_archive
+
+            return code_in_archive(path)
+    except (OSError, EdgeshipError):
+        pass  # building says what is wrong with it
+    return []
 
 
 def _source(path: Path, form: str, reference: str, factory: str = "") -> Source:

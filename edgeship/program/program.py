@@ -15,7 +15,7 @@ from edgeship.core.inventory import Inventory
 from edgeship.core.model import Signature, TorchModel
 from edgeship.core.records import read_json, write_json
 from edgeship.core.weights import ActivationEncoding, Affine, EncodedTensor, Float, Palette, Sparse
-from edgeship.errors import ArtifactError, LoweringError, WeightsError
+from edgeship.errors import ArtifactError, LoweringError, SourceError, WeightsError
 from edgeship.program.looks import Expected
 from edgeship.program.stored import ENCODED, EncodedStore, link, open_floats, save_encoded, save_floats
 
@@ -73,12 +73,12 @@ class StoredGraph:
 
     def read(self) -> ExportedProgram:
         """The graph. Raises `ArtifactError` when it is damaged."""
-        import torch
+        from edgeship.program.archive import read_archive
 
         if self._read is None:
             try:
-                self._read = torch.export.load(self.path)
-            except Exception as error:  # zip, JSON and schema errors of many types
+                self._read = read_archive(self.path, own=True)
+            except (SourceError, OSError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise ArtifactError(f"{self.path} is no torch program: {reason}", fix="build again") from error
         return self._read

@@ -20,6 +20,9 @@ SAMPLE_MACS = 5 * 10**8
 LEAST = 100
 # A text is as many predictions as it has tokens.
 LEAST_TEXTS = 8
+# What a profile's max_drop is a share of. A loss of 0.5 % has no meaning for decibels or for a function of the user's:
+# such a metric is measured, and gates only with a --max-drop of its own.
+TASK_METRICS = ("accuracy", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class CheckAccuracy(Pass):
     Args:
         data: what is measured on. calibration: what calibration saw; such samples are left out where others are there.
         metric: ``accuracy``, ``perplexity``, ``cosine``, ``snr``, or ``file.py:function``.
-        max_drop: the largest drop allowed, as a fraction; not gated when None.
+        max_drop: the largest drop allowed, as a fraction; not gated when None. The profile's is for `TASK_METRICS`.
         metric_digest: of the file that a user's function lies in.
         required: the user asked for the figure, so data that cannot give it is an error.
         limit: how many samples at most, spread evenly over the data; the baseline is taken on the same ones. Fewer for
@@ -68,11 +71,13 @@ class CheckAccuracy(Pass):
         """Planned when there is evaluation data."""
         if request.evaluation is None:
             return Skip("no --eval data")
-        drop = request.max_drop if request.max_drop is not None else request.profile.max_drop
+        metric = request.metric or "accuracy"
+        drop = request.max_drop
+        if drop is None and metric in TASK_METRICS:
+            drop = request.profile.max_drop
         required = request.max_drop is not None or request.metric is not None
         digest = script_digest(request.metric or "")
         limit = affordable_samples(request)
-        metric = request.metric or "accuracy"
         return cls(
             request.runtime, request.evaluation, request.calibration, metric, drop, required, digest, limit
         )  # fmt: skip

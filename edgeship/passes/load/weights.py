@@ -10,7 +10,7 @@ from edgeship.core.model import Source, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.data.specs import parse_inputs
-from edgeship.errors import SourceError, UnsafeSourceError, UsageError, WeightsError
+from edgeship.errors import SourceError, UsageError, WeightsError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,12 +74,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         SourceError: damaged. UnsafeSourceError: the pickle holds more than tensors.
     """
-    import pickle
-    import re
-
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    from edgeship.program.checkpoint import open_checkpoint
+    from edgeship.program.pickled import TensorRecord
 
     if path.suffix.lower() == ".safetensors":
         try:
@@ -87,25 +86,17 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             return state
         except (SafetensorError, OSError, ValueError) as error:
             raise SourceError(f"{path} is not a readable safetensors file: {error}", fix="download it again") from None
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own message advises to load it all the same.
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        raise UnsafeSourceError(
-            f"{path} is a pickle that holds more than tensors{f': {found[1]}' if found else ''}",
-            fix="loading it would run code; save its state_dict as safetensors where you trust it",
-        ) from None
-    except Exception as error:  # truncated archives raise many types
-        raise SourceError(f"{path} is not a readable checkpoint: {str(error)[:160]}", fix="download it again") from None
+    checkpoint = open_checkpoint(path)
+    loaded = checkpoint.content
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(isinstance(value, TensorRecord) for value in loaded.values()):
         raise SourceError(f"{path} is not a state dict", fix="save model.state_dict()")
-    if loaded and all(name.startswith("module.") for name in loaded):
-        return {name.removeprefix("module."): value for name, value in loaded.items()}
-    return dict(loaded)
+    read = {str(name): checkpoint.tensor(value) for name, value in loaded.items()}
+    if read and all(name.startswith("module.") for name in read):
+        return {name.removeprefix("module."): value for name, value in read.items()}
+    return read
 
 
 def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:

@@ -46,6 +46,22 @@ def test_how_many_samples_follows_from_engine_and_arithmetic(runtime):
     assert affordable_samples(dataclasses.replace(request(runtime, 1), inventory=None)) == most
 
 
+@pytest.mark.parametrize(
+    ("metric", "max_drop", "gate"),
+    [
+        (None, None, 0.005), ("accuracy", None, 0.005), ("perplexity", None, 0.005), ("snr", None, None),
+        ("cosine", None, None), ("m.py:f", None, None), ("snr", 0.01, 0.01), ("accuracy", 0.1, 0.1),
+    ],
+)  # fmt: skip
+def test_a_profile_gates_what_its_share_is_a_share_of(metric, max_drop, gate):
+    """Half a point of accuracy says nothing of decibels: --metric snr alone measures, and starts no repairs."""
+    asked = dataclasses.replace(request("onnx", 10**6), metric=metric, max_drop=max_drop)
+    task = CheckAccuracy.plan(asked)
+    assert isinstance(task, CheckAccuracy)
+    assert task.max_drop == gate
+    assert task.metric == (metric or "accuracy")
+
+
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     base = tmp_path_factory.mktemp("accuracy")
