@@ -64,7 +64,10 @@ def recorded_reads() -> Iterator[Reads]:
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and reads.active:
+            # os.open says no mode, only flags.
+            flags = args[2] if isinstance(args[2], int) else 0
             writing = isinstance(args[1], str) and any(letter in args[1] for letter in "wax+")
+            writing = writing or flags & (os.O_WRONLY | os.O_RDWR) != 0
             if not writing:
                 reads.saw(args[0])
             elif isinstance(args[0], (str, bytes, Path)):
