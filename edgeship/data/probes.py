@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
     Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]
 
-NOISE = "noise"
 # Values that a range given for an input may be missed by: it is written in a few digits.
 SLACK = 1e-3
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from edgeship.core.model import Artifact
 from edgeship.core.passes import Context
 from edgeship.core.runtimes import Session, as_numpy
-from edgeship.data.probes import NOISE, Probe
 from edgeship.errors import SourceError
 from edgeship.program.compare import Comparison, Reference
 from edgeship.program.conditioning import UNIT, Peak, Trembling
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     Batch = Mapping[str, npt.NDArray[Any]]
 
 GIVEN = "the given inputs"
+NOISE = "noise"
 FED_BACK = "32 steps with states fed back"
 STEPS = 32
 # The second engine and adapters are compared on so many inputs.
@@ -36,12 +36,12 @@ class Questions:
     """What an artifact is asked.
 
     Args:
-        given: inputs from the user's data. drawn: noise. probes: see `data.probes`. states: output -> input.
+        given: inputs from the user's data. drawn: noise. probes: kind -> inputs of it. states: output -> input.
     """
 
     given: Sequence[Batch]
     drawn: Sequence[Batch]
-    probes: Sequence[Probe]
+    probes: Mapping[str, Batch]
     states: Mapping[str, str]
 
     @property
@@ -140,9 +140,9 @@ class Trial:
         unit = UNIT.get(self.arithmetic, UNIT["dynamic"])
         moved = Trembling(self.original, unit)
         moved_total = moved if self.weights_unit == unit else Trembling(self.original, self.weights_unit)
-        for done, probe in enumerate(questions.probes):
-            ctx.progress(done, len(questions.probes), f"comparing on {probe.kind}")
-            self._ask_probe(session, model, probe, moved, moved_total)
+        for done, (name, batch) in enumerate(questions.probes.items()):
+            ctx.progress(done, len(questions.probes), f"comparing on {name}")
+            self._ask_probe(session, model, name, batch, moved, moved_total)
         if questions.states:
             ctx.progress(0, STEPS, "comparing with states fed back")
             self._feed_back(session, model, questions, moved, moved_total)
@@ -178,23 +178,23 @@ class Trial:
             ) from error
 
     def _ask_probe(
-        self, session: Session, model: Artifact, probe: Probe, moved: Trembling, moved_total: Trembling
+        self, session: Session, model: Artifact, name: str, batch: Batch, moved: Trembling, moved_total: Trembling
     ) -> None:
         try:
-            wanted, plain = self.decided.run(probe.batch), self.loaded.run(probe.batch)
-            own, peak = moved.run(probe.batch)
+            wanted, plain = self.decided.run(batch), self.loaded.run(batch)
+            own, peak = moved.run(batch)
         except (RuntimeError, IndexError) as error:
-            self.not_asked[probe.kind] = " ".join(str(error).split())[:100]
+            self.not_asked[name] = " ".join(str(error).split())[:100]
             return
         kind = Kind(own=Comparison(), own_total=Comparison(), peak=peak)
-        self.kinds[probe.kind] = kind
-        own_total = own if moved_total is moved else moved_total.run(probe.batch)[0]
+        self.kinds[name] = kind
+        own_total = own if moved_total is moved else moved_total.run(batch)[0]
         if self.static:
             from edgeship.program.saturation import beyond_grids
 
-            kind.beyond = beyond_grids(self.program, probe.batch)
+            kind.beyond = beyond_grids(self.program, batch)
         try:
-            found = session.run(fitted(model, probe.batch))
+            found = session.run(fitted(model, batch))
         except Exception as error:  # the engines raise errors of many types; the verdict says which
             kind.refused = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             return

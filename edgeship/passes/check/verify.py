@@ -11,11 +11,10 @@ from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.report import Measurement, Verdict
 from edgeship.core.runtimes import ENGINE_PACKAGES, ActivationMode, Runtime
-from edgeship.data.probes import NOISE
 from edgeship.errors import UsageError
 from edgeship.program.compare import MAX_SNR_DB
 from edgeship.program.judging import LEAST_DB, Finding, Scales, judge, unanswered
-from edgeship.program.trial import FED_BACK, GIVEN, Questions, Trial
+from edgeship.program.trial import FED_BACK, GIVEN, NOISE, Questions, Trial
 
 if TYPE_CHECKING:
     from edgeship.program.program import TorchProgram
@@ -118,7 +117,8 @@ class VerifyArtifact(Pass):
             given = load_batches(self.data.reference, signature, self.samples, without=calibrated)
         drawn = generate_batches(signature, self.samples - len(given), self.seed)
         states = {} if program.record.decoder is not None else state_pairs(signature)
-        return Questions(given, drawn, probe_batches(signature, self.seed), states)
+        probes = {probe.kind: probe.batch for probe in probe_batches(signature, self.seed)}
+        return Questions(given, drawn, probes, states)
 
     def limit(self, model: Artifact) -> tuple[str, float]:
         """The arithmetic in a word, and the lowest ratio that passes for it."""
