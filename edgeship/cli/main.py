@@ -76,6 +76,12 @@ def order_options(command: F) -> F:
         ),
         click.option("--max-size", metavar="SIZE", help="Limit for each artifact's files, such as 3GB."),
         click.option("--max-drop", metavar="SHARE", help="Largest drop of the metric allowed, such as 1%."),
+        click.option(
+            "--keep",
+            multiple=True,
+            metavar="PATTERN[=ENC]",
+            help="Weights to keep in float16, float32 or int8, as *.stem.weight=float16; repeat for more.",
+        ),
         click.option("--set", "settings", multiple=True, metavar="PASS.FIELD=VALUE", help="Set an option of a pass."),
         click.option(
             "--trust",

@@ -302,7 +302,8 @@ def print_inspection(found: Mapping[str, Any]) -> None:
         layers = Table()
         for name in ("layer", "encoding", "shape", "bytes", "error", "loss at the outputs"):
             layers.add_column(name, justify="left" if name in ("layer", "encoding", "shape") else "right")
-        for name, layer in artifact["layers"].items():
+        # What costs the outputs most comes first.
+        for name, layer in sorted(artifact["layers"].items(), key=lambda item: -(item[1]["loss"] or 0)):
             ratio, loss = layer["snr_db"], layer["loss"]
             error = "-" if ratio is None else f"{ratio:.1f} dB"
             cost = "-" if loss is None else f"{loss:.2g}"

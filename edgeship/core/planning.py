@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from typing import Literal, cast, get_args
 
 from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, short_name
-from edgeship.core.inventory import WeightOp, WeightUse
+from edgeship.core.inventory import Inventory, WeightOp, WeightUse
 from edgeship.core.profile import Request
+from edgeship.core.records import suggest
 from edgeship.core.weights import Affine, Encoding, Float, Palette, Sparse
-from edgeship.errors import EncodingError
+from edgeship.errors import EncodingError, UsageError
 
 Method = Literal["nearest", "clipped", "gptq", "awq"]
 # For each operator the short names of the encodings that it may have.
@@ -23,6 +25,56 @@ def refusal(request: Request, op: WeightOp, encoding: Encoding) -> str:
     runtime = runtimes()[request.runtime]
     held = runtime.holds(op, encoding, request.choice.activations)
     return held or runtime.refused_by_system(encoding, request.target, request.options)
+
+
+# What --keep may say of a weight, the first when it says nothing.
+KEPT_AS = ("float16", "float32", "int8")
+
+
+def kept_weights(keep: Sequence[str], inventory: Inventory) -> tuple[tuple[str, str], ...]:
+    """``--keep PATTERN[=ENCODING]`` as (weight, short name of its encoding), a later pattern before an earlier one.
+
+    Raises:
+        UsageError: an encoding that is none of `KEPT_AS`, or a pattern that no stored weight meets, with a near name.
+    """
+    uses = {use.name: use for use in inventory.weights}
+    stored = [name for name, use in uses.items() if use.op in ENCODED_OPS]
+    found: dict[str, str] = {}
+    for text in keep:
+        pattern, equals, encoding = text.partition("=")
+        encoding = encoding if equals else KEPT_AS[0]
+        if encoding not in KEPT_AS:
+            raise UsageError(f"--keep {text!r}: {encoding!r} is not known", fix=f"write ={', ='.join(KEPT_AS)}")
+        met = [name for name in stored if fnmatchcase(name, pattern)]
+        if not met:
+            others = [name for name in uses if fnmatchcase(name, pattern)]
+            if others:
+                raise UsageError(
+                    f"--keep {pattern}: {others[0]} is no weight of a layer and keeps its float numbers anyway",
+                    fix=suggest(pattern, stored),
+                )
+            raise UsageError(f"--keep {pattern}: no weight is called so", fix=suggest(pattern, stored))
+        found.update(dict.fromkeys(met, encoding))
+    return tuple(sorted(found.items()))
+
+
+def wider_candidates(request: Request) -> Candidates:
+    """For each operator what a weight may get instead of fewer bits where these cost too much: what the runtime holds
+    of 8 bits and float16."""
+
+    def held(op: WeightOp) -> tuple[str, ...]:
+        return tuple(name for name in ("int8", "float16") if not refusal(request, op, encoding_named(name)))
+
+    return tuple((op, held(op)) for op in ENCODED_OPS)
+
+
+def next_wider(candidates: Candidates, use: WeightUse, encoding: Encoding) -> Encoding | None:
+    """The first candidate with more bits than ``encoding``; None where there is none."""
+    for name in dict(candidates).get(use.op, ()):
+        larger = fitted(encoding_named(name), use)
+        if larger.bits > encoding.bits:
+            return larger
+    return None
 
 
 def refuse_unholdable(request: Request, decide: Callable[[WeightUse], Encoding | None]) -> None:

@@ -90,6 +90,7 @@ class Request:
         inventory: weights and operators of the loaded model; None while the loader itself is planned.
         options: ``--set`` values by pass name and field.
         raised: what the accuracy gate gave back: (weight, short name of its encoding), for this route only.
+        keep: weights that the user wants in an encoding of their own: (weight, its short name).
         spare_bytes: what the size gate took from the budget of ``auto``, for this route only.
         rank: the accuracy gate fell short: measure what each layer costs.
         context: positions that a language model's artifact keeps, when the user said. decoder: of that model.
@@ -109,6 +110,7 @@ class Request:
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     load: Mapping[str, Any] = field(default_factory=dict)
     raised: tuple[tuple[str, str], ...] = ()
+    keep: tuple[tuple[str, str], ...] = ()
     spare_bytes: int = 0
     rank: bool = False
     context: int | None = None

@@ -66,7 +66,7 @@ def gather_all(prepared: Prepared, execution: Execution, output: Path, source: s
         encodings, activations = _decided(record, result)
         choice = next(item for item in prepared.requests if item.runtime == mine[0][1]).choice
         row = _row(prepared, step, execution, result, names, encodings, activations)
-        encodings = _with_costs(encodings, row)
+        encodings = _with_costs(encodings, row, record.losses)
         size, bits = _weight_bytes(record, result, encodings)
         built.append(BuiltArtifact(names, result, choice, encodings, activations, size, bits, record.curve))
         rows.append(row)
@@ -126,9 +126,11 @@ def _decided(
     return encodings, activations
 
 
-def _with_costs(encodings: Mapping[str, EncodingRecord], row: ArtifactRow) -> dict[str, EncodingRecord]:
-    """The records with what check/layers measured of each."""
-    ratios, losses = row.by_weight(SNR_OF), losses_of(row)
+def _with_costs(
+    encodings: Mapping[str, EncodingRecord], row: ArtifactRow, measured: Mapping[str, float]
+) -> dict[str, EncodingRecord]:
+    """The records with what check/layers measured of each, or what compress/quantize did before it rounded."""
+    ratios, losses = row.by_weight(SNR_OF), {**measured, **losses_of(row)}
     return {
         name: dataclasses.replace(item, snr_db=ratios.get(name), loss=losses.get(name))
         for name, item in encodings.items()

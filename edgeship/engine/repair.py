@@ -92,7 +92,8 @@ def raise_worst(
     assert request.inventory is not None
     uses = {use.name: use for use in request.inventory.weights}
     raised = dict(request.raised)
-    open_losses = {name: loss for name, loss in losses.items() if name in encodings}
+    kept = dict(request.keep)
+    open_losses = {name: loss for name, loss in losses.items() if name in encodings and name not in kept}
     total, gone, moved = sum(open_losses.values()), 0.0, False
     if total < NEGLIGIBLE:
         return None

@@ -41,6 +41,8 @@ class ProgramRecord:
         assignment: weight name -> the encoding that an allocation chose for it, before anything is encoded.
         curve: what the allocation chose from: (bytes, loss) of the best choice at each budget, smallest first.
         pruned: weight name -> share of its numbers that pruning made zero.
+        losses: weight name -> noise over signal in the worst slice of an output with it alone rounded as the profile
+            has it, where that was measured.
         decoder: of a language model: its layers, caches and tokens.
         expected: weight of a first layer -> what its answers were like in training.
         history: one sentence for each pass that made this program.
@@ -55,6 +57,7 @@ class ProgramRecord:
     assignment: dict[str, Float | Affine | Palette | Sparse] = field(default_factory=dict)
     curve: tuple[tuple[int, float], ...] = ()
     pruned: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
     decoder: Decoder | None = None
     expected: dict[str, Expected] = field(default_factory=dict)
 

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-# Indices whose largest numbers are within this factor belong together.
+# Indices whose largest numbers are within this factor belong together. An index of few numbers may be small by chance,
+# as one class's score of a thousand in a handful of samples is: there only a far larger factor says anything.
 ALIKE = 16.0
+ALIKE_OF_FEW = 256.0
+FEW = 64
 # What is this much smaller than the largest number of its slice, in every sample, says nothing.
 NOTHING = 1e-9
 
@@ -69,15 +72,15 @@ def slices_of(values: Array) -> list[Slice]:
         # Spread in octaves; what is zero throughout counts as the smallest that is not.
         seen = sizes[sizes > NOTHING * sizes.max()]
         spread = float(np.log2(seen).std())
-        groups = _alike(sizes)
+        groups = _alike(sizes, ALIKE if values.size // len(sizes) >= FEW else ALIKE_OF_FEW)
         if len(groups) > 1 and spread > widest:
             widest = spread
             found = [Slice(axis, tuple(int(index) for index in np.sort(group))) for group in groups]
     return found or [Slice()]
 
 
-def _alike(sizes: Array) -> list[Array]:
-    """Indices in groups, from the largest down; what is zero throughout joins the last."""
+def _alike(sizes: Array, factor: float) -> list[Array]:
+    """Indices in groups of sizes within a factor, from the largest down; what is zero throughout joins the last."""
     import numpy as np
 
     order = np.argsort(-sizes, kind="stable")
@@ -86,7 +89,7 @@ def _alike(sizes: Array) -> list[Array]:
     top = 0.0
     for index in order:
         size = float(sizes[index])
-        if not groups or (size > least and size < top / ALIKE):
+        if not groups or (size > least and size < top / factor):
             groups.append([])
             top = size
         groups[-1].append(int(index))

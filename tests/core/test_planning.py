@@ -1,12 +1,13 @@
 """What passes ask while they are planned: the encoding that will be, and whether the target holds it."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.model import Source
-from edgeship.core.planning import held_candidates, planned_encoding, refuse_unholdable
+from edgeship.core.planning import held_candidates, kept_weights, next_wider, planned_encoding, refuse_unholdable
 from edgeship.core.profile import Choice, Profile, Request
 from edgeship.core.registry import targets
 from edgeship.core.weights import Affine, Float, Palette
@@ -63,3 +64,54 @@ def test_what_an_older_system_lacks_is_refused_while_planning():
 def test_auto_chooses_among_what_the_older_system_has():
     assert dict(held_candidates(request("auto", "coreml")))["linear"] == ("int8", "int4-g32")
     assert dict(held_candidates(request("auto", "coreml", **OLDER)))["linear"] == ("int8",)
+
+
+LAYERS = Inventory(
+    (
+        WeightUse("stem.weight", "conv", (8, 3, 3, 3)), WeightUse("stem.bias", "other", (8,)),
+        WeightUse("head.0.weight", "linear", (4, 8)), WeightUse("head.1.weight", "linear", (4, 4)),
+    ),
+    (), 1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keep", "found"),
+    [
+        (["stem.weight"], {"stem.weight": "float16"}),
+        (["head.*=float32"], {"head.0.weight": "float32", "head.1.weight": "float32"}),
+        (
+            ["*=int8", "head.1.weight=float16"],
+            {"head.0.weight": "int8", "head.1.weight": "float16", "stem.weight": "int8"},
+        ),
+        (["head.[0].weight"], {"head.0.weight": "float16"}),
+        ([], {}),
+    ],
+)
+def test_keep_names_weights_by_pattern(keep, found):
+    assert dict(kept_weights(keep, LAYERS)) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("stem.weigt", r"no weight is called so.*did you mean stem\.weight"),
+        ("stem.bias", r"no weight of a layer"),
+        ("stem.weight=int4", r"'int4' is not known.*=float16"),
+        ("stem.weight=", r"'' is not known"),
+        ("", r"no weight is called so"),
+    ],
+)
+def test_a_pattern_that_keeps_nothing_is_refused_with_a_way_out(text, says):
+    with pytest.raises(UsageError) as refused:
+        kept_weights([text], LAYERS)
+    assert re.search(says, f"{refused.value} {refused.value.fix}")
+
+
+def test_the_next_wider_has_more_bits_than_the_weight():
+    held = (("linear", ("int8", "float16")), ("conv", ()))
+    linear, conv = LAYERS.weights[2], LAYERS.weights[0]
+    assert next_wider(held, linear, Affine(4)) == Affine(8)
+    assert next_wider(held, linear, Affine(8)) == Float(16)
+    assert next_wider(held, linear, Float(16)) is None
+    assert next_wider(held, conv, Affine(4)) is None

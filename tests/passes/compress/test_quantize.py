@@ -13,7 +13,7 @@ from edgeship.engine.planner import apply_options
 from edgeship.errors import DataError, EncodingError, UsageError
 from edgeship.passes.compress.prune import PruneWeights
 from edgeship.passes.compress.quantize import QuantizeWeights
-from edgeship.program.program import TorchProgram, read_record
+from edgeship.program.program import REMARK, TorchProgram, read_record
 
 
 def run(step, model, folder):
@@ -177,3 +177,32 @@ def test_pruned_weights_in_a_dense_palette_lose_no_more_than_whole_ones(method, 
 def test_numbers_that_say_nothing_are_refused(fields, says, request_for):
     with pytest.raises(UsageError, match=says):
         QuantizeWeights(**fields).confirm(request_for())
+
+
+def test_what_the_user_keeps_is_kept_and_told(request_for, saved, tmp_path):
+    step = QuantizeWeights.plan(request_for(keep=(("0.weight", "float16"), ("6.weight", "float32"))))
+    step.confirm(request_for())
+    program = run(step, saved, tmp_path / "kept")
+    assert program.record.encodings["0.weight"] == Float(16)
+    assert program.record.encodings["6.weight"] == Float(32)
+    assert program.record.encodings["2.weight"] == Affine(8)
+    assert (
+        program.record.history[-1]
+        == f"{REMARK}compress/quantize: kept as --keep says: 0.weight float16, 6.weight float32"
+    )
+    with pytest.raises(EncodingError, match="cannot hold"):
+        QuantizeWeights.plan(request_for("qnn", keep=(("0.weight", "float16"),))).confirm(request_for("qnn"))
+
+
+def test_weights_that_cost_the_outputs_most_get_more_bits(request_for, saved, tmp_path):
+    step = QuantizeWeights.plan(request_for(profile="small"))
+    assert step.floor_db > 0
+    plain = run(dataclasses.replace(step, floor_db=0), saved, tmp_path / "plain")
+    assert plain.record.losses == {}
+    program = run(dataclasses.replace(step, floor_db=40), saved, tmp_path / "guarded")
+    assert set(program.record.losses) == set(program.encoded)
+    raised = [name for name, encoding in program.record.encodings.items() if encoding.bits == 8]
+    assert raised
+    assert all(name in program.record.history[-1] for name in raised[:5])
+    assert QuantizeWeights.plan(request_for(profile="exact")).floor_db == 0
+    assert QuantizeWeights.plan(request_for(options={"compress/finetune": {"steps": "1"}})).floor_db == 0

@@ -1,0 +1,199 @@
+"""Weights that get more bits, because what they lose is most of what the outputs lose.
+
+An STFT's or a mel basis feeds a logarithm, a first depthwise layer of 288 weights decides everything after it: each
+loses more than all other layers together, and weighs next to nothing. Found by measurement alone: each is rounded to
+nearest by itself, the model runs from there on, and its error is taken in every slice of every output
+(`program.slices`) and every sample. Errors of several weights add, as independent noise does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgeship.compression.encode import Encoder
+from edgeship.compression.walk import Layer, Steps, walk
+from edgeship.core.encodings import stored_bits
+from edgeship.program.slices import NOTHING, Slice, slices_of
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+
+    from edgeship.core.inventory import WeightUse
+    from edgeship.core.weights import Encoding
+    from edgeship.program.program import TorchProgram
+
+    Array = npt.NDArray[Any]
+
+# Samples at most, and multiply-accumulates that may be spent: seconds, not minutes.
+SAMPLES = 8
+BUDGET = 1e11
+# A weight that makes less than this share of the error in the slice that it would help is no exception.
+DOMINATES = 0.05
+# What all exceptions together may add to the encoded bytes, for 8 bits and for fewer, and what they always may.
+SHARE, SHARE_OF_SHORT = 0.08, 0.16
+FEW_BYTES = 100_000
+
+
+@dataclass(frozen=True)
+class Sensitive:
+    """What was found.
+
+    Args:
+        kept: weight -> the encoding with more bits that it gets instead.
+        losses: weight -> noise over signal in the worst slice with it alone as wanted.
+        before_db, after_db: the worst slice with all weights as wanted, and with the exceptions, by the sum of losses.
+    """
+
+    kept: dict[str, Encoding] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+    before_db: float = 200.0
+    after_db: float = 200.0
+
+
+def find_sensitive(
+    program: TorchProgram,
+    wanted: Mapping[str, Encoding],
+    wider: Callable[[WeightUse, Encoding], Encoding | None],
+    batches: Sequence[Mapping[str, Any]],
+    floor_db: float,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> Sensitive:
+    """Exceptions until the worst slice of an output keeps ``floor_db``, the cheapest for what they bring first.
+
+    Args:
+        wanted: weight -> encoding. wider: the next encoding of a weight that the runtime holds; None where
+            there is none.
+        batches: inputs by name, NumPy; as many are used as there is time for. None of them measures nothing.
+    """
+    import numpy as np
+
+    uses = {use.name: use for use in program.record.inventory.weights if use.name in wanted}
+    work = program.record.inventory.macs * max(len(uses), 1) / 2
+    count = min(SAMPLES, len(batches), int(BUDGET / max(work, 1)))
+    if count == 0 or not uses:
+        return Sensitive()
+    chosen = [batches[index * len(batches) // count] for index in range(count)]
+    rows = _alone(program, wanted, chosen, progress)
+    if not any(row.size for row in rows.values()):
+        return Sensitive()
+    allowed = 10 ** (-floor_db / 10)
+    losses = {name: float(row.max(initial=0)) for name, row in rows.items()}
+    total = np.sum(list(rows.values()), axis=0)
+    before = _decibels(total)
+    spare = _room(uses, wanted)
+    kept: dict[str, Encoding] = {}
+    while float(total.max(initial=0)) > allowed:
+        best = _best(
+            rows, total, allowed, spare, {name: (uses[name], wanted[name]) for name in rows if name not in kept}, wider
+        )
+        if best is None:
+            break
+        name, encoding, extra = best
+        kept[name] = encoding
+        spare -= extra
+        total = np.maximum(total - rows[name], 0)
+    return Sensitive(kept, losses, before, _decibels(total))
+
+
+def _best(
+    rows: Mapping[str, Array],
+    total: Array,
+    allowed: float,
+    spare: int,
+    left: Mapping[str, tuple[WeightUse, Encoding]],
+    wider: Callable[[WeightUse, Encoding], Encoding | None],
+) -> tuple[str, Encoding, int] | None:
+    """The exception that takes most from what fails for each byte, with its bytes; None where none may be made."""
+    failing = total > allowed
+    found: tuple[float, str, Encoding, int] | None = None
+    for name, (use, encoding) in left.items():
+        share = float((rows[name][failing] / total[failing]).max())
+        larger = wider(use, encoding) if share >= DOMINATES else None
+        if larger is None:
+            continue
+        extra = _bytes(use, larger) - _bytes(use, encoding)
+        gain = share / max(extra, 1)
+        if extra <= spare and (found is None or gain > found[0]):
+            found = (gain, name, larger, extra)
+    return None if found is None else found[1:]
+
+
+def _bytes(use: WeightUse, encoding: Encoding) -> int:
+    return -(-stored_bits(encoding, use, encoding.bits) // 8)
+
+
+def _room(uses: Mapping[str, WeightUse], wanted: Mapping[str, Encoding]) -> int:
+    """Bytes that exceptions may add."""
+    short = any(encoding.bits < 8 for encoding in wanted.values())
+    stored = sum(_bytes(use, wanted[name]) for name, use in uses.items())
+    return max(FEW_BYTES, int((SHARE_OF_SHORT if short else SHARE) * stored))
+
+
+def _decibels(total: Array) -> float:
+    import numpy as np
+
+    return float(-10 * np.log10(max(float(total.max(initial=0)), 1e-20)))
+
+
+def _alone(
+    program: TorchProgram,
+    wanted: Mapping[str, Encoding],
+    batches: Sequence[Mapping[str, Any]],
+    progress: Callable[[int, int, str], None],
+) -> dict[str, Array]:
+    """Weight -> noise over signal with it alone rounded, one number for each slice of an output and sample that say
+    something; in the order of the graph."""
+    import torch
+
+    numbers = range(len(batches))
+    steps = Steps(program, batches)
+    encoder = Encoder(program, {}, "nearest")
+    rows: dict[str, Array] = {}
+    with torch.no_grad():
+        answers = steps.answers(0, steps.inputs(numbers), {})
+        if not answers[0]:
+            return {}
+        outputs = _Outputs(answers)
+
+        def visit(layer: Layer) -> None:
+            name = program.record.aliases.get(layer.use.name, layer.use.name)
+            if name not in wanted or name in rows:
+                return
+            progress(len(rows), len(wanted), f"{name} alone")
+            tensor = encoder.encode_one(layer.use, wanted[name])
+            rows[name] = outputs.noise(layer.answers(torch.from_numpy(tensor.dequantize().copy()), numbers))
+
+        walk(program, batches, visit)
+    return rows
+
+
+class _Outputs:
+    """The float model's answers, in slices."""
+
+    def __init__(self, answers: Sequence[Sequence[torch.Tensor]]) -> None:
+        import numpy as np
+
+        self._wanted = self._stacked(answers)
+        self._parts: list[tuple[int, Slice]] = [
+            (place, part) for place, value in enumerate(self._wanted) for part in slices_of(value)
+        ]
+        signal = [np.square(part.of(self._wanted[place])).sum(1) for place, part in self._parts]
+        self._signal = np.concatenate([np.where(row > NOTHING * row.max(initial=0), row, 0) for row in signal])
+
+    def noise(self, answers: Sequence[Sequence[torch.Tensor]]) -> Array:
+        """Noise over signal of each slice and sample."""
+        import numpy as np
+
+        made = self._stacked(answers)
+        noise = [np.square(part.of(made[place] - self._wanted[place])).sum(1) for place, part in self._parts]
+        counted = self._signal > 0
+        return np.asarray(np.concatenate(noise)[counted] / self._signal[counted])
+
+    @staticmethod
+    def _stacked(answers: Sequence[Sequence[torch.Tensor]]) -> list[Array]:
+        import numpy as np
+
+        return [np.stack([value.double().numpy() for value in column]) for column in zip(*answers, strict=True)]
