@@ -162,11 +162,12 @@ def _alone(
             name = program.record.aliases.get(layer.use.name, layer.use.name)
             if name not in wanted or name in rows:
                 return
+            assert layer.answers is not None, "the walk is asked for them"
             progress(len(rows), len(wanted), f"{name} alone")
             tensor = encoder.encode_one(layer.use, wanted[name])
             rows[name] = outputs.noise(layer.answers(torch.from_numpy(tensor.dequantize().copy()), numbers))
 
-        walk(program, batches, visit)
+        walk(program, batches, visit, answers=True)
     return rows
 
 
