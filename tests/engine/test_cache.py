@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -520,3 +521,46 @@ def test_a_model_comes_back_as_its_own_class(cache):
     stored = cache.put(KEY, folder, TorchModel(folder / "program", SIGNATURE))
     assert type(cache.get(KEY)) is TorchModel
     assert stored.path == cache.root / "steps" / KEY / "program"
+
+
+def test_windows_of_a_text_are_made_once_and_again_when_damaged(cache, monkeypatch):
+    made = []
+
+    def make(folder: Path) -> Path:
+        made.append(folder)
+        (folder / "windows.npz").write_bytes(b"tokens")
+        return folder / "windows.npz"
+
+    path = cache.windows({"text": "1"}, make)
+    assert cache.windows({"text": "1"}, make) == path
+    assert len(made) == 1
+    assert cache.windows({"text": "2"}, make) != path
+    flip(path, 9)
+    assert cache.windows({"text": "1"}, make).read_bytes() == b"tokens"
+    assert len(made) == 3
+    monkeypatch.setattr(module, "_version", lambda tool: "99.0")
+    assert cache.windows({"text": "1"}, make) != path
+
+
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.heavy), pytest.param(2, marks=pytest.mark.heavy)]
+)
+def test_flipped_bits_in_the_entries_of_a_build_never_ship(cli, tiny_order, tmp_path, seed):
+    """A bit in a file of every entry (loaded, quantized and lowered models, verdicts, figures), then all again."""
+    chance = random.Random(seed)
+    env = {"EDGESHIP_CACHE": str(tmp_path / "cache")}
+    order = [*tiny_order[:-1], "onnx,tflite", "-o", "out"]
+    ran = cli("build", *order, env=env)
+    assert ran.code == 0, ran.err
+    bundle = tmp_path / "out"
+    files = {path: path.read_bytes() for path in bundle.rglob("model.*")}
+    kinds = set()
+    for entry in sorted((tmp_path / "cache" / "steps").iterdir()):
+        kinds.add(json.loads((entry / RESULT).read_text())["stored"]["result"]["kind"])
+        path = chance.choice([path for path in sorted(entry.rglob("*")) if path.is_file() and path.stat().st_size])
+        flip(path, chance.randrange(8 * path.stat().st_size))
+    assert kinds == {"TorchModel", "OnnxModel", "TFLiteModel", "verdict", "measurements"}
+    ran = cli("build", *order, env=env)
+    assert ran.code == 0, ran.err
+    assert {path: path.read_bytes() for path in bundle.rglob("model.*")} == files
+    assert cli("verify", "out").code == 0

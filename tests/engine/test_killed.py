@@ -15,9 +15,11 @@ from edgeship.core.artifact import MANIFEST
 from edgeship.shipping.bundle import changed_files, read_bundle
 
 
-def start(order: tuple[object, ...], place: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "edgeship.cli.main", "build", *map(str, order)]
-    env = {**os.environ, "EDGESHIP_CACHE": str(place / "cache")}
+def start(
+    order: tuple[object, ...], place: Path, before: tuple[str, ...] = (), **variables: str
+) -> subprocess.Popen[bytes]:
+    command = [*before, sys.executable, "-m", "edgeship.cli.main", "build", *map(str, order)]
+    env = {**os.environ, "EDGESHIP_CACHE": str(place / "cache"), **variables}
     quiet = subprocess.DEVNULL
     return subprocess.Popen(command, cwd=place, env=env, stdout=quiet, stderr=quiet, start_new_session=True)
 
@@ -122,3 +124,87 @@ def test_two_builds_of_the_same_output_at_once(tiny_order, tmp_path):
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     assert_clean(tmp_path)
     assert changed_files(read_bundle(tmp_path / "out.edgeship")) == []
+
+
+# Process numbers start at 1 in each, as they do in containers that share a disk.
+NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+@pytest.fixture
+def namespace() -> tuple[str, ...]:
+    """What starts a command in a namespace of process numbers of its own."""
+    try:
+        tried = subprocess.run([*NAMESPACE, "true"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("no unshare on this system")
+    if tried.returncode:
+        pytest.skip(f"no namespace can be made here: {tried.stderr.strip()}")
+    return NAMESPACE
+
+
+def other_source(place: Path) -> tuple[object, ...]:
+    """A second model, some of whose steps are those of the tiny one."""
+    (place / "other.py").write_text(
+        "import torch\ndef model():\n    torch.manual_seed(1)\n    return torch.nn.Linear(8, 4)\n"
+    )
+    return (f"{place}/other.py:model", "--input", "x:f32[1,8]", "--target", "linux-x86", "--runtime", "onnx")
+
+
+def test_two_builds_in_two_namespaces_of_processes(namespace, tiny_order, tmp_path):
+    """Both with the same process numbers, the same cache and the same output."""
+    work = tmp_path / "work"
+    work.mkdir()
+    processes = [start((*tiny_order, "-o", "out.edgeship"), work, namespace) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert_clean(work)
+    assert changed_files(read_bundle(work / "out.edgeship")) == []
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("seed", range(3))
+def test_one_of_two_namespaces_is_killed(namespace, tiny_order, tmp_path, seed):
+    chance = random.Random(seed)
+    work = tmp_path / "work"
+    work.mkdir()
+    one, two = (*tiny_order, "-o", "out.edgeship"), (*other_source(tmp_path), "-o", "other")
+    for _ in range(3):
+        first = start(one, work, namespace)
+        second = start(two, work, namespace, EDGESHIP_CACHE_MAX="1")
+        time.sleep(chance.uniform(0.5, 6))
+        kill(first)
+        assert second.wait(timeout=300) == 0
+        assert changed_files(read_bundle(work / "other")) == []
+        assert_whole_or_absent(work / "out.edgeship")
+    assert start(one, work, namespace).wait(timeout=300) == 0
+    assert changed_files(read_bundle(work / "out.edgeship")) == []
+    assert not [path for path in work.iterdir() if path.name.startswith(".other")]
+    assert list((work / "cache" / "running").iterdir()) == []
+
+
+def test_eviction_beside_a_build(tiny_order, tmp_path):
+    """Builds with no room in the cache, side by side: each sweeps away what it can, and none what another uses."""
+    work = tmp_path / "work"
+    work.mkdir()
+    long = start((*tiny_order, "-o", "long"), work, EDGESHIP_CACHE_MAX="1")
+    beside = []
+    while long.poll() is None:
+        # The sweep of a build that ends before it loads anything.
+        absent = start(
+            ("absent.onnx", "--target", "linux-x86", "-o", f"short{len(beside)}"), work, EDGESHIP_CACHE_MAX="1"
+        )
+        beside.append(absent.wait(timeout=300))
+    assert long.returncode == 0
+    assert set(beside) == {3}
+    assert changed_files(read_bundle(work / "long")) == []
+
+
+@pytest.mark.heavy
+def test_two_builds_with_no_room_in_the_cache(tiny_order, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    orders = [(*tiny_order, "-o", "long"), (*other_source(tmp_path), "-o", "other")]
+    processes = [start(order, work, EDGESHIP_CACHE_MAX="1") for order in orders]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    for name in ("long", "other"):
+        assert changed_files(read_bundle(work / name)) == []
+    assert list((work / "cache" / "running").iterdir()) == []
