@@ -155,7 +155,7 @@ def check_place(output: Path, cache: Path | None = None, source: Path | None = N
         cache: the folder of results. source: what is built from.
 
     Raises:
-        UsageError: it holds the current folder, the source or the cache, or is a disk of its own.
+        UsageError: it holds the current folder, the source or the cache, lies in a bundle, or is a disk of its own.
     """
     place = resolved(output)
     if _here().is_relative_to(place):
@@ -163,6 +163,9 @@ def check_place(output: Path, cache: Path | None = None, source: Path | None = N
     for what, path in (("the cache", cache), ("the source", source)):
         if path is not None and resolved(path).is_relative_to(place):
             raise UsageError(f"{output} holds {what}, {path}, and cannot be replaced", fix="choose a folder with -o")
+    around = next((parent for parent in place.parents if recorded(parent) is not None), None)
+    if around is not None:
+        raise UsageError(f"{output} lies in the bundle {around}", fix="choose a folder beside it with -o")
     if _is_mounted(place):
         raise UsageError(f"{output} is a disk of its own, and cannot be replaced", fix="give a folder in it with -o")
 

@@ -206,6 +206,10 @@ def test_places_that_hold_what_the_build_needs_are_refused(tmp_path, monkeypatch
         check_output(tmp_path / "out", tmp_path / "out" / "cache")
     with pytest.raises(UsageError, match="holds the source"):
         check_output(tmp_path / "out", None, tmp_path / "out" / "onnx" / "model.onnx")
+    publish(tmp_path / "bundle")
+    for output in (tmp_path / "bundle" / "onnx", tmp_path / "bundle" / "new" / "deep"):
+        with pytest.raises(UsageError, match="lies in the bundle"):
+            check_output(output)
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(UsageError, match="is no path"):
         check_output(tmp_path / "loop")
