@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 # answer may be rounding. Static grids have one absolute step, so errors are held against the usual size itself.
 FLOOR = 1e-3
 STATIC_FLOOR = 1.0
+# Slices this far below the whole output are rounding of it: engines round sigmoids below 1e-8 to 0.
+WHOLE_FLOOR = 1e-4
+# The smallest normal number of float16: accelerators round what is below to 0. Not for outputs that are small as a
+# whole, of which it may take this share.
+SMALLEST_HALF, SMALL_SHARE = 2.0**-14, 0.05
 # An artifact may move this much more than the original itself does when its values are rounded once.
 ROOM_DB = 20.0
 # Below this the original's own answers move so much that there is nothing to compare with.
@@ -72,14 +77,15 @@ class Scales:
                 known = self.axes.get((name, axis))
                 self.axes[name, axis] = sums.sizes if known is None else np.maximum(known, sums.sizes)
 
-    def floor(self, output: str, group: Group, share: float) -> float:
-        """Noise power that counts as none in a group, by the usual size of its slices."""
+    def floor(self, output: str, group: Group, share: float, *, halves: bool = False) -> float:
+        """Size below which an answer in a group is rounding, by the usual size of its slices and of the output."""
         import numpy as np
 
         sizes = self.axes.get((output, group.axis))
-        usual = self.whole.get(output, 0.0) * FLOOR
         known = 0.0 if sizes is None else float(np.sqrt(np.mean(np.square(sizes[list(group.places)]))))
-        return group.elements * (share * max(known, usual)) ** 2
+        whole = self.whole.get(output, 0.0)
+        least = min(SMALLEST_HALF, SMALL_SHARE * whole) if halves else 0.0
+        return max(share * known, WHOLE_FLOOR * whole, least)
 
 
 def judge(
@@ -89,13 +95,14 @@ def judge(
     limit_db: float,
     *,
     static: bool = False,
+    halves: bool = False,
     own: Comparison | None = None,
 ) -> list[Finding]:
     """A finding for each group of slices of each float output, worst first.
 
     Args:
         found: the artifact's answers to one kind of inputs. scales: usual sizes.
-        limit_db: of the arithmetic. static: the artifact has static integer grids.
+        limit_db: of the arithmetic. static: the artifact has static integer grids. halves: it computes in float16.
         own: how far the original moves by itself, see `conditioning`; the limit is not above that.
     """
     share = STATIC_FLOOR if static else FLOOR
@@ -109,13 +116,14 @@ def judge(
             continue
         shape = error.first.shape if error.first is not None else ()
         for group in _groups(error):
-            floor = scales.floor(name, group, share)
+            size = scales.floor(name, group, share, halves=halves)
+            # As a power, like the sums.
+            floor = group.elements * size**2
             own_limit = _own_limit(own, name, group, floor)
             where = group.where(shape) if group.axis >= 0 else ""
             ratio = ratio_db(max(group.signal, floor), group.noise)
-            finding = Finding(
-                kind, name, where, ratio, min(limit_db, own_limit), own_limit < limit_db, fault=_fault(error, group)
-            )  # fmt: skip
+            limit, lowered = min(limit_db, own_limit), own_limit < limit_db
+            finding = Finding(kind, name, where, ratio, limit, lowered, fault=_fault(error, group, size))
             findings.append((finding, error, group))
     findings.sort(key=lambda item: (item[0].fault == "", item[0].snr_db - item[0].limit_db))
     if findings:
@@ -124,8 +132,8 @@ def judge(
     return [finding for finding, _, _ in findings]
 
 
-def _fault(error: OutputError, group: Group) -> str:
-    if group.constant and group.rms > 0 and _varies(error, group):
+def _fault(error: OutputError, group: Group, size: float) -> str:
+    if group.constant and group.rms > size and _varies(error, group):
         return "one constant, where the original's values vary"
     return ""
 

@@ -128,6 +128,11 @@ class Trial:
         return bool(self.program.activations)
 
     @property
+    def halves(self) -> bool:
+        """Whether the artifact computes in float16."""
+        return self.arithmetic == "f16"
+
+    @property
     def coarse(self) -> bool:
         """Whether its static grids have 8 bits."""
         return any(grid.bits <= 8 for grid in self.program.activations.values())

@@ -83,3 +83,28 @@ def test_the_limit_is_not_above_what_the_original_reaches_itself():
     assert worst.lowered
     assert worst.passed
     assert worst.limit_db == pytest.approx(own.snr_db - ROOM_DB, abs=0.1)
+
+
+def test_slices_far_below_the_whole_are_rounding_of_it():
+    wanted = [
+        np.concatenate([20 + rng.random((1, 4, 32)), 1e-8 * rng.random((1, 4, 32))], 1)
+        for rng in [np.random.default_rng(0)]
+    ]
+    found = [item.copy() for item in wanted]
+    found[0][:, 4:] = 0
+    assert all(
+        item.passed for item in judge("noise", compared(wanted, found), scales_of(compared(wanted, found)), 70.0)
+    )
+
+
+def test_what_is_below_the_normal_range_of_float16_is_rounding_in_float16_alone():
+    usual = compared([np.ones((1, 4, 32))], [np.ones((1, 4, 32))])
+    tiny = compared([np.full((1, 4, 32), 2e-5)], [np.zeros((1, 4, 32))])
+    assert judge("0..1", tiny, scales_of(usual), 0.0, halves=True)[0].passed
+    assert not judge(
+        "0..1", compared([np.full((1, 4, 32), 2e-3)], [np.zeros((1, 4, 32))]), scales_of(usual), 1.0, halves=True
+    )[0].passed
+    small = scales_of(tiny)
+    assert not judge("noise", tiny, small, 18.0, halves=True)[0].passed, (
+        "an output that is small as a whole is no rounding"
+    )
