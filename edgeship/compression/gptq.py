@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, overload
 
 from edgeship.compression.affine import choose_scales, spread
 from edgeship.compression.hessian import Hessian, hessian_of, hessian_of_conv
-from edgeship.compression.nearest_plane import descend, descend_in_groups, descend_in_rows, factor
+from edgeship.compression.nearest_plane import descend, descend_in_groups, descend_in_rows, factor, round_on
 from edgeship.compression.palette import choose_table, nearest_entry
 from edgeship.compression.refit import refit_kept
 from edgeship.core.weights import Affine, AffineTensor, Palette, PaletteTensor
@@ -215,10 +215,8 @@ def _grid(
     )
     blocks = (order // reach).tolist()
 
-    def rounding(wanted: torch.Tensor, place: int) -> tuple[torch.Tensor, torch.Tensor]:
-        scale, zero = scales[blocks[place]], zeros[blocks[place]]
-        integers = (wanted / scale).round_().add_(zero).clamp_(encoding.low, encoding.high)
-        return integers, (integers - zero).mul_(scale)
+    def rounding(wanted: torch.Tensor, place: int, integers: torch.Tensor) -> torch.Tensor:
+        return round_on(wanted, scales[blocks[place]], zeros[blocks[place]], encoding, integers)
 
     return rounding
 
@@ -227,8 +225,9 @@ def _entries(table: torch.Tensor, rows: int) -> Round:
     """Rounding to the nearest entry of the table of each row."""
     tables = table.repeat_interleave(rows // table.shape[0], 0)
 
-    def rounding(wanted: torch.Tensor, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def rounding(wanted: torch.Tensor, place: int, integers: torch.Tensor) -> torch.Tensor:
         indices = nearest_entry(wanted.reshape(-1, 1), tables)
-        return indices.reshape(wanted.shape).float(), tables.gather(1, indices).reshape(wanted.shape)
+        integers.copy_(indices.reshape(wanted.shape))
+        return tables.gather(1, indices).reshape(wanted.shape)
 
     return rounding

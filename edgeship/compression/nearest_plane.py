@@ -22,16 +22,20 @@ if TYPE_CHECKING:
     from edgeship.compression.hessian import Hessian
     from edgeship.core.weights import Affine
 
-    # (weights wanted, (groups, rows); place in the order) -> integers, and what they stand for
-    Round = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+    # (weights wanted, (groups, rows), which may be overwritten; place in the order; integers, which are written)
+    # -> what the integers stand for
+    Round = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
 
-# Channels whose errors are propagated together.
-BLOCK = 128
-# Ranges tried for each block of weights: the whole one down to half of it.
-RANGES = 16
+# Channels whose errors are propagated together, and those of them that stay in the processor's nearest cache.
+BLOCK, STEP = 128, 8
+# Ranges for each block of weights: the whole one down to half of it. Of a group those are tried in earnest that lose
+# least by plain rounding.
+RANGES, TRIED = 16, 4
 LEAST_RANGE = 0.5
 # Trials of groups keep so many numbers at once that a processor's cache holds them (8 MB).
 CACHED_NUMBERS = 1 << 21
+# Ranges that are ranked are taken together up to so many numbers (512 KB).
+RANKED_NUMBERS = 1 << 17
 # Trials of whole rows keep at most this many numbers at once (128 MB).
 TRIAL_NUMBERS = 1 << 25
 
@@ -83,22 +87,28 @@ def descend(
     columns = target.shape[1]
     errors, integers = torch.empty_like(target), torch.empty_like(target)
     loss = torch.zeros_like(target[:, 0])
-    pivots = upper.diagonal(dim1=1, dim2=2)
+    pivots = upper.diagonal(dim1=1, dim2=2)[:, :, None]
+    unit = upper / pivots
     for end in range(columns, 0, -BLOCK):
         start = max(0, end - BLOCK)
         far = torch.bmm(upper[:, start:end, end:], errors[:, end:])
-        for i in range(end - 1, start - 1, -1):
-            push = far[:, i - start]
-            if i + 1 < end:
-                push += torch.bmm(upper[:, i : i + 1, i + 1 : end], errors[:, i + 1 : end])[:, 0]
-            if pushed is not None:
-                push += pushed[:, i]
-            found, values = rounding(target[:, i] + push / pivots[:, i, None], i)
-            if keep is not None:
-                values = values * keep[:, i]
-            integers[:, i] = found
-            torch.sub(target[:, i], values, out=errors[:, i])
-            loss += push.addcmul_(errors[:, i], pivots[:, i, None]).square_()
+        if pushed is not None:
+            far += pushed[:, start:end]
+        wanted = target[:, start:end] + far / pivots[:, start:end]
+        for last in range(end, start, -STEP):
+            first = max(start, last - STEP)
+            near = wanted[:, first - start : last - start]
+            if last < end:
+                near.baddbmm_(unit[:, first:last, last:end], errors[:, last:end])
+            for i in range(last - 1, first - 1, -1):
+                line = near[:, i - first : i - first + 1]
+                if i + 1 < last:
+                    line.baddbmm_(unit[:, i : i + 1, i + 1 : last], errors[:, i + 1 : last])
+                values = rounding(line[:, 0], i, integers[:, i])
+                if keep is not None:
+                    values = values * keep[:, i]
+                torch.sub(target[:, i], values, out=errors[:, i])
+        loss += far.baddbmm_(upper[:, start:end, start:end], errors[:, start:end]).square_().sum(1)
     return integers, errors, loss
 
 
@@ -121,7 +131,7 @@ def descend_in_groups(
     width, rows = encoding.group_size or 1, target.shape[2]
     integers, errors = torch.empty_like(target), torch.empty_like(target)
     scales, zeros = torch.empty(rows, len(blocks)), torch.empty(rows, len(blocks))
-    step = max(1, CACHED_NUMBERS // (width * RANGES))
+    step = max(1, CACHED_NUMBERS // (width * TRIED))
     for place in range(len(blocks) - 1, -1, -1):
         start, end = place * width, (place + 1) * width
         inner = upper[:, start:end, start:end]
@@ -131,14 +141,51 @@ def descend_in_groups(
             part, pushed = target[:, start:end, some], far[:, :, some]
             kept = None if keep is None else keep[:, start:end, some]
             moved = part + torch.linalg.solve_triangular(inner, pushed, upper=True)
-            scale, zero = _ranges(*_span(moved if kept is None else moved * kept), encoding)
-            many = [value if value is None else value.repeat(1, 1, RANGES) for value in (kept, pushed)]
-            found, lost, loss = descend(part.repeat(1, 1, RANGES), inner, _affine(scale, zero, encoding), *many)
+            ranges = _ranges(*_span(moved if kept is None else moved * kept), encoding)
+            scale, zero = _promising(moved, inner, *ranges, encoding, kept)
+            many = [value if value is None else value.repeat(1, 1, TRIED) for value in (kept, pushed)]
+            found, lost, loss = descend(part.repeat(1, 1, TRIED), inner, _affine(scale, zero, encoding), *many)
             count = part.shape[2]
-            chosen = loss.reshape(RANGES, count).argmin(0) * count + torch.arange(count)
+            chosen = loss.reshape(TRIED, count).argmin(0) * count + torch.arange(count)
             integers[:, start:end, some], errors[:, start:end, some] = found[:, :, chosen], lost[:, :, chosen]
             scales[some, blocks[place]], zeros[some, blocks[place]] = scale[0, chosen], zero[0, chosen]
     return integers, scales, zeros
+
+
+def _promising(
+    moved: torch.Tensor,
+    inner: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    encoding: Affine,
+    keep: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the ranges of a group the `TRIED` that lose least when its weights are rounded to nearest.
+
+    Args:
+        moved: ``(1, width, rows)``, the weights once they have made up for the errors before them.
+        scale, zero: ``(1, RANGES * rows)``.
+
+    Returns:
+        Scales and zero points, ``(1, TRIED * rows)``.
+    """
+    import torch
+
+    rows = moved.shape[2]
+    scales, zeros = scale.reshape(RANGES, 1, rows), zero.reshape(RANGES, 1, rows)
+    losses = torch.empty(RANGES, rows)
+    step = max(1, RANKED_NUMBERS // moved.numel())
+    for first in range(0, RANGES, step):
+        some = slice(first, first + step)
+        # (ranges, width, rows)
+        values = moved.repeat(scales[some].shape[0], 1, 1)
+        integers = torch.empty_like(values)
+        values = round_on(values, scales[some], zeros[some], encoding, integers)
+        values = values if keep is None else values.mul_(keep)
+        torch.matmul(inner, values.sub_(moved), out=integers)
+        torch.sum(integers.square_(), 1, out=losses[some])
+    best = losses.topk(TRIED, dim=0, largest=False).indices
+    return scales[:, 0].gather(0, best).reshape(1, -1), zeros[:, 0].gather(0, best).reshape(1, -1)
 
 
 def descend_in_rows(
@@ -177,25 +224,39 @@ def _ranges(low: torch.Tensor, high: torch.Tensor, encoding: Affine) -> tuple[to
     """Scales and zero points of the ranges tried, ``(groups, ranges * rows)``, on the grid that artifacts store."""
     import torch
 
-    scales, zeros = [], []
-    for step in range(RANGES):
-        share = 1 - step * (1 - LEAST_RANGE) / RANGES
-        if encoding.symmetric:
-            scale = storage_grid(torch.maximum(-low, high) * (share / encoding.high), encoding)
-            zero = torch.zeros_like(scale)
-        else:
-            scale = storage_grid((high - low) * (share / encoding.high), encoding)
-            zero = (-low * share / scale).round().clamp(encoding.low, encoding.high)
-        scales.append(scale)
-        zeros.append(zero)
-    return torch.cat(scales, 1), torch.cat(zeros, 1)
+    # (ranges, groups, rows)
+    share = torch.tensor([1 - step * (1 - LEAST_RANGE) / RANGES for step in range(RANGES)])[:, None, None]
+    if encoding.symmetric:
+        scale = storage_grid(torch.maximum(-low, high) * (share / encoding.high), encoding)
+        zero = torch.zeros_like(scale)
+    else:
+        scale = storage_grid((high - low) * (share / encoding.high), encoding)
+        zero = (-low * share / scale).round().clamp(encoding.low, encoding.high)
+    return scale.transpose(0, 1).flatten(1), zero.transpose(0, 1).flatten(1)
 
 
 def _affine(scale: torch.Tensor, zero: torch.Tensor, encoding: Affine) -> Round:
     """One scale and zero point a row for all channels."""
 
-    def rounding(wanted: torch.Tensor, place: int) -> tuple[torch.Tensor, torch.Tensor]:
-        integers = (wanted / scale).round_().add_(zero).clamp_(encoding.low, encoding.high)
-        return integers, (integers - zero).mul_(scale)
+    def rounding(wanted: torch.Tensor, place: int, integers: torch.Tensor) -> torch.Tensor:
+        return round_on(wanted, scale, zero, encoding, integers)
 
     return rounding
+
+
+def round_on(
+    wanted: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, encoding: Affine, integers: torch.Tensor
+) -> torch.Tensor:
+    """Round to nearest on a grid, without new memory.
+
+    Args:
+        wanted: becomes what the integers stand for. integers: what they are written to. scale, zero: spread over both.
+    """
+    import torch
+
+    torch.div(wanted, scale, out=wanted).round_()
+    if encoding.symmetric:
+        torch.clamp(wanted, encoding.low, encoding.high, out=integers)
+        return torch.mul(integers, scale, out=wanted)
+    torch.clamp(wanted.add_(zero), encoding.low, encoding.high, out=integers)
+    return torch.sub(integers, zero, out=wanted).mul_(scale)
