@@ -55,7 +55,9 @@ def order_options(command: F) -> F:
         ),
         click.option("--factory", metavar="FILE:FUNCTION", help="The module that a file of weights belongs to."),
         click.option(
-            "--calibration", metavar="DATA", help="Inputs to calibrate on: npz, npy, images, file.py:function."
+            "--calibration",
+            metavar="DATA",
+            help="Inputs to calibrate on: npz, npy, images, file.py:function; a text, of which 32768 tokens are taken.",
         ),
         click.option("--eval", "evaluation", metavar="DATA", help="Inputs to compare on, with labels for accuracy."),
         click.option("--metric", metavar="NAME", help="accuracy, perplexity, cosine, snr, or file.py:function."),

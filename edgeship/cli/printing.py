@@ -53,6 +53,10 @@ class Shown:
         if self._live is not None:
             self._live.update(self._task, description=f"{_title(step)}  {done}/{total} {what}")
 
+    def said(self, step: Step, line: str) -> None:
+        """Print a line under the steps before."""
+        self._console.print(f"  {step.name}: {line}", markup=False)
+
     def finished(self, step: Step, seconds: float, cached: bool) -> None:
         """Print the step with its time."""
         self._stop()

@@ -160,7 +160,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class _Meeting:
+class Meeting:
     """Where a weight is met. ``arg``: its placeholder."""
 
     node: Node
@@ -169,7 +169,7 @@ class _Meeting:
 
 
 @dataclass(frozen=True)
-class _Stop:
+class Stop:
     """Where the walk stands still: all that is in front of operator number ``place`` has run.
 
     Linear layers that read the same ``source`` are met together, whatever stands between them.
@@ -177,7 +177,7 @@ class _Stop:
 
     place: int
     source: Node
-    meetings: list[_Meeting] = field(default_factory=list)
+    meetings: list[Meeting] = field(default_factory=list)
 
 
 def walk(
@@ -219,15 +219,14 @@ class _Walk:
         self.count = count
         self.reference = reference
         self.answers = answers
-        uses = {use.name: use for use in steps.program.record.inventory.weights}
-        self.stops = _stops(steps, uses)
+        self.stops = stops_of(steps)
         met = {steps.weights[meeting.arg] for stop in self.stops for meeting in stop.meetings}
-        self.last, self.needed = _reach(steps, self.stops, answers)
+        self.last, self.needed = reach(steps, self.stops, answers)
         self.fixed_nodes = _independent(steps, met) & self.needed
         self.fixed: dict[Node, Any] = {}
-        self.shelf = Shelf(count, HELD_BYTES, folder)
+        self.shelf = Shelf(count, HELD_BYTES // (1 + reference), folder)
         # What the float model has instead, for the nodes where that differs.
-        self.floats = Shelf(count, HELD_BYTES, folder)
+        self.floats = Shelf(count, HELD_BYTES // (1 + reference), folder)
         self.moved: set[Node] = set()
         self.replaced: set[str] = set()
         self.changed: dict[str, torch.Tensor | Callable[[], torch.Tensor]] = {}
@@ -247,7 +246,7 @@ class _Walk:
             self.shelf.close()
             self.floats.close()
 
-    def _meet(self, stop: _Stop, meeting: _Meeting, visit: Visitor) -> None:
+    def _meet(self, stop: Stop, meeting: Meeting, visit: Visitor) -> None:
         steps, node, arg = self.steps, meeting.node, meeting.arg
         name = steps.weights[arg]
         bias = _bias_of(node, arg)
@@ -389,15 +388,16 @@ class _Walk:
         return answers
 
 
-def _stops(steps: Steps, uses: Mapping[str, WeightUse]) -> list[_Stop]:
+def stops_of(steps: Steps) -> list[Stop]:
     """Where the weights are met, in the order of the graph."""
     import torch
 
+    uses = {use.name: use for use in steps.program.record.inventory.weights}
     linear_layer = torch.ops.aten.linear.default
     answered = set(steps.taken)
     visited: set[str] = set()
-    stops: list[_Stop] = []
-    linears: dict[Node, _Stop] = {}
+    stops: list[Stop] = []
+    linears: dict[Node, Stop] = {}
     for place, node in enumerate(steps.nodes):
         # What is read first, beside weights and constants, is the layer's input.
         source = next((item for item in node.all_input_nodes if item in answered), None)
@@ -414,15 +414,15 @@ def _stops(steps: Steps, uses: Mapping[str, WeightUse]) -> list[_Stop]:
             alike = node.target == linear_layer
             stop = linears.get(source) if alike else None
             if stop is None:
-                stop = _Stop(place, source)
+                stop = Stop(place, source)
                 stops.append(stop)
             if alike:
                 linears[source] = stop
-            stop.meetings.append(_Meeting(node, arg, use))
+            stop.meetings.append(Meeting(node, arg, use))
     return stops
 
 
-def _reach(steps: Steps, stops: Sequence[_Stop], answers: bool) -> tuple[dict[Node, int], set[Node]]:
+def reach(steps: Steps, stops: Sequence[Stop], answers: bool = False) -> tuple[dict[Node, int], set[Node]]:
     """For each node the place of the last operator that the walk reads it for; and the operators that it runs."""
     wanted = set(steps.outputs) if answers else set()
     wanted |= {stop.source for stop in stops}

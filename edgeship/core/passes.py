@@ -58,12 +58,13 @@ class Context:
     Args:
         folder: an empty folder; everything the pass writes goes there, and is kept with its result.
         progress: ``progress(done, total, what)`` for steps that people wait for.
-        log: one line for the log file.
+        log: one line for the log file. say: one line for people, before something that takes long.
     """
 
     folder: Path
     progress: Callable[[int, int, str], None] = _no_progress
     log: Callable[[str], None] = field(default=lambda line: None)
+    say: Callable[[str], None] = field(default=lambda line: None)
 
 
 class Pass(ABC):

@@ -13,6 +13,8 @@ from edgeship.core.records import suggest
 from edgeship.core.weights import Affine, Encoding, Float, Palette, Sparse
 from edgeship.errors import EncodingError, UsageError
 
+# What language models are calibrated on where nobody says otherwise (docs/results/calibration-budget.md).
+CALIBRATION_TOKENS = 32768
 Method = Literal["nearest", "clipped", "gptq", "awq"]
 # For each operator the short names of the encodings that it may have.
 Candidates = tuple[tuple[WeightOp, tuple[str, ...]], ...]
@@ -148,6 +150,16 @@ def wide_method(request: Request) -> Method:
     """
     trained = "compress/finetune" in request.options
     return "nearest" if request.calibration is None or request.decoder is not None or trained else "gptq"
+
+
+def calibration_tokens(request: Request) -> int | None:
+    """How many tokens of the user's text a language model is calibrated on; None where ``samples`` decides: for other
+    networks, and when it is set."""
+    given = request.options.get("compress/quantize", {})
+    if request.calibration is None or request.source.form != "decoder" or "samples" in given:
+        return None
+    # With a budget of time alone all of the text is there to be taken.
+    return None if "minutes" in given and "tokens" not in given else CALIBRATION_TOKENS
 
 
 def _without_data(request: Request) -> Method:

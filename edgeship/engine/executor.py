@@ -33,6 +33,9 @@ class Progress(Protocol):
     def moved(self, step: Step, done: int, total: int, what: str) -> None:
         """A step is ``done`` of ``total`` through."""
 
+    def said(self, step: Step, line: str) -> None:
+        """A step tells what it is about to do."""
+
     def finished(self, step: Step, seconds: float, cached: bool) -> None:
         """A step ended well."""
 
@@ -47,6 +50,9 @@ class Silence:
         """Say nothing."""
 
     def moved(self, step: Step, done: int, total: int, what: str) -> None:
+        """Say nothing."""
+
+    def said(self, step: Step, line: str) -> None:
         """Say nothing."""
 
     def finished(self, step: Step, seconds: float, cached: bool) -> None:
@@ -128,7 +134,12 @@ def _run_step(step: Step, source: Source, cache: Cache, log: Log, progress: Prog
     outside = Outside(step.task, inputs)
     outside.begin()
     folder = cache.scratch(key)
-    context = Context(folder, lambda done, total, what: progress.moved(step, done, total, what), log.line)
+    context = Context(
+        folder,
+        lambda done, total, what: progress.moved(step, done, total, what),
+        log.line,
+        lambda line: progress.said(step, line),
+    )
     try:
         with silenced(log):
             result = step.task.run(**inputs, ctx=context)

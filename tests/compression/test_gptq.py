@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from edgeship.compression import nearest_plane
 from edgeship.compression.affine import choose_scales, quantize_nearest
 from edgeship.compression.gptq import quantize_gptq, quantize_gptq_conv
 from edgeship.compression.hessian import Hessian, hessian_of, hessian_of_conv
@@ -251,3 +252,28 @@ def test_pruned_convolutions_stay_pruned():
 def test_groups_of_input_channels_are_not_for_convolutions():
     with pytest.raises(EncodingError, match="no groups of input channels"):
         quantize_gptq_conv(torch.ones(4, 32, 3, 3), [torch.ones(1, 32, 5, 5)], GROUPED)
+
+
+@pytest.mark.parametrize("encoding", [GROUPED, Affine(4, False, "group", 32), Affine(3, False, "group", 64)])
+def test_few_ranges_tried_in_earnest_are_as_good_as_sixteen(encoding, monkeypatch):
+    generator = torch.Generator().manual_seed(7)
+    weight, inputs = torch.randn(256, 128, generator=generator), correlated(generator, 2048, 128)
+    hessian = hessian_of([inputs], 128)
+    few = output_error(weight, inputs, quantize_gptq(weight, hessian, encoding))
+    monkeypatch.setattr(nearest_plane, "RANGES", 16)
+    monkeypatch.setattr(nearest_plane, "TRIED", 16)
+    assert few < 1.01 * output_error(weight, inputs, quantize_gptq(weight, hessian, encoding))
+
+
+def test_parts_of_a_layer_are_what_the_whole_is(layer):
+    weight, inputs = layer
+    hessian = hessian_of([inputs], 128)
+    whole = quantize_gptq(weight, hessian, GROUPED)
+    factored = hessian.factored
+    parts = [quantize_gptq(weight[rows], hessian, GROUPED) for rows in (slice(0, 17), slice(17, None))]
+    # One factor serves all of them.
+    assert hessian.factored is factored
+    np.testing.assert_array_equal(np.concatenate([part.values for part in parts]), whole.values)
+    np.testing.assert_array_equal(np.concatenate([part.scale for part in parts]), whole.scale)
+    hessian.add(inputs)
+    assert hessian.factored is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -10,8 +11,10 @@ from edgeship.core.inventory import WeightOp
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.planning import (
+    CALIBRATION_TOKENS,
     Candidates,
     Method,
+    calibration_tokens,
     next_wider,
     rounding_method,
     sparse_ops,
@@ -19,6 +22,7 @@ from edgeship.core.planning import (
     wider_candidates,
 )
 from edgeship.core.profile import DataRef, Request
+from edgeship.core.units import human_bytes
 from edgeship.core.weights import Affine, Encoding, Float, Granularity, Palette
 from edgeship.errors import DataError, UsageError
 
@@ -34,7 +38,10 @@ FLOOR_DB = {"float": 30.0, "int8": 18.0, "short": 15.0}
 GPTQ_GAIN_DB = 15.0
 # Names in a sentence of the report.
 SHOWN = 5
-
+# Seconds of calibration that a network's build says beforehand.
+WORTH_SAYING = 10.0
+# More inputs than any file of text holds windows.
+EVERYTHING = 1 << 40
 Form = Literal["float16", "float32", "int", "palette", "auto"]
 
 
@@ -55,7 +62,9 @@ class QuantizeWeights(Pass):
             on calibration data, after compress/smooth has scaled the channels that matter.
         bias_correction: give biases back what rounding took from the mean of each output channel.
         npu_block: group scales that Hexagon holds: a small integer times one scale a channel.
-        data, samples: calibration inputs.
+        data, samples: calibration inputs, at most so many.
+        tokens: of a language model's text, in place of ``samples``: 32768 by default, spread over the whole of it.
+        minutes: time for calibration: fewer inputs are taken when a forecast says that all of them take longer.
         floor_db: what the outputs should keep: weights that make most of what is lost beyond it get more bits, within
             a twelfth of the bytes, measured on a few inputs. 0 looks for none.
         raised: weights to which the accuracy gate gave another encoding. kept: those that the user gave one.
@@ -81,6 +90,8 @@ class QuantizeWeights(Pass):
     npu_block: bool = False
     data: DataRef | None = None
     samples: int = 128
+    tokens: int | None = None
+    minutes: float | None = None
     floor_db: float = 0.0
     raised: tuple[tuple[str, str], ...] = ()
     kept: tuple[tuple[str, str], ...] = ()
@@ -97,6 +108,7 @@ class QuantizeWeights(Pass):
             embeddings=choice.embeddings,
             method=rounding_method(request),
             data=request.calibration,
+            tokens=calibration_tokens(request),
             raised=request.raised,
             kept=request.keep,
             sparse=sparse_ops(request),
@@ -109,7 +121,7 @@ class QuantizeWeights(Pass):
             form: Form = "float16" if encoding.bits == 16 else "float32"
             if request.options.get(cls.name, {}).get("form") in ("int", "palette"):
                 return replace(common, form=form, bits=8)
-            return replace(common, form=form, bits=encoding.bits, method="nearest", data=None)
+            return replace(common, form=form, bits=encoding.bits, method="nearest", data=None, tokens=None)
         if isinstance(encoding, Palette):
             return replace(common, form="palette", bits=encoding.bits, group_channels=encoding.group_channels)
         assert isinstance(encoding, Affine)
@@ -132,6 +144,14 @@ class QuantizeWeights(Pass):
             encoding_named(self.embeddings)
         if self.samples < 1:
             raise UsageError(f"{self.name}.samples must be at least 1", fix="leave it out for 128")
+        if self.tokens is not None and self.tokens < 1:
+            raise UsageError(
+                f"{self.name}.tokens={self.tokens} is no text", fix=f"leave it out for {CALIBRATION_TOKENS}"
+            )
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise UsageError(
+                f"{self.name}.minutes={self.minutes:g} is no time", fix="give more than 0, or leave it out"
+            )
         if self.group_size is not None and self.group_size < 1:
             raise UsageError(f"{self.name}.group_size={self.group_size} is no group", fix="give 16, 32, 64 or 128")
         if (self.method in ("gptq", "awq") or self.bias_correction) and request.calibration is None:
@@ -178,7 +198,6 @@ class QuantizeWeights(Pass):
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Encode every weight of a linear, convolution or embedding."""
         from edgeship.compression.encode import Encoder
-        from edgeship.data.batches import calibration_batches
         from edgeship.program.program import TorchProgram
         from edgeship.program.stored import ENCODED, EncodedStore, Overlay
 
@@ -187,12 +206,15 @@ class QuantizeWeights(Pass):
         found = self._sensitive(program, wanted, ctx)
         wanted |= found.kept
         needs_data = self.method in ("gptq", "awq") or self.bias_correction
-        batches = []
+        batches: list[dict[str, Any]] = []
+        notes: list[str] = []
+        told = ctx.progress
         if needs_data and any(not isinstance(encoding, Float) for encoding in wanted.values()):
             if self.data is None:
                 raise DataError(f"method {self.method} needs calibration data", fix="add --calibration DATA")
-            batches = calibration_batches(self.data, program.signature, self.samples)
-        encoder = Encoder(program, wanted, self.method, self.npu_block, self.bias_correction, ctx.progress, ctx.folder)
+            batches, note, told = self._budgeted(program, wanted, ctx)
+            notes += [note] if note else []
+        encoder = Encoder(program, wanted, self.method, self.npu_block, self.bias_correction, told, ctx.folder)
         folder = ctx.folder / "program"
         folder.mkdir()
         store = EncodedStore.create(folder / ENCODED, len(wanted))
@@ -202,7 +224,7 @@ class QuantizeWeights(Pass):
         record = replace(
             program.record,
             encodings=dict(encoded.encodings),
-            history=(*program.record.history, f"{self.name}: {words}, {self.method}", *_told(found, self.kept)),
+            history=(*program.record.history, f"{self.name}: {words}, {self.method}", *notes, *_told(found, self.kept)),
             losses=found.losses,
         )
         weights = Overlay(program.weights, changed) if changed else program.weights
@@ -234,6 +256,43 @@ class QuantizeWeights(Pass):
             self.floor_db,
             ctx.progress,
         )
+
+    def _budgeted(
+        self, program: TorchProgram, wanted: Mapping[str, Encoding], ctx: Context
+    ) -> tuple[list[dict[str, Any]], str, Callable[[int, int, str], None]]:
+        """The inputs that the budget allows, a remark on them for a language model, progress that says what is left.
+
+        What calibrating on them takes is said before it starts.
+        """
+        from edgeship.compression.forecast import Progress, forecast, human_seconds
+        from edgeship.data.batches import calibration_batches
+        from edgeship.program.program import REMARK
+
+        assert self.data is not None
+        window = program.signature.inputs[0].shape[-1] if program.record.decoder is not None else 0
+        by_tokens = bool(window) and (self.tokens is not None or self.minutes is not None)
+        given = calibration_batches(self.data, program.signature, EVERYTHING if by_tokens else self.samples)
+        count = len(given)
+        if by_tokens and self.tokens is not None:
+            count = min(count, max(1, self.tokens // window))
+        ahead = forecast(program, given, wanted, self.method)
+        if self.minutes is not None:
+            allowed = ahead.batches_within(60 * self.minutes)
+            if allowed == 0:
+                ctx.log(f"{self.name}: {self.minutes:g} min are less than rounding alone takes; one input is read")
+            count = min(count, max(1, allowed))
+        taken = [given[index * len(given) // count] for index in range(count)]
+        what = f"{count * window} of {len(given) * window} tokens given" if window else f"{count} inputs"
+        told = Progress(ahead, count, ctx.progress)
+        memory = human_bytes(ahead.memory_bytes(count))
+        line = f"calibration on {what}, about {human_seconds(told.expected)} and {memory} of memory"
+        ctx.log(f"{self.name}: {line}")
+        if window or told.expected > WORTH_SAYING:
+            ctx.say(line)
+        left_out = (
+            " (the others are left out: --set compress/quantize.tokens=N takes more)" if count < len(given) else ""
+        )
+        return taken, f"{REMARK}calibrated on {what}{left_out}" if window else "", told
 
     def _wanted(self, program: TorchProgram) -> dict[str, Encoding]:
         """The final encoding of every weight that gets one: allocated, raised, and sparse where zeros pay."""

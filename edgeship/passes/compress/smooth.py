@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from edgeship.core.encodings import encoding_named, fitted
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.planning import planned_encoding
+from edgeship.core.planning import calibration_tokens, planned_encoding
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.weights import Affine
 from edgeship.errors import DataError, UsageError
@@ -34,7 +34,8 @@ class SmoothScales(Pass):
             et al. 2022) moves outliers of activations into the weights, for static 8-bit activations.
         alpha: for ``smoothquant``: 0 leaves all range in the activations, 1 moves all of it into the weights.
         weights: for ``awq``: short name of the encoding that the weights will get.
-        data, samples: calibration inputs.
+        data, samples: calibration inputs, at most so many.
+        tokens: of a language model's text, in place of ``samples``.
     """
 
     name: ClassVar[str] = "compress/smooth"
@@ -47,6 +48,7 @@ class SmoothScales(Pass):
     weights: str = "int8"
     data: DataRef | None = None
     samples: int = 128
+    tokens: int | None = None
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
@@ -56,7 +58,7 @@ class SmoothScales(Pass):
             return Skip("not asked for: --set compress/smooth.method=smoothquant")
         static = request.choice.activations in ("int8", "int16")
         method: Literal["awq", "smoothquant"] = "smoothquant" if static and not awq else "awq"
-        return cls(method, weights=planned_encoding(request), data=request.calibration)
+        return cls(method, weights=planned_encoding(request), data=request.calibration, tokens=_tokens(request))
 
     def confirm(self, request: Request) -> None:
         """Refuse to work without data, and scales that are not for integers."""
@@ -86,7 +88,9 @@ class SmoothScales(Pass):
             if fold is not None:
                 scales[fold.producer] = self._scale(program, fold, layer)
 
-        batches = calibration_batches(self.data, program.signature, self.samples)
+        window = program.signature.inputs[0].shape[-1] if program.record.decoder is not None else 0
+        count = max(1, self.tokens // window) if window and self.tokens is not None else self.samples
+        batches = calibration_batches(self.data, program.signature, count)
         walk(program, batches, visit, ctx.progress, folder=ctx.folder)
         changed: dict[str, torch.Tensor] = {}
         for fold in folds:
@@ -110,3 +114,9 @@ class SmoothScales(Pass):
             return search_scales(weights, layer.inputs, encoding, channels=fold.channels, name=layer.use.name)
         largest = torch.stack([rows.abs().reshape(-1, rows.shape[-1]).amax(0) for rows in layer.inputs]).amax(0)
         return smooth_scales(largest, weights, self.alpha, channels=fold.channels)
+
+
+def _tokens(request: Request) -> int | None:
+    """The budget of compress/quantize: both look at the same text."""
+    given = request.options.get("compress/quantize", {}).get("tokens", "")
+    return int(given) if given.isdigit() and int(given) else calibration_tokens(request)

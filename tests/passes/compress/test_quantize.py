@@ -5,10 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from edgeship.compression.encode import Encoder
 from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.passes import Context, Skip
+from edgeship.core.planning import CALIBRATION_TOKENS
 from edgeship.core.profile import Choice, Profile
 from edgeship.core.weights import Affine, Float, Palette, Sparse
+from edgeship.data.batches import describe_data
 from edgeship.engine.planner import apply_options
 from edgeship.errors import DataError, EncodingError, UsageError
 from edgeship.passes.compress.prune import PruneWeights
@@ -206,3 +209,72 @@ def test_weights_that_cost_the_outputs_most_get_more_bits(request_for, saved, tm
     assert all(name in program.record.history[-1] for name in raised[:5])
     assert QuantizeWeights.plan(request_for(profile="exact")).floor_db == 0
     assert QuantizeWeights.plan(request_for(options={"compress/finetune": {"steps": "1"}})).floor_db == 0
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """40 windows of 32 tokens, of which check passes keep a fifth."""
+    path = tmp_path_factory.mktemp("texts") / "ids.npz"
+    np.savez(path, input_ids=np.random.default_rng(0).integers(0, 256, (40, 32)))
+    return describe_data(str(path))
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens", "minutes", "samples"),
+    [
+        ({}, CALIBRATION_TOKENS, None, 128),
+        ({"tokens": "4096"}, 4096, None, 128),
+        ({"samples": "9"}, None, None, 9),
+        ({"minutes": "1.5"}, None, 1.5, 128),
+        ({"minutes": "3", "tokens": "5000"}, 5000, 3.0, 128),
+    ],
+)
+def test_texts_have_a_budget_of_tokens_or_of_time(options, tokens, minutes, samples, request_for, texts):
+    source = dataclasses.replace(request_for().source, form="decoder")
+    request = request_for(profile="small", calibration=texts, source=source, options={"compress/quantize": options})
+    step = apply_options(QuantizeWeights.plan(request), options)
+    step.confirm(request)
+    assert (step.tokens, step.minutes, step.samples) == (tokens, minutes, samples)
+    if not options:
+        network = request_for(profile="small", calibration=texts)
+        assert QuantizeWeights.plan(network).tokens is None
+        assert QuantizeWeights.plan(dataclasses.replace(request, calibration=None)).tokens is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [({"tokens": 160}, 5), ({"tokens": 31}, 1), ({"tokens": 1 << 30}, 32), ({"samples": 7}, 7), ({"minutes": 1e-9}, 1)],
+)
+def test_the_budget_is_kept_and_said_before_it_is_spent(fields, count, decoder_model, texts, tmp_path, monkeypatch):
+    model = decoder_model("llama")
+    seen, said, told = [], [], []
+
+    def watched(self, batches, store):
+        seen.extend(batches)
+        said.append("encoding starts")
+        return original(self, batches, store)
+
+    original = Encoder.encode
+    monkeypatch.setattr(Encoder, "encode", watched)
+    step = QuantizeWeights(bits=4, granularity="group", method="gptq", data=texts, **fields)
+    context = Context(tmp_path, progress=lambda done, total, what: told.append(what), say=said.append)
+    made = TorchProgram.open(step.run(model, context))
+    assert len(seen) == count
+    assert len({batch["input_ids"].tobytes() for batch in seen}) == count
+    # Of 40 windows the check passes keep 8; `samples` reads no more than it takes.
+    given = 7 if "samples" in fields else 32
+    assert said[1] == "encoding starts"
+    assert said[0].startswith(f"calibration on {count * 32} of {given * 32} tokens given, about ")
+    assert said[0].endswith("B of memory")
+    remark = next(line for line in made.record.history if line.startswith(REMARK))
+    assert remark.startswith(f"{REMARK}calibrated on {count * 32} of {given * 32} tokens given")
+    assert ("left out" in remark) == (count < given)
+    assert any(" left" in what for what in told)
+
+
+@pytest.mark.parametrize("fields", [{"tokens": 0}, {"minutes": 0.0}, {"minutes": float("nan")}, {"minutes": -1.0}])
+def test_budgets_that_buy_nothing_are_refused(fields, request_for, texts):
+    request = request_for(profile="small", calibration=texts)
+    step = dataclasses.replace(QuantizeWeights.plan(request), **fields)
+    with pytest.raises(UsageError, match=f"compress/quantize.{next(iter(fields))}="):
+        step.confirm(request)
