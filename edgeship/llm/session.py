@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.core.runtimes import Arrays, Session
+from edgeship.llm.dialogue import Dialogue, HostedDialogue
 from edgeship.llm.generation import Stepper, generate, score
 
 if TYPE_CHECKING:
@@ -47,6 +49,15 @@ class LanguageSession(Session):
         """Logits after each token of the text ``input_ids``."""
         tokens = [int(token) for token in inputs["input_ids"].reshape(-1)]
         return {"logits": score(self.stepper, tokens)[None]}
+
+    def dialogue(self, folder: Path, eos: Sequence[int]) -> Dialogue:
+        """A conversation through the interface that an app of this engine uses.
+
+        Args:
+            folder: with the tokenizer's files and the chat template. eos: tokens that end an answer. Both for engines
+                that take tokens only; others have their own.
+        """
+        return HostedDialogue(self.stepper, folder, eos)
 
     def time_text(self, prompt: Sequence[int], new: int, depth: Sequence[int] = ()) -> TextTimes:
         """Time a prompt and ``new`` tokens after it, the likeliest ones, behind ``depth`` tokens that are not timed.

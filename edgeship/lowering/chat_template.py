@@ -494,6 +494,17 @@ class _MinjaWriter(_Writer):
     def _write_continue(self, node: nodes.Continue) -> str:
         return "{%- continue -%}"
 
+    def _express_getitem(self, node: nodes.Getitem) -> str:
+        from jinja2 import nodes
+
+        plain = super()._express_getitem(node)
+        place = node.arg.value if isinstance(node.arg, nodes.Const) else None
+        if not isinstance(place, int) or (isinstance(node.node, nodes.Name) and node.node.name == "messages"):
+            return plain
+        # A letter of a text is none there, a part of a text is a text.
+        subject, end = self.expression(node.node), place + 1 or ""
+        return f"({subject}[{place}:{end}] if ({subject} is string) else {plain})"
+
     def _express_compare(self, node: nodes.Compare) -> str:
         if len(node.ops) == 1 and node.ops[0].op in ("in", "notin"):
             part, whole = self.expression(node.expr), self.expression(node.ops[0].expr)

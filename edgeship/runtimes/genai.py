@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edgeship.core.inventory import WeightOp
+    from edgeship.llm.dialogue import Dialogue
     from edgeship.llm.session import LanguageSession
 
 GRAPH = "model.onnx"
@@ -106,6 +107,60 @@ def _stepper(model: Any, folder: Path, context: int) -> Any:
     return GenaiStepper()
 
 
+def _dialogue(model: Any, context: int, artifact: Artifact) -> Dialogue:
+    import json
+
+    import onnxruntime_genai as genai
+
+    from edgeship.llm.dialogue import Answer, Dialogue
+
+    class GenaiDialogue(Dialogue):
+        """As an app talks: the template of the folder, and searches as its configuration has them."""
+
+        interface = "onnxruntime-genai's tokenizer and generator"
+
+        def __init__(self) -> None:
+            self._tokenizer = genai.Tokenizer(model)
+            self._eos = {int(token) for token in self._tokenizer.eos_token_ids}
+            self._turns: list[dict[str, str]] = []
+            self._plain = not _has_template(artifact.path)
+
+        def say(self, text: str, limit: int) -> Answer:
+            """The whole conversation to a new generator."""
+            self._turns.append({"role": "user", "content": text})
+            with _damage(artifact, "answer a message"):
+                heard = text
+                if not self._plain:
+                    turns = json.dumps(self._turns)
+                    heard = self._tokenizer.apply_chat_template(messages=turns, add_generation_prompt=True)
+                params = genai.GeneratorParams(model)
+                params.set_search_options(max_length=context)
+                generator = genai.Generator(model, params)
+                generator.append_tokens(self._tokenizer.encode(heard))
+                found: list[int] = []
+                while not generator.is_done() and len(found) < limit:
+                    generator.generate_next_token()
+                    found.append(int(generator.get_next_tokens()[0]))
+                del generator
+                ended = bool(found) and found[-1] in self._eos
+                written = found[:-1] if ended else found
+                said = str(self._tokenizer.decode(written)) if written else ""
+            self._turns.append({"role": "assistant", "content": said})
+            return Answer(heard, said, len(written), ended)
+
+        def close(self) -> None:
+            """The tokenizer goes before its model."""
+            self._tokenizer = None
+
+    return GenaiDialogue()
+
+
+def _has_template(folder: Path) -> bool:
+    from edgeship.llm.chat import template_source
+
+    return bool(template_source(folder))
+
+
 class Genai(Runtime):
     """onnxruntime-genai, CPU execution provider."""
 
@@ -146,6 +201,10 @@ class Genai(Runtime):
                 tokens += list(written)
                 end = time.perf_counter()
                 return TextTimes(first - start, end - first, len(prompt), len(tokens) - 1, tuple(tokens))
+
+            def dialogue(self, folder: Path, eos: Sequence[int]) -> Dialogue:
+                """Its own tokenizer, template, search options and stop tokens, all from the artifact."""
+                return _dialogue(model, int(artifact.facts["context"]), artifact)
 
             def adapt(self, name: str) -> None:
                 """Answer with an adapter of the artifact; without one when ``name`` is empty."""

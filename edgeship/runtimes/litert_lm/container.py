@@ -34,8 +34,8 @@ def read_sections(path: Path) -> dict[str, Section]:
         missing = [kind for kind in ("LlmMetadataProto", "HF_Tokenizer_Zlib", "TFLiteModel") if kind not in found]
         if missing:
             raise ValueError(f"it has no section {missing[0]}")
-        _check_metadata(_content(path, found["LlmMetadataProto"]))
-        _check_tokenizer(_content(path, found["HF_Tokenizer_Zlib"]))
+        _check_metadata(read_content(path, found["LlmMetadataProto"]))
+        _check_tokenizer(read_content(path, found["HF_Tokenizer_Zlib"]))
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing", fix="build again") from None
     except OSError as error:
@@ -74,7 +74,8 @@ def _read(path: Path) -> dict[str, Section]:
     return found
 
 
-def _content(path: Path, section: Section) -> bytes:
+def read_content(path: Path, section: Section) -> bytes:
+    """The bytes of a section."""
     with path.open("rb") as file:
         file.seek(section.start)
         return file.read(section.size)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeship.core.model import Artifact
 from edgeship.errors import ArtifactError
+from edgeship.llm.dialogue import Dialogue
 from edgeship.llm.session import LanguageSession, TextTimes
 from edgeship.runtimes.litert_lm.container import Section, read_sections
 from edgeship.runtimes.litert_lm.engine import TextEngine
@@ -26,6 +27,10 @@ class LiteRTLMSession(LanguageSession):
         super().__init__(stepper)
         self.engine = TextEngine(stepper.path)
         self._written: dict[tuple[tuple[int, ...], int], tuple[int, ...]] = {}
+
+    def dialogue(self, folder: Path, eos: Sequence[int]) -> Dialogue:
+        """LiteRT-LM's own conversation, its tokenizer, template and stop tokens from the artifact."""
+        return self.engine.dialogue()
 
     def time_text(self, prompt: Sequence[int], new: int, depth: Sequence[int] = ()) -> TextTimes:
         """As LiteRT-LM's own benchmark measures it; it takes as many tokens, but not these ones.
