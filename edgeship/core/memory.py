@@ -62,17 +62,20 @@ def footprint(
     *,
     halves: bool,
     tied: Collection[str] = frozenset(),
+    cache: int = 0,
 ) -> Footprint:
     """The footprint with the encodings that were decided.
 
     Args:
         encodings: by weight name; what is not named is float. activations: how the operators compute.
         halves: floats are float16. tied: weights that are stored under another's name.
+        cache: bytes of a language model's keys and values.
     """
     rest = Float(16 if halves else 32)
     stored = resident = 0
     for use in inventory.weights:
         if use.name in tied:
+            resident += use.elements * runtime.tied_bits(use.op, encodings.get(use.name, rest), activations) // 8
             continue
         if use.plain_bits and use.name not in encodings:
             plain = use.elements * use.bits_unencoded(halves=halves) // 8
@@ -80,9 +83,11 @@ def footprint(
             continue
         encoding = encodings.get(use.name, rest)
         stored += runtime.stored_bits(use, encoding) // 8
-        resident += use.elements * runtime.resident_bits(use.op, encoding, activations) // 8
+        bits = runtime.resident_bits(use.op, encoding, activations)
+        resident += use.elements * (bits + runtime.working_bits(use.op, encoding, activations)) // 8
     width = {"int8": 1, "int16": 2}.get(activations, 2 if halves else 4)
-    return Footprint(stored, resident, inventory.peak_activation_elements * width, runtime.overhead_bytes)
+    working = inventory.peak_activation_elements * width
+    return Footprint(stored, resident, working, runtime.overhead_bytes, cache * runtime.cache_copies)
 
 
 def _planned(choice: Choice, use: WeightUse) -> Encoding:

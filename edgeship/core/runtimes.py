@@ -75,6 +75,7 @@ class Runtime(ABC):
         float_products: whether an operator with integer weights can compute in float beside static activations.
         language_of: of an engine for language models: the runtime whose format, targets and profiles it shares.
         caches: how such an engine can keep keys and values, its default first.
+        cache_copies: how often keys and values are in memory: twice where a step writes others than it reads.
         adapters: whether it loads LoRA adapters beside a model.
     """
 
@@ -93,6 +94,7 @@ class Runtime(ABC):
     language_of: ClassVar[str] = ""
     adapters: ClassVar[bool] = False
     caches: ClassVar[tuple[CacheType, ...]] = ("float32",)
+    cache_copies: ClassVar[int] = 1
 
     @abstractmethod
     def open(self, artifact: Artifact) -> Session:
@@ -165,6 +167,14 @@ class Runtime(ABC):
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """Bits a weight takes in memory while the model runs: more than stored where the engine decompresses it."""
         return self.container_bits(op, encoding)
+
+    def working_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
+        """Bits a weight takes beside `resident_bits`: pages of a mapped file, and copies that are made for a run."""
+        return 0
+
+    def tied_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
+        """Bits of a weight that is stored under another's name, where the engine makes it a copy of its own."""
+        return 0
 
     def versions(self) -> dict[str, str]:
         """Installed versions of the packages it needs. Raises `MissingToolError` naming the first that is absent."""

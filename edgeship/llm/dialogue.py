@@ -22,12 +22,14 @@ class Answer:
     Args:
         heard: the text that the engine handed to the model for it. text: what it answered.
         tokens: how many it wrote, without the one that ended it. ended: whether the model ended it.
+        written: those tokens, of engines that tell them.
     """
 
     heard: str
     text: str
     tokens: int
     ended: bool
+    written: tuple[int, ...] | None = None
 
 
 class Dialogue(ABC):
@@ -95,4 +97,4 @@ class HostedDialogue(Dialogue):
         written = found[:-1] if ended else found
         said = self._speaker.tokenizer.decode(written, skip_special_tokens=True)
         self._turns.append({"role": "assistant", "content": said})
-        return Answer(heard, said, len(written), ended)
+        return Answer(heard, said, len(written), ended, tuple(written))

@@ -146,7 +146,7 @@ def _dialogue(model: Any, context: int, artifact: Artifact) -> Dialogue:
                 written = found[:-1] if ended else found
                 said = str(self._tokenizer.decode(written)) if written else ""
             self._turns.append({"role": "assistant", "content": said})
-            return Answer(heard, said, len(written), ended)
+            return Answer(heard, said, len(written), ended, tuple(written))
 
         def close(self) -> None:
             """The tokenizer goes before its model."""

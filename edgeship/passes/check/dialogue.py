@@ -136,7 +136,8 @@ class Heard:
     """A conversation so far.
 
     Args:
-        within: how far a token may be behind the first choice. texts: tokens of each answer's prompt and of itself.
+        within: how far a token may be behind the first choice.
+        texts: answers, tokens of their prompts and of themselves.
         problems: what is wrong, in words. unread: answers whose text does not give their tokens back.
     """
 
@@ -145,7 +146,7 @@ class Heard:
     within: float
     turns: list[dict[str, str]] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
-    texts: list[tuple[list[int], list[int]]] = field(default_factory=list)
+    texts: list[tuple[Answer, list[int], list[int]]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     unread: int = 0
     compared: int = 0
@@ -166,13 +167,14 @@ class Heard:
             return False
         self.turns.append({"role": "assistant", "content": answer.text})
         self.answers.append(answer)
-        written = self.speaker.spelled(answer.text)
-        if len(written) == answer.tokens:
-            self.texts.append((prompt, written))
+        written = self.speaker.spelled(answer.text) if answer.written is None else list(answer.written)
+        known = len(written) == answer.tokens
+        if known:
+            self.texts.append((answer, prompt, written))
         else:
             self.unread += 1
         # Of an answer that was cut, engines keep no end in their cache, where the template writes one.
-        return answer.ended and len(written) == answer.tokens
+        return known and (answer.ended or self.speaker.template is None)
 
     def _start(self) -> str:
         """What a text may begin with that the engine puts there itself."""
@@ -182,8 +184,7 @@ class Heard:
         """Ask the reference about every token. It takes texts of ``length``; what is behind a token does not matter."""
         import numpy as np
 
-        answers = [answer for answer in self.answers if len(self.speaker.spelled(answer.text)) == answer.tokens]
-        for number, (answer, (prompt, written)) in enumerate(zip(answers, self.texts, strict=True), 1):
+        for number, (answer, prompt, written) in enumerate(self.texts, 1):
             tokens = [*prompt, *written][:length]
             padded = np.array([tokens + [0] * (length - len(tokens))], np.int64)
             inputs = {"input_ids": padded}

@@ -12,9 +12,13 @@ import pytest
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context
 from edgeship.frontends.decoder import load_decoder
+from edgeship.llm.dialogue import Speaker
 from edgeship.passes.check import dialogue
-from edgeship.passes.check.dialogue import CheckDialogue
+from edgeship.passes.check.dialogue import CheckDialogue, Heard
 from edgeship.passes.lower.decoder_to_genai import DecoderToGenai
+from edgeship.program.compare import Reference
+from edgeship.program.program import TorchProgram
+from edgeship.runtimes.genai import RUNTIME
 
 pytestmark = pytest.mark.xdist_group("genai")
 TEMPLATE = "{% for m in messages %}{{ m.role[0] + m.content + '!' }}{% endfor %}{{ 'a' if add_generation_prompt }}"
@@ -81,22 +85,18 @@ def test_search_that_is_not_greedy_is_told(talking, tmp_path) -> None:
     )
 
 
-def test_a_token_that_ends_an_answer_and_is_not_known_to_the_engine_is_told(talking, tmp_path) -> None:
+def test_an_end_that_the_engine_does_not_know_is_told(talking, tmp_path) -> None:
+    """What the first answer begins with shall end it: the reference's ends there, the engine's goes on."""
     reference, artifact = talking
-    found = CheckDialogue("genai").run(artifact, reference, Context(tmp_path))
-    # What the first answer says at its second token shall end it: the reference then ends, and the engine goes on.
-    heard = []
-    original = dialogue.Heard.add
-    dialogue.Heard.add = lambda self, message, answer, **more: (
-        heard.append(answer) or original(self, message, answer, **more)
-    )
-    try:
-        CheckDialogue("genai", turns=1).run(artifact, reference, Context(tmp_path))
-    finally:
-        dialogue.Heard.add = original
-    assert found.passed
-    assert heard[0].tokens == 12
-    assert not heard[0].ended
+    heard = Heard(Speaker(TorchProgram.open(reference).language()[1]), (1,), 0.02)
+    with RUNTIME.open(artifact) as session:
+        talk = session.dialogue(tmp_path, (1,))
+        answer = talk.say("Hi", 6)
+        talk.close()
+    ended = dataclasses.replace(answer, tokens=3, written=answer.written[:3], ended=True)
+    heard.add("Hi", ended, whole=True)
+    heard.judge(Reference(TorchProgram.open(reference)), 64)
+    assert "token 4 of answer 1" in heard.problems[0]
 
 
 def test_an_engine_that_refuses_a_message_fails(talking, tmp_path) -> None:
