@@ -57,7 +57,7 @@ class CheckDialogue(Pass):
 
         engine = runtimes()[request.runtime]
         if not engine.language_of:
-            return Skip(f"{request.runtime} does not talk")
+            return Skip("only language models talk")
         turns, tokens = EMULATED if engine.execution == "emulated" else NATIVE
         return cls(request.runtime, turns, tokens, request.choice.activations)
 
