@@ -27,6 +27,7 @@ from edgeship.engine.chatter import Log, silenced
 from edgeship.engine.examining import examine
 from edgeship.engine.executor import Execution, Progress, Silence, execute
 from edgeship.engine.gathering import Prepared, gather_all
+from edgeship.engine.locating import with_places
 from edgeship.engine.planner import plan_build, plan_load
 from edgeship.engine.repair import MAX_ROUNDS, next_attempt
 from edgeship.engine.sources import find_source, trusted_code
@@ -128,7 +129,7 @@ def _build(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Rep
         execution = _attempt(prepared, order, cache, log, progress, result)
         following = None if result[0].passed or rounds == MAX_ROUNDS else next_attempt(prepared, execution, result[0])
         if following is None:
-            return result[0]
+            return result[0] if result[0].passed else with_places(prepared, execution, result[0], log)
         rounds += 1
         # What this build has made is taken up again, whatever the order says of older results.
         prepared, cache = following, dataclasses.replace(cache, read=True)

@@ -32,6 +32,8 @@ FLOAT_TOTAL_DB, INTEGER_TOTAL_DB = 30.0, 18.0
 # Keys and values rounded to 254 steps: trained and random small models reach 33 to 52 dB.
 INT8_CACHE_SNR_DB = 24.0
 NATIVE_SAMPLES = 16
+# The name of the figures of what fell short; the note of each is its kind of inputs.
+SHORT_ON = "short_on"
 EMULATED_SAMPLES = 4
 
 
@@ -97,7 +99,7 @@ class VerifyArtifact(Pass):
         runtime = runtimes()[self.runtime]
         program = TorchProgram.open(reference)
         problem, counted = stored_problem(runtime, model, program)
-        questions = self._questions(program)
+        questions = self.questions(program)
         trial = Trial.start(program, TorchProgram.open(original), self._arithmetic(model), questions)
         beside = {} if trial.large else runtime.read_adapters(model)
         seen = _Seen(problem, counted, len(questions.given), len(questions.usual))
@@ -106,7 +108,7 @@ class VerifyArtifact(Pass):
             trial.adapt(session, model, beside)
         return self._verdict(runtime, model, seen, trial)
 
-    def _questions(self, program: TorchProgram) -> Questions:
+    def questions(self, program: TorchProgram) -> Questions:
         """Given inputs that calibration did not see, drawn ones up to ``samples``, and probes."""
         from edgeship.data.batches import calibrated_keys, generate_batches, load_batches
         from edgeship.data.probes import probe_batches
@@ -185,6 +187,11 @@ class VerifyArtifact(Pass):
             worst = findings.worst
             figures.append(figure("worst_slice_snr", worst.snr_db, "dB", note=str(worst)))
             figures.append(figure("worst_slice_distinct", worst.distinct, "values", note=str(worst)))
+        figures += [
+            figure(SHORT_ON, finding.snr_db, "dB", note=finding.kind)
+            for finding in (*findings.lowering, *findings.total)
+            if not finding.passed
+        ]
         if engines.samples:
             figures.append(figure("engines_snr", engines.snr_db, "dB"))
         if trial.close:
