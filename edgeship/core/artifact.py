@@ -176,8 +176,9 @@ def source_digest(path: Path) -> str:
         digest = file_digest(path)
         after = path.stat()
         if key == (after.st_dev, after.st_ino, after.st_size, after.st_mtime_ns, after.st_ctime_ns):
-            # A clock ticks in steps: one that changed just now may change again without a newer time.
-            if abs(started - before.st_ctime_ns) > _TICK_NS:
+            # A clock ticks in steps: one that changed just now may change again without a newer time. Where the disk's
+            # clock runs ahead of ours it never seems old, and is read each time.
+            if started - before.st_ctime_ns > _TICK_NS:
                 if len(_known) >= _MAX_KNOWN:
                     _known.clear()
                 _known[key] = digest

@@ -274,9 +274,15 @@ def remove_leftovers(output: Path) -> None:
 def _remove_draft(folder: Path, held: Hold) -> None:
     """A bundle in it is removed by what its manifest proves; what was not finished is ours as the draft is."""
     new, old = folder / NEW, folder / OLD
-    remove_bundle(old)
-    if os.path.lexists(new / SEAL):
-        remove_bundle(new)
+    for place in (old, new):
+        if place == old or os.path.lexists(place / SEAL):
+            remove_bundle(place)
+        with suppress(OSError, ValueError):
+            # The end of a removal that was killed: only it leaves one of the two alone.
+            (last,) = os.listdir(place)
+            if last in (MANIFEST, SEAL):
+                (place / last).unlink()
+                place.rmdir()
     if set(os.listdir(folder)) <= {MARKER, NEW} and not os.path.lexists(new / SEAL):
         clear(folder)
     held.release()

@@ -1,5 +1,6 @@
 """Results are kept under everything that decides them: the same key gives them back, any change does not."""
 
+import gc
 import json
 import os
 import random
@@ -564,3 +565,68 @@ def test_flipped_bits_in_the_entries_of_a_build_never_ship(cli, tiny_order, tmp_
     assert ran.code == 0, ran.err
     assert {path: path.read_bytes() for path in bundle.rglob("model.*")} == files
     assert cli("verify", "out").code == 0
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+def deadly(patch: pytest.MonkeyPatch, moment: int) -> None:
+    """Let everything that changes a folder fail from the ``moment``-th time on, as it does for a dead process."""
+    calls: list[str] = []
+
+    def wrapped(name: str, real):
+        def call(*arguments, **named):
+            calls.append(name)
+            if len(calls) > moment:
+                raise Killed
+            return real(*arguments, **named)
+
+        return call
+
+    for owner, names in ((Path, ("rename", "unlink", "rmdir", "mkdir", "write_text")), (os, ("unlink", "rmdir"))):
+        for name in names:
+            patch.setattr(owner, name, wrapped(name, getattr(owner, name)))
+
+
+@pytest.mark.parametrize(
+    "first", [0, pytest.param(1, marks=pytest.mark.heavy), pytest.param(2, marks=pytest.mark.heavy)]
+)
+def test_killed_at_every_moment(tmp_path, first):
+    """A build that stores, replaces, drops and evicts is killed; the next one finds what was stored, or nothing."""
+    moment, done = first, False
+    while not done:
+        root = tmp_path / str(moment)
+        put(Cache(root))
+        put(Cache(root), "o" * 64)
+        with pytest.MonkeyPatch.context() as patch:
+            deadly(patch, moment)
+            try:
+                build(root)
+                done = True
+            except Killed:
+                pass
+        gc.collect()
+        cache = Cache(root)
+        cache.sweep()
+        # An empty folder proves nothing: one that was killed between its marker and itself stays.
+        assert [path for path in (root / "running").rglob("*") if path.is_file()] == []
+        for key in (KEY, "o" * 64, "n" * 64):
+            found = cache.get(key)
+            assert found is None or found.path.read_text() == "weights"
+            assert put(cache, key).path.read_text() == "weights"
+            assert (root / "steps" / key / RESULT).is_file()
+        cache.close()
+        moment += 3
+    assert moment > 20
+
+
+def build(root: Path) -> None:
+    cache = Cache(root, read=False)
+    put(cache, "n" * 64)
+    put(cache)
+    cache.discard(cache.scratch("x" * 64))
+    cache.close()
+    (root / "steps" / KEY / "model.onnx").write_bytes(b"damaged")
+    Cache(root).get(KEY)
+    Cache(root).sweep(0)

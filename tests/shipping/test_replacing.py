@@ -1,5 +1,7 @@
 """Nothing is lost: a bundle is replaced only when every file in it is what edgeship wrote, byte for byte."""
 
+import errno
+import gc
 import json
 import os
 import shutil
@@ -343,3 +345,101 @@ def test_builds_that_publish_at_once_replace_each_other(tmp_path):
     assert failures == []
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert replacing.holdings(output).strange == ()
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+def deadly(patch: pytest.MonkeyPatch, moment: int, exchange: bool) -> list[str]:
+    """Let everything that changes a folder fail from the ``moment``-th time on, as it does for a dead process."""
+    calls: list[str] = []
+
+    def wrapped(name: str, real):
+        def call(*arguments, **named):
+            calls.append(name)
+            if len(calls) > moment:
+                raise Killed
+            return real(*arguments, **named)
+
+        return call
+
+    for owner, name in (
+        (Path, "rename"),
+        (Path, "unlink"),
+        (Path, "rmdir"),
+        (Path, "mkdir"),
+        (os, "unlink"),
+        (os, "rmdir"),
+    ):
+        patch.setattr(owner, name, wrapped(name, getattr(owner, name)))
+    patch.setattr(swap, "_exchange", wrapped("exchange", swap._exchange if exchange else lambda one, other: False))
+    return calls
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize(
+    "first", [0, pytest.param(1, marks=pytest.mark.heavy), pytest.param(2, marks=pytest.mark.heavy)]
+)
+def test_killed_at_every_moment(tmp_path, exchange, first):
+    """The next build finds the old bundle or the new one, whole, and nothing beside it; what is not ours stays."""
+    new, moment, done = {"new.bin": b"new", "deep/er/file": b"x"}, first, False
+    seen = set()
+    while not done:
+        base = tmp_path / str(moment)
+        output = base / "out"
+        base.mkdir()
+        (base / ".out.draft-notours1").mkdir()
+        (base / "notes.txt").write_bytes(b"theirs")
+        publish(output)
+        with pytest.MonkeyPatch.context() as patch:
+            deadly(patch, moment, exchange)
+            try:
+                publish(output, new)
+                done = True
+            except Killed:
+                pass
+        gc.collect()
+        remove_leftovers(output)
+        known = replacing.recorded(output)
+        assert known is not None
+        assert replacing.holdings(output).strange == ()
+        files = FILES if known.keys() == FILES.keys() else new
+        assert all((output / name).read_bytes() == content for name, content in files.items())
+        seen.add(len(files))
+        # An empty folder proves nothing: one that was killed between its marker and itself stays.
+        left = {path.name for path in base.iterdir() if path.is_file() or any(path.iterdir())}
+        assert left == {"out", "notes.txt"}
+        assert (base / ".out.draft-notours1").is_dir()
+        moment += 3
+    assert seen == {2, 3}
+    assert moment > 15
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_disk_that_fails_at_any_moment(tmp_path, error, exchange, monkeypatch):
+    """One call fails, as on a full disk, and the build goes on to its end: the bundle is the old one or the new."""
+    real = Path.rename
+    for moment in range(6):
+        base = tmp_path / str(moment)
+        output = base / "out"
+        base.mkdir()
+        publish(output)
+        turns = []
+
+        def rename(path: Path, target: Path, moment: int = moment, turns: list[Path] = turns):
+            turns.append(path)
+            if len(turns) == moment + 1:
+                raise OSError(error, os.strerror(error), str(path))
+            return real(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", rename)
+            if not exchange:
+                patch.setattr(swap, "_exchange", lambda one, other: False)
+            with suppress(OSError, EdgeshipError):
+                publish(output, {"new.bin": b"new"})
+        remove_leftovers(output)
+        assert replacing.holdings(output).strange == ()
+        assert [path.name for path in base.iterdir()] == ["out"]
