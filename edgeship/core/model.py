@@ -102,12 +102,14 @@ class Source(Model):
 
     Args:
         factory: the function that a file of weights is put into the module of; empty when there is none.
+        search: where Python looked for modules when the source was named; importing one may change that.
     """
 
     kind: ClassVar[str] = "Source"
     form: str = ""
     reference: str = ""
     factory: str = ""
+    search: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -253,18 +254,19 @@ def trusted_code(reference: str) -> list[str]:
 
 
 def _source(path: Path, form: str, reference: str, factory: str = "") -> Source:
-    source = Source(path, Signature((), ()), form=form, reference=reference, factory=factory)
+    search = tuple(str(Path(entry).absolute()) for entry in sys.path)
+    source = Source(path, Signature((), ()), form=form, reference=reference, factory=factory, search=search)
     return replace(source, digest=source_state(source)[0])
 
 
 def source_state(source: Source) -> tuple[str, list[Path]]:
     """The digest of what the user named as it is now, and the files that it is over."""
     if source.form == "torch":
-        return _factory_digest(source.reference), _scripts(source.reference)
+        return _factory_digest(source.reference, source.search), _scripts(source.reference)
     files = _files(source.path)
     digest = _digest(files, source.path)
     if source.factory:
-        digest = hashlib.sha256(f"{digest} {_factory_digest(source.factory)}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{digest} {_factory_digest(source.factory, source.search)}".encode()).hexdigest()
         files = [*files, *_scripts(source.factory)]
     return digest, files
 
@@ -306,14 +308,14 @@ def _digest(files: list[Path], root: Path) -> str:
     return digest.hexdigest()
 
 
-def _factory_digest(reference: str) -> str:
+def _factory_digest(reference: str, search: Sequence[str]) -> str:
     """The function's file and where it lies: what it imports and reads beside itself is another model elsewhere."""
     head = reference.rpartition(":")[0]
     file = Path(head)
     if head.endswith(".py") and file.is_file():
         places = [str(file.resolve()), file_digest(file)]
     else:
-        places = [str(Path(entry).absolute()) for entry in sys.path]
+        places = list(search)
     return hashlib.sha256("\0".join([reference, *places]).encode()).hexdigest()
 
 

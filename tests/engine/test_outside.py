@@ -327,6 +327,18 @@ def test_a_factory_may_write_what_it_reads(cli, tmp_path):
     assert cli("build", f"{tmp_path}/m.py:model", *ORDER, "-o", "out").code == 0
 
 
+def test_a_module_may_change_where_python_looks(cli, tmp_path, monkeypatch):
+    """The place of a module is part of its name, and many add to it as they are imported."""
+    text = FACTORY.replace(
+        "def model():", "import sys\nsys.path.append('/')\ndef model():\n    sys.path.append('/usr')"
+    )
+    (tmp_path / "paths_for_outside.py").write_text(text)
+    np.save(tmp_path / "weights.npy", np.ones((4, 4)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ran = cli("build", "paths_for_outside:model", *ORDER, "-o", "out")
+    assert ran.code == 0, ran.err
+
+
 def test_a_source_that_never_rests_is_an_error_of_one_line(cli, tmp_path, monkeypatch):
     (tmp_path / "layer.py").write_text("from torch import nn\ndef model():\n    return nn.Linear(4, 4)\n")
     path = tmp_path / "w.safetensors"
