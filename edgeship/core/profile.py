@@ -25,12 +25,14 @@ class Choice:
         embeddings: short name for tables of which rows are looked up; as ``weights`` when empty.
         candidates: short names that ``auto`` may choose; those that the runtime cannot hold for an operator are left
             out there.
+        quickest: ``activations`` give way to what is quicker for the model at hand (`edgeship.core.speed`).
     """
 
     weights: str = "float16"
     activations: ActivationMode = "float"
     embeddings: str = ""
     candidates: tuple[str, ...] = ()
+    quickest: bool = False
 
     def __post_init__(self) -> None:
         from edgeship.core.encodings import encoding_named
@@ -127,12 +129,17 @@ class Request:
         """How any profile wants them for this runtime.
 
         A static 8-bit grid has no basis where no data say what inputs look like; then the runtime's own next best is
-        taken (`Runtime.unseen`).
+        taken (`Runtime.unseen`). A profile that wants the quickest gets what measured times of layers say of the model.
         """
         from edgeship.core.registry import runtimes
+        from edgeship.core.speed import quickest
 
         runtime = runtimes().get(self.runtime)
         choice = profile.choice(self.runtime, runtime.language_of if runtime else "")
-        if runtime is None or choice.activations != "int8" or self.calibration is not None:
+        if runtime is None:
             return choice
-        return replace(choice, activations=runtime.unseen)
+        if choice.activations == "int8" and self.calibration is None:
+            choice = replace(choice, activations=runtime.unseen)
+        if not choice.quickest or self.inventory is None:
+            return choice
+        return replace(choice, activations=quickest(self.runtime, self.inventory, choice.activations))

@@ -52,6 +52,7 @@ class OnnxRuntime(Runtime):
     packages: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
     extra: ClassVar[str] = "onnx"
     timed: ClassVar[bool] = True
+    unseen: ClassVar[ActivationMode] = "dynamic"
 
     def open(self, artifact: Artifact, *, threads: int = INTRA_OP_THREADS) -> OnnxSession:
         """Load with the session options that ship with the artifact: its facts named ``session.*``.
@@ -112,8 +113,10 @@ class OnnxRuntime(Runtime):
         return 4 if isinstance(encoding, Affine) and encoding.bits == 3 else encoding.bits
 
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """Float16, and layers of 8 bits with float activations, are widened at load; rows are looked up as they are."""
-        widened = isinstance(encoding, Float) or (encoding.bits == 8 and activations == "float" and op != "embedding")
+        """Float16, and layers of 8 bits with float activations, are widened at load, and so are all convolutions of 8
+        bits that are not static; rows are looked up as they are."""
+        packed = op == "embedding" or activations in STATIC or (activations == "dynamic" and op == "linear")
+        widened = isinstance(encoding, Float) or (encoding.bits == 8 and not packed)
         return 32 if widened else self.container_bits(op, encoding)
 
     def warm_imports(self) -> None:

@@ -185,7 +185,8 @@ class WeightStorer:
             # Grouped convolutions have no hybrid kernel.
             channels = self.subgraph.tensors[use.operator.inputs[0]].shape[3]
             return int(channels) == use.layout.shape[3]
-        return bool(code == kinds.DEPTHWISE_CONV_2D and weight.encoding.bits == 8)
+        # The kernel for depthwise convolutions takes four times as long as float (docs/results/layer-times.md).
+        return False
 
     def _add_constant(self, name: str, stored: str, weight: Storable, layout: Layout) -> int:
         from ai_edge_litert import schema_py_generated as schema

@@ -2,7 +2,7 @@
 
   - static activations: DequantizeLinear, which ONNX Runtime and QNN make integer kernels of;
   - products and lookups that compute on packed integers: `edgeship.lowering.onnx.blocks`;
-  - 8 bits with float activations: `edgeship.lowering.onnx.widened`;
+  - 8 bits with float activations, and of convolutions: `edgeship.lowering.onnx.widened`;
   - everything else: DequantizeLinear, which runs with the layer.
 
 With DequantizeLinear a linear weight is stored [K, N] (transposed): ONNX Runtime's CPU kernels fuse ``DequantizeLinear
@@ -69,7 +69,8 @@ def place_weights(
         if tensor is None:
             _store_float(model, value, name, program, transposed)
             continue
-        widened = not static and activations != "dynamic"
+        # A convolution that dequantizes at every run is slower than one in float32, whatever activations may be.
+        widened = not static and (activations != "dynamic" or not transposed)
         stored = _store(model, value, name, tensor, transposed, explicit_zero=static, widened=widened)
         placements.append(Placement(name, stored, (1, 0) if transposed else None))
     return tuple(placements)

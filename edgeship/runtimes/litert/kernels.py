@@ -57,7 +57,8 @@ def resident_bits(op: WeightOp, encoding: Encoding, activations: ActivationMode)
     return bits if computed else 32
 
 
-_HYBRID_CONVOLUTIONS = {("conv", 8), ("conv", 4), ("depthwise_conv", 8)}
+# Depthwise convolutions could, in 8 bits, and take four times as long as in float (docs/results/layer-times.md).
+_HYBRID_CONVOLUTIONS = {("conv", 8), ("conv", 4)}
 
 
 def _static_refusal(op: WeightOp, encoding: Affine, activations: ActivationMode) -> str:

@@ -1,0 +1,104 @@
+"""Profile fast takes the arithmetic that measured times of layers say is quickest for a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeship.core import speed
+from edgeship.core.inventory import Inventory, OpCost, WeightUse
+from edgeship.core.profile import Choice, DataRef, Profile, Request
+from edgeship.core.registry import profiles, targets
+
+
+def inventory(*layers: tuple[str, str, int]) -> Inventory:
+    """Layers as (operator, kind of weight, multiply-accumulates); 100 numbers come out of each."""
+    weights, costs = [], []
+    for number, (op, kind, macs) in enumerate(layers):
+        name = f"w{number}"
+        groups = 10 if kind == "depthwise_conv" else 2 if kind == "grouped" else 1
+        if kind:
+            use = {"grouped": "conv"}.get(kind, kind)
+            weights.append(WeightUse(name, use, (10, 10), groups=groups))  # type: ignore[arg-type]
+        costs.append(OpCost(f"n{number}", op, macs, 100, 100, (name,) if kind else ()))
+    return Inventory(tuple(weights), tuple(costs), 100)
+
+
+@pytest.mark.parametrize(
+    ("op", "weight", "kind"),
+    [
+        ("aten.conv2d", "conv", "conv"),
+        ("aten.conv2d", "grouped", "grouped_conv"),
+        ("aten.conv1d", "depthwise_conv", "depthwise_conv"),
+        ("aten.linear", "linear", "linear"),
+        ("aten.layer_norm", "other", "norm"),
+        ("aten.gelu", "", "activation"),
+        ("aten.scaled_dot_product_attention", "", "attention"),
+        ("aten.add.Tensor", "", ""),
+        ("aten.embedding", "embedding", ""),
+    ],
+)
+def test_operators_have_the_row_of_their_kind(op, weight, kind):
+    made = inventory((op, weight, 1000))
+    assert speed.kind_of(made.ops[0], {use.name: use for use in made.weights}) == kind
+    one = dataclasses.replace(made.ops[0], elements_out=10)
+    if kind == "linear":
+        assert speed.kind_of(one, {use.name: use for use in made.weights}) == "linear_row"
+
+
+def test_the_quickest_is_chosen_and_no_coarser_one_for_nothing(monkeypatch):
+    times: dict[str, Any] = {
+        "r": {
+            "conv": {"float": 10.0, "dynamic": 8.0, "int8": 2.0},
+            "linear": {"float": 10.0, "dynamic": 2.0, "int8": 1.95},
+            "norm": {"float": 1.0, "dynamic": 1.0, "int8": 50.0},
+        }
+    }
+    monkeypatch.setattr(speed, "_times", lambda: times)
+    convolutions = inventory(("aten.conv2d", "conv", 10**6))
+    assert speed.quickest("r", convolutions, "int8") == "int8"
+    assert speed.quickest("r", convolutions, "dynamic") == "dynamic"
+    assert speed.quickest("r", convolutions, "float") == "float"
+    # A twentieth is not worth another rounding.
+    assert speed.quickest("r", inventory(("aten.linear", "linear", 10**6)), "int8") == "dynamic"
+    norms = inventory(("aten.conv2d", "conv", 10**3), ("aten.layer_norm", "", 0))
+    assert speed.quickest("r", norms, "int8") == "float" if 8 * 10**3 > 0.95 * 10**4 else "dynamic"
+    assert speed.quickest("other", convolutions, "int8") == "int8"
+    assert speed.quickest("r", convolutions, "int16") == "int16"
+    assert speed.predicted("r", convolutions, "int8") == pytest.approx(2.0 * 10**6 / 1e9)
+
+
+def request(profile: Profile, runtime: str, made: Inventory | None, data: bool) -> Request:
+    from edgeship.core.model import Source
+
+    given = DataRef("data.npz", "0") if data else None
+    return Request(Source(Path("m.py"), (), reference="m.py:f"), targets()["linux-x86"], runtime, profile, made, given)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "tflite"])
+def test_fast_is_static_for_convolutions_with_data_and_never_static_without(runtime):
+    fast = profiles()["fast"]
+    convolutions = inventory(("aten.conv2d", "conv", 10**9))
+    assert request(fast, runtime, convolutions, True).choice.activations == "int8"
+    assert request(fast, runtime, convolutions, False).choice.activations in ("dynamic", "float")
+    # Depthwise convolutions alone: static or float, and never kernels that are slower than float.
+    deep = inventory(("aten.conv2d", "depthwise_conv", 10**9))
+    chosen = request(fast, runtime, deep, True).choice.activations
+    assert speed.predicted(runtime, deep, chosen) <= speed.predicted(runtime, deep, "float")
+
+
+def test_a_profile_that_does_not_ask_for_the_quickest_gets_what_it_says():
+    own = Profile("own", "", Choice("int8", "int8"))
+    deep = inventory(("aten.layer_norm", "", 0))
+    assert request(own, "tflite", deep, True).choice.activations == "int8"
+
+
+def test_every_row_of_the_table_has_every_arithmetic():
+    for rates in speed._times().values():
+        assert set(rates) >= {"conv", "depthwise_conv", "grouped_conv", "linear", "linear_row", "norm", "attention"}
+        for row in rates.values():
+            assert set(row) == set(speed.MODES)
+            assert min(row.values()) > 0
