@@ -18,7 +18,7 @@ import torch
 from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.model import Signature, Source
 from edgeship.core.planning import refuse_unholdable
-from edgeship.core.profile import Choice, Profile, Request
+from edgeship.core.profile import Choice, DataRef, Profile, Request
 from edgeship.core.registry import runtimes, targets
 from edgeship.core.weights import Affine, Float, Palette, Sparse, same_numbers
 from edgeship.errors import EncodingError
@@ -85,6 +85,7 @@ def test_planning_refuses_what_is_not_held_and_says_why(name):
             runtime=name,
             profile=Profile("ours", "", Choice(activations=cell.activations)),
             inventory=Inventory((use,), (), 0),
+            calibration=DataRef("data.npz", "0"),
         )
         with pytest.raises(EncodingError) as caught:
             refuse_unholdable(request, lambda use, encoding=cell.encoding: encoding)

@@ -47,7 +47,7 @@ def test_it_follows_the_profile() -> None:
 
 
 @pytest.mark.parametrize(
-    ("runtime", "activations"), [("onnx", "float"), ("tflite", "dynamic"), ("qnn", "int16"), ("coreml", "float")]
+    ("runtime", "activations"), [("onnx", "dynamic"), ("tflite", "dynamic"), ("qnn", "int16"), ("coreml", "float")]
 )
 def test_without_data_there_are_no_static_8_bit_grids(runtime: str, activations: str) -> None:
     everywhere = Profile("w8a8", "x.", Choice("int8", "int8"))
