@@ -13,14 +13,17 @@
     |- EncodingError         5   a runtime cannot hold the encoding that was asked for
     |- MissingToolError      6   a package for a runtime is not installed
     |- OutputError           7   the output cannot be written: permission, full disk, not a bundle
-    `- ArtifactError         8   an artifact or bundle is damaged
+    |- ArtifactError         8   an artifact or bundle is damaged
+    `- LimitError            9   it would take more memory, depth or steps than there are: a bomb, 100,000 layers
 
 An error says what happened, why, and what to do next: ``what`` is the sentence, ``fix`` the way out.
-Exit code 70 means a bug in edgeship; the traceback is in the log file.
+Exit code 70 means a bug in edgeship; the traceback is in the log file. What the machine cannot do, wherever it shows
+(`meaning_of`), is none: memory that is not there, structures nested too deeply, a library that does not load.
 """
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 
@@ -108,3 +111,61 @@ class ArtifactError(EdgeshipError):
     """An artifact or a bundle is damaged."""
 
     exit_code = 8
+
+
+class LimitError(EdgeshipError):
+    """It would take more memory, depth or steps than there are."""
+
+    exit_code = 9
+
+
+# What libraries in C++ and Rust say when memory is not there; they have errors of their own for it.
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|bad_alloc|Cannot allocate memory|Unable to allocate"
+    r"|bad allocation|Failed to allocate memory",
+    re.IGNORECASE,
+)
+_WANTED = re.compile(r"allocate (\d+) bytes|allocate ([\d.]+ [KMGTPE]i?B)")
+_NO_LIBRARY = re.compile(
+    r"cannot open shared object|undefined symbol|DLL load failed|GLIBC|invalid ELF header|image not found"
+)
+
+
+def meaning_of(error: BaseException) -> EdgeshipError | None:
+    """What a failure outside of our own code means for the user; None when it is nothing of the machine's.
+
+    The one place for it: memory that is not there, recursion, numbers of too many digits, and libraries that do not
+    load, under whatever error a library wraps them in.
+    """
+    seen: BaseException | None = error
+    for _ in range(20):
+        if seen is None:
+            break
+        found = _meaning(seen)
+        if found is not None:
+            return found
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return None
+
+
+def _meaning(error: BaseException) -> EdgeshipError | None:
+    if isinstance(error, EdgeshipError):
+        return error if isinstance(error, LimitError) else None
+    text = str(error)
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+        wanted = _WANTED.search(text)
+        size = f": {wanted[1] + ' bytes' if wanted[1] else wanted[2]} at once" if wanted else ""
+        return LimitError(f"it takes more memory than there is{size}", fix="give a smaller model or smaller inputs")
+    if isinstance(error, RecursionError):
+        return LimitError("something in the input is nested too deeply", fix="give a flatter one")
+    if isinstance(error, (ImportError, OSError)) and _NO_LIBRARY.search(text):
+        reason = " ".join(text.split())[:200]
+        return MissingToolError(
+            f"a library does not load: {reason}", fix="install its package again; see edgeship doctor"
+        )
+    if isinstance(error, ImportError) and not (error.name or "").startswith("edgeship"):
+        reason = " ".join(text.split())[:200]
+        return MissingToolError(f"a package does not load: {reason}", fix="install it again; see edgeship doctor")
+    if isinstance(error, ValueError) and "Exceeds the limit" in text and "digits" in text:
+        return UsageError("a number has more digits than any limit has", fix="write fewer")
+    return None

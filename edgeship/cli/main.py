@@ -16,7 +16,7 @@ import click
 from edgeship import __version__
 from edgeship.cli import interrupt
 from edgeship.core.decoder import CACHE_BITS
-from edgeship.errors import EdgeshipError, GateError, UsageError
+from edgeship.errors import EdgeshipError, GateError, UsageError, meaning_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERNAL_ERROR = 70
@@ -432,6 +432,9 @@ def _stopped() -> int:
 
 def _told(error: Exception) -> int:
     """Say an error in one line; returns its exit code."""
+    if not isinstance(error, EdgeshipError):
+        # What the machine cannot do is no bug of ours, whichever library says it.
+        error = meaning_of(error) or error
     if isinstance(error, EdgeshipError):
         click.echo(f"error: {error}", err=True)
         return error.exit_code

@@ -62,6 +62,10 @@ class Profile:
     why: dict[str, str] = field(default_factory=dict)
     max_drop: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.max_drop is not None and not 0 <= self.max_drop <= 1:
+            raise UsageError(f"max_drop {self.max_drop:g} is no share", fix="write 0.01 for one point of a hundred")
+
     def choice(self, runtime: str, family: str = "") -> Choice:
         """The choice for one runtime; what a language engine has no word of its own for is its ``family``'s."""
         return self.runtimes.get(runtime, self.runtimes.get(family, self.default))

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 from edgeship.errors import ArtifactError, EdgeshipError, UsageError
 
 T = TypeVar("T")
+MAX_TOML_BYTES = 1 << 20
 
 
 def to_plain(value: Any) -> Any:
@@ -126,8 +127,10 @@ def read_json(cls: type[T], path: Path) -> T:
         return from_plain(cls, json.loads(path.read_text(encoding="utf-8")), path.name)
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing", fix="build again") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # no JSON, no UTF-8, or a number of too many digits
         raise ArtifactError(f"{path} is not valid JSON: {error}", fix="build again") from None
+    except RecursionError:
+        raise ArtifactError(f"{path} is nested too deeply", fix="build again") from None
     except UsageError as error:
         raise ArtifactError(f"{path} does not have the expected form: {error}", fix="build again") from None
 
@@ -140,9 +143,13 @@ def write_json(path: Path, value: Any) -> None:
 def read_toml(cls: type[T], path: Path) -> T:
     """Read a record from a TOML file; errors name the file and the key."""
     try:
+        if path.exists() and (not path.is_file() or path.stat().st_size > MAX_TOML_BYTES):
+            raise UsageError(f"{path} is no TOML file that people write", fix="give a TOML file")
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", fix="give a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UsageError(f"{path} is nested too deeply", fix="mend the file") from None
+    except ValueError as error:  # no TOML, no UTF-8, or a number of too many digits
         raise UsageError(f"{path}: {error}", fix="mend the file") from None
     return from_plain(cls, data, path.name)

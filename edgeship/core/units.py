@@ -7,6 +7,8 @@ import re
 from edgeship.errors import UsageError
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+# More than any disk: a number of 400 digits is a slip of the keyboard.
+_MOST_BYTES = 10**15
 
 
 def human_bytes(count: float) -> str:
@@ -20,19 +22,22 @@ def human_bytes(count: float) -> str:
 
 def parse_bytes(text: str) -> int:
     """``3GB``, ``850 MB``, ``1.5GiB`` or plain bytes. Raises `UsageError`."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
     if match is None or match[2].lower() not in _UNITS:
-        raise UsageError(f"{text!r} is not a size", fix="write 3GB or 850MB")
-    count = int(float(match[1]) * _UNITS[match[2].lower()])
+        raise UsageError(f"{text[:40]!r} is not a size", fix="write 3GB or 850MB")
+    bytes_wanted = float(match[1]) * _UNITS[match[2].lower()]
+    if bytes_wanted > _MOST_BYTES:
+        raise UsageError(f"a size of {text[:20]}{'...' * (len(text) > 20)} is no limit", fix="write 3GB or 850MB")
+    count = int(bytes_wanted)
     if count <= 0:
-        raise UsageError(f"a size of {text!r} holds nothing", fix="write 3GB or 850MB")
+        raise UsageError(f"a size of {text[:40]!r} holds nothing", fix="write 3GB or 850MB")
     return count
 
 
 def parse_fraction(text: str) -> float:
     """``1%`` or ``0.01``, between 0 and 1. Raises `UsageError`."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text, re.ASCII)
     value = float(match[1]) / (100 if match[2] else 1) if match else -1.0
     if not 0 <= value <= 1:
-        raise UsageError(f"{text!r} is not a share", fix="write 1% or 0.01")
+        raise UsageError(f"{text[:40]!r} is not a share", fix="write 1% or 0.01")
     return value

@@ -232,6 +232,8 @@ def _open_arrays(reference: str, arrays: Mapping[str, Any], signature: Signature
         raise DataError(f"{reference} holds {stray[0]!r}, which is no input of the model", fix=suggest(stray[0], names))
     columns = {spec.name: _check(reference, spec, arrays) for spec in signature.inputs}
     counts = {name: len(column) for name, column in columns.items()}
+    if labels is not None and labels.ndim == 0:
+        raise DataError(f"{reference} holds one label for all samples", fix="give one a sample")
     if labels is not None:
         counts["label"] = len(labels)
     if len(set(counts.values())) != 1:
@@ -274,7 +276,10 @@ def _from_function(reference: str) -> Mapping[str, Any]:
 def _from_file(path: Path, signature: Signature) -> Mapping[str, Any]:
     import numpy as np
 
+    from edgeship.data.numpy_files import check_numpy_file
+
     try:
+        check_numpy_file(path)
         loaded = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", fix="give an .npz, a folder of images, or file.py:function") from None

@@ -74,9 +74,10 @@ class Accuracy(Metric):
         self.after = self.before = self.count = 0
 
     def add(self, inputs: Arrays, found: Arrays, original: Arrays, label: Any) -> None:
-        """Count one sample."""
-        self.after += top1(_first(found)) == int(label)
-        self.before += top1(_first(original)) == int(label)
+        """Count one sample. Raises `DataError` for a label that is none of the classes."""
+        wanted = class_of(label, _first(original).size)
+        self.after += top1(_first(found)) == wanted
+        self.before += top1(_first(original)) == wanted
         self.count += 1
 
     def score(self) -> Score:
@@ -216,6 +217,20 @@ def top1(scores: Array) -> int:
     if not bool(np.isfinite(scores).all()):
         raise DataError("the model's scores are not finite, so there is no accuracy", fix="check the artifact's inputs")
     return int(np.argmax(scores.reshape(-1)))
+
+
+def class_of(label: Any, classes: int) -> int:
+    """A label as the number of a class. Raises `DataError` when it is no whole number below ``classes``."""
+    import numpy as np
+
+    value = np.asarray(label)
+    number = value.reshape(-1)[0] if value.size == 1 and value.dtype.kind in "biuf" else None
+    if number is None or not np.isfinite(number) or number != int(number) or not 0 <= number < classes:
+        raise DataError(
+            f"the label {str(label)[:40]} is none of the model's {classes} classes",
+            fix=f"labels are whole numbers from 0 to {classes - 1}",
+        )
+    return int(number)
 
 
 def _first(outputs: Arrays) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +11,16 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from edgeship.core.model import Dtype, TensorSpec
 from edgeship.core.names import clean_name, in_shell, is_clean, quoted
+from edgeship.core.units import human_bytes
 from edgeship.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
+# Protobuf and flatbuffers, which artifacts are made of, end at 2 GB; torch has at most 64 dimensions.
+MAX_INPUT_BYTES = 2**31
+MAX_DIMENSIONS = 32
+ITEM_BYTES = {"f32": 4, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u16": 2, "u8": 1, "bool": 1}
 # A name is what stands before the last ":dtype[sizes]"; quotes around it are no part of it.
 _SPEC = re.compile(r"^(?P<name>.*[^\s:].*?)\s*:\s*(?P<dtype>\w+)\s*\[(?P<sizes>[^\]]*)\]$", re.DOTALL)
 _FIXED = re.compile(r"^(?P<name>\"[^\"]+\"|'[^']+'|[^=]*[^=\s])\s*=\s*(?P<value>\S.*)$", re.DOTALL)
@@ -35,13 +41,32 @@ def parse_input(text: str) -> TensorSpec:
     match = _SPEC.match(text.strip())
     name = _unquoted(match["name"]) if match else ""
     if match is None or not name:
-        raise UsageError(f"--input {text!r} is not name:dtype[sizes]", fix=_EXAMPLE)
+        raise UsageError(f"--input {_short(text)} is not name:dtype[sizes]", fix=_EXAMPLE)
     if match["dtype"] not in get_args(Dtype):
-        raise UsageError(f"--input {text!r}: no dtype {match['dtype']}", fix=f"use {', '.join(get_args(Dtype))}")
+        raise UsageError(
+            f"--input {_short(text)}: no dtype {match['dtype'][:40]}", fix=f"use {', '.join(get_args(Dtype))}"
+        )
     sizes = [size for size in re.sub(r"\s", "", match["sizes"]).split(",") if size]
-    if not all(size.isascii() and size.isdigit() and len(size) < 12 and int(size) > 0 for size in sizes):
-        raise UsageError(f"--input {text!r}: sizes must be whole numbers above 0", fix=_EXAMPLE)
-    return TensorSpec(name, match["dtype"], tuple(int(size) for size in sizes))  # type: ignore[arg-type]
+    if not all(size.isascii() and size.isdigit() and len(size) < 19 and int(size) > 0 for size in sizes):
+        raise UsageError(f"--input {_short(text)}: sizes must be whole numbers above 0", fix=_EXAMPLE)
+    spec = TensorSpec(name, match["dtype"], tuple(int(size) for size in sizes))  # type: ignore[arg-type]
+    check_size(spec)
+    return spec
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}")
+
+
+def check_size(spec: TensorSpec) -> None:
+    """Raise `UsageError` for an input that no artifact takes, before anything of its size is made."""
+    size = math.prod(spec.shape) * ITEM_BYTES[spec.dtype]
+    if size > MAX_INPUT_BYTES or len(spec.shape) > MAX_DIMENSIONS:
+        shown = human_bytes(size) if size < 10**18 else f"10^{len(str(size)) - 1} bytes"
+        raise UsageError(
+            f"the input {_short(str(spec))} has {shown} in {len(spec.shape)} dimensions",
+            fix=f"{human_bytes(MAX_INPUT_BYTES)} and {MAX_DIMENSIONS} dimensions is what files of models can hold",
+        )
 
 
 def parse_inputs(texts: Sequence[str]) -> list[TensorSpec]:
@@ -130,6 +155,8 @@ def example_tensors(specs: Sequence[TensorSpec], seed: int = 0) -> tuple[torch.T
     from edgeship.core.model import Signature
     from edgeship.data.batches import generate_batches
 
+    for spec in specs:
+        check_size(spec)
     batch = generate_batches(Signature(tuple(specs), ()), 1, seed)[0]
     return tuple(torch.from_numpy(batch[spec.name].copy()) for spec in specs)
 

@@ -18,7 +18,7 @@ from edgeship.core.report import StepTime
 from edgeship.engine.cache import KINDS, Cache, Result
 from edgeship.engine.chatter import Log, silenced
 from edgeship.engine.outside import Outside
-from edgeship.errors import EdgeshipError, OutputError
+from edgeship.errors import EdgeshipError, OutputError, meaning_of
 
 # A disk with less than this is full: no artifact fits.
 FULL_BYTES = 1 << 20
@@ -105,18 +105,13 @@ def execute(
                         gather(step, execution)
             else:
                 cached = _run_step(step, source, cache, log, progress, execution)
-        except EdgeshipError:
+        except BaseException as error:
             progress.failed(step)
             log.line(traceback.format_exc())
-            raise
-        except OSError as error:
-            progress.failed(step)
-            log.line(traceback.format_exc())
-            raise _disk_error(error, cache) from error
-        except BaseException:
-            progress.failed(step)
-            log.line(traceback.format_exc())
-            raise
+            told = _told(error, step, cache)
+            if told is None:
+                raise
+            raise told from error
         seconds = time.perf_counter() - begin
         execution.times.append(StepTime(f"{step.index} {step.name}", seconds, cached))
         progress.finished(step, seconds, cached)
@@ -176,6 +171,16 @@ def _is_full(cache: Cache) -> bool:
         return shutil.disk_usage(cache.root).free < FULL_BYTES
     except OSError:
         return False
+
+
+def _told(error: BaseException, step: Step, cache: Cache) -> EdgeshipError | None:
+    """What a failure of a step means where the machine is the reason; None when the error stands as it is."""
+    if isinstance(error, EdgeshipError):
+        return None
+    limit = meaning_of(error)
+    if limit is not None:
+        return type(limit)(f"{step.name}: {limit.what}", fix=limit.fix)
+    return _disk_error(error, cache) if isinstance(error, OSError) else None
 
 
 def _disk_error(error: OSError, cache: Cache) -> EdgeshipError:

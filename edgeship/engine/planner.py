@@ -15,6 +15,9 @@ from edgeship.core.records import from_plain, suggest, to_plain
 from edgeship.core.registry import find, passes, runtimes
 from edgeship.errors import EdgeshipError, UsageError
 
+# No option of a pass means a number above this; NaN means nothing.
+MOST_OPTION = 2**53
+
 
 def plan_load(request: Request) -> Plan:
     """Only the way from the source to a TorchModel: what must run before the rest can be planned."""
@@ -218,9 +221,12 @@ def _parse(hint: Any, text: str, where: str) -> Any:
     for number in (int, float):
         if number in types:
             try:
-                return number(text)
+                value = number(text)
             except ValueError:
                 continue
+            if not abs(value) <= MOST_OPTION:
+                raise UsageError(f"{where} of {text[:40]} is no number to compute with", fix="give a smaller one")
+            return value
     literals = [item for item in typing.get_args(hint) if not isinstance(item, (str, type)) and str(item) == text]
     if literals:
         return literals[0]

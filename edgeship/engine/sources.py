@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from edgeship.errors import EdgeshipError, SourceError, UnsafeSourceError, Usage
 from edgeship.frontends.llama2c import is_checkpoint
 
 SAMPLE_FILE = "sample.toml"
+# Of a note on an input: float32 holds it, and its inverse.
+MOST = 1e30
 PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".pkl")
 
 
@@ -35,6 +38,21 @@ class InputNotes:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        numbers = (*(self.mean or ()), *(self.std or ()), *(x for x in (self.low, self.high) if x is not None))
+        if not all(math.isfinite(number) and abs(number) < MOST for number in numbers):
+            raise UsageError(
+                "low, high, mean and std must be numbers that float32 holds", fix="leave out what is unknown"
+            )
+        if self.std is not None and min(self.std, default=0.0) < 1 / MOST:
+            raise UsageError(f"std {list(self.std)} divides by nothing", fix="give a number above 0 a channel")
+        if self.mean is not None and not self.mean:
+            raise UsageError("mean is empty", fix="give one number a channel, or leave it out")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise UsageError(f"{len(self.mean)} means for {len(self.std)} deviations", fix="give one of each a channel")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise UsageError(f"low {self.low:g} is above high {self.high:g}", fix="swap them")
 
 
 @dataclass(frozen=True)
@@ -92,8 +110,9 @@ def find_source(
     renamed = parse_renames(renames)
     try:
         found = _find(reference, inputs, outputs, factory, trust)
-    except OSError as error:
-        raise SourceError(f"{reference[:200]} cannot be read: {error.strerror}", fix="check the path") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no path"
+        raise SourceError(f"{reference[:200]!r} cannot be read: {reason}", fix="check the path") from None
     for name in found.load["outputs"]:
         check_name("--output-name", name, clean_name(name, "output"))
     notes: dict[str, dict[str, Any]] = found.load["notes"]

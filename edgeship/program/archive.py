@@ -30,7 +30,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
-from edgeship.errors import SourceError, UnsafeSourceError
+from edgeship.errors import LimitError, SourceError, UnsafeSourceError
 from edgeship.program.checkpoint import MAX_EXPANDED_BYTES, check_window, read_bytes, read_checkpoint
 from edgeship.program.pickled import TensorRecord, named_in
 from edgeship.program.zipped import Zipped
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 # Of the graph as JSON: a model of 10,000 operators has some 20 MB.
 MAX_GRAPH_BYTES = 512 << 20
 MAX_DEPTH = 64
+# Tracing and the passes take milliseconds an operator.
+MAX_NODES = 50_000
 MAX_PICKLE = 64 << 20
 MODEL = "models/model.json"
 SAMPLES = "data/sample_inputs/model.pt"
@@ -161,7 +163,7 @@ class _Records:
     def __init__(self, what: str, keep: tuple[str, ...]) -> None:
         from torch._export.serde import schema
 
-        self.what, self.keep = what, keep
+        self.what, self.keep, self.nodes = what, keep, 0
         self.checks: Mapping[type, Callable[[Any], Any]] = {
             schema.SymExpr: lambda item: self.dynamic(item.expr_str),
             schema.Node: self._node,
@@ -310,6 +312,9 @@ class _Records:
         return replace(node, metadata={key: value for key, value in node.metadata.items() if key in self.keep})
 
     def _graph(self, graph: Any) -> Any:
+        self.nodes += len(graph.nodes)
+        if self.nodes > MAX_NODES:
+            raise LimitError(f"{self.what} has more than {MAX_NODES} operators", fix="export a smaller model")
         for given in graph.inputs:
             if given.type == "as_string":
                 self._constant(given)

@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from edgeship.core.model import NUMPY_DTYPES, Dtype, Signature, TensorSpec
 from edgeship.core.names import clean_names, quoted
-from edgeship.errors import SourceError, UsageError, WeightsError
+from edgeship.errors import EdgeshipError, LimitError, SourceError, UsageError, WeightsError, meaning_of
 from edgeship.program.inventory import take_inventory
 from edgeship.program.looks import Expected
 from edgeship.program.normalize import export_normalised
 from edgeship.program.program import REMARK, ProgramRecord, TorchProgram
 from edgeship.program.ranges import with_ranges
+from edgeship.program.sizes import guarded_sizes
 
 if TYPE_CHECKING:
     import torch
 
 # Folding batch norms and constants moves float32 results by rounding only.
 MIN_EXPORT_SNR_DB = 80.0
+# Tracing takes milliseconds a layer, and passes walk the graph many times: with more it would take hours.
+MAX_LAYERS = 50_000
 
 
 def make_program(
@@ -54,8 +57,11 @@ def make_program(
             bad = bad | torch.isinf(tensor).any()
         if bool(bad):
             raise WeightsError(f"weight {name} holds NaN or infinity", fix="train or export the model again")
+    layers = sum(1 for _ in module.modules())
+    if layers > MAX_LAYERS:
+        raise LimitError(f"the model has {layers} layers, {MAX_LAYERS} at most", fix="give a smaller model")
     wrapper = _Wrapper(module, call)
-    with torch.no_grad():
+    with torch.no_grad(), guarded_sizes():
         try:
             # A model may write into what it is given.
             wanted = wrapper(*(example.clone() for example in examples))
@@ -109,8 +115,11 @@ def _renamed(signature: Signature) -> tuple[str, ...]:
     return (f"{REMARK}names in the artifacts: {', '.join(pairs)}",) if pairs else ()
 
 
-def does_not_run(inputs: Sequence[TensorSpec], error: Exception) -> SourceError:
+def does_not_run(inputs: Sequence[TensorSpec], error: Exception) -> EdgeshipError:
     """What a user reads when the model fails on inputs of these shapes."""
+    limit = meaning_of(error)
+    if limit is not None:
+        return limit
     return SourceError(
         f"the model does not run on {', '.join(map(str, inputs))}: {' '.join(str(error).split())[:300]}",
         fix="give its inputs with --input name:dtype[sizes]",

@@ -15,6 +15,7 @@ from edgeship.core.model import Artifact, GenaiModel
 from edgeship.core.runtimes import ActivationMode, Runtime
 from edgeship.core.weights import EncodedTensor, Encoding
 from edgeship.errors import ArtifactError, UsageError
+from edgeship.runtimes.genai_config import check_configuration
 from edgeship.runtimes.onnxruntime import RUNTIME as FAMILY
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ class Genai(Runtime):
         from edgeship.llm.session import LanguageSession, TextTimes
 
         genai.disable_telemetry_events()
+        check_configuration(artifact.path)
         with _damage(artifact, "load"):
             model = genai.Model(str(artifact.path))
             stepper = _stepper(model, artifact.path, int(artifact.facts["context"]))

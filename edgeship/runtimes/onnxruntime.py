@@ -21,6 +21,9 @@ INTRA_OP_THREADS = 2
 # Errors arrive as exceptions; the log would say them twice.
 FATAL_ONLY = 4
 STATIC = ("int8", "int16")
+# Session options that edgeship writes into a manifest (`edgeship.lowering.onnx.options`).
+SESSION_OPTIONS = ("session.qdq_matmulnbits_accuracy_level",)
+MAX_OPTION = 16
 
 
 class OnnxSession(Session):
@@ -75,6 +78,12 @@ class OnnxRuntime(Runtime):
         options.log_severity_level = FATAL_ONLY
         for key, value in artifact.facts.items():
             if key.startswith("session."):
+                # A bundle may come from anywhere; other entries read files and load libraries.
+                if key not in SESSION_OPTIONS or len(value) > MAX_OPTION:
+                    raise ArtifactError(
+                        f"{artifact.path.name} wants the session option {key[:80]}, which edgeship does not write",
+                        fix="build again",
+                    )
                 options.add_session_config_entry(key, value)
         with _damage(artifact, "load"):
             _check(artifact)
