@@ -16,14 +16,13 @@ import edgeship.frontends.onnx.ops  # noqa: F401 - fills the registry
 from edgeship.errors import EdgeshipError, SourceError
 from edgeship.frontends.onnx import registry
 from edgeship.frontends.onnx.call import OpCall
+from edgeship.frontends.onnx.counting import MAX_NODES, check_node_count
 from edgeship.frontends.onnx.dtypes import SUB_BYTE_BITS
 from edgeship.frontends.onnx.graph import normal_domain, opset_versions
 from edgeship.frontends.onnx.schemas import function_body, refusal
 from edgeship.frontends.onnx.tensors import read_sparse, read_tensor
 from edgeship.frontends.onnx.values import Recorder, Value, is_constant
 
-#: Unrolled loops and nested functions stop here: a damaged file must not keep us busy for hours.
-MAX_NODES = 200_000
 MAX_DEPTH = 40
 
 NEWEST = onnx.defs.onnx_opset_version()
@@ -49,6 +48,7 @@ class Interpreter:
     """Runs the graphs of one model against one recorder."""
 
     def __init__(self, model: ModelProto, path: Path, recorder: Recorder) -> None:
+        self._model = model
         self._path = path
         self._recorder = recorder
         self._opsets = opset_versions(model)
@@ -59,6 +59,7 @@ class Interpreter:
 
     def run_main(self, graph: GraphProto, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         """The outputs of the main graph. Raises EdgeshipError."""
+        check_node_count(self._model)
         scope = Scope("the graph", self._opsets, values=dict(inputs))
         for info in graph.input:
             if info.name in inputs:
