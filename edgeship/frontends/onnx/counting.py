@@ -43,4 +43,6 @@ def check_node_count(model: ModelProto) -> None:
     total = count(model.graph.node, 0)
     if total > MAX_NODES:
         shown = str(total) if total < 10**9 else f"10^{len(str(total)) - 1}"
-        raise LimitError(f"the graph has {shown} nodes with its functions, {MAX_NODES} at most", fix="give a smaller model")
+        raise LimitError(
+            f"the graph has {shown} nodes with its functions, {MAX_NODES} at most", fix="give a smaller model"
+        )

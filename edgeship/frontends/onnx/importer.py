@@ -18,6 +18,7 @@ from edgeship.frontends.onnx.dtypes import STORED_DTYPE, numpy_name, type_name
 from edgeship.frontends.onnx.graph import GraphInput, check_tensor_type, graph_inputs, load_model, opset_versions
 from edgeship.frontends.onnx.interpreter import Interpreter
 from edgeship.frontends.onnx.values import Recorder
+from edgeship.program.sizes import guarded_sizes
 
 CHECK = "check the file with onnx.checker, or export it again"
 
@@ -77,10 +78,11 @@ def import_onnx(
         UnsafeSourceError: external data outside the model's folder.
         WeightsError: a weight is missing, too short, NaN or infinite.
         UnsupportedOpError: an operator, a type or a data-dependent shape that is not imported.
+        LimitError: more nodes, or a larger tensor, than any artifact can hold.
     """
     model = load_model(Path(path))
     recorder = Recorder()
-    with torch.no_grad(), _quiet_torch():
+    with torch.no_grad(), _quiet_torch(), guarded_sizes(Path(path).name):
         try:
             feeds = graph_inputs(model.graph, sizes or {}, values or {})
             results = _run(model, Path(path), feeds, recorder)
