@@ -27,7 +27,10 @@ def check_node_count(model: ModelProto) -> None:
 
     def count(nodes: Iterable[NodeProto], depth: int) -> int:
         if depth > _DEEPEST:
-            raise SourceError("functions call each other without end", fix="check the file with onnx.checker")
+            raise SourceError(
+                "functions are nested too deeply: they call each other without end",
+                fix="check the file with onnx.checker",
+            )
         total = 0
         for node in nodes:
             key = (normal_domain(node.domain), node.op_type, node.overload)
