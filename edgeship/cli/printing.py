@@ -55,7 +55,7 @@ class Shown:
 
     def said(self, step: Step, line: str) -> None:
         """Print a line under the steps before."""
-        self._console.print(f"  {step.name}: {line}", markup=False)
+        self._console.print(f"  {step.name}: {line}", markup=False, soft_wrap=True)
 
     def finished(self, step: Step, seconds: float, cached: bool) -> None:
         """Print the step with its time."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgeship.compression.affine import choose_scales, round_to, rounding_error
 from edgeship.compression.hessian import Hessian
+from edgeship.compression.products import product
 from edgeship.core.weights import Affine, AffineTensor
 from edgeship.errors import UsageError
 
@@ -73,11 +74,12 @@ def search_scales(
         return torch.ones(size)
     base = (base / base.mean()).clamp(min=LEAST)
     best, found = torch.inf, torch.ones(size)
+    matrix = known.matrix.contiguous()
     for step in range(GRID + 1):
         scale = base ** (step / GRID)
         scale = scale / (scale.max() * scale.min()).sqrt()
         wide = scale[place]
-        error = sum(_output_error(weight.detach().float(), wide, known, encoding, name) for weight in weights)
+        error = sum(_output_error(weight.detach().float(), wide, matrix, encoding, name) for weight in weights)
         if error < best:
             best, found = float(error), scale
     return found
@@ -135,8 +137,9 @@ def divide_inputs(hessian: Hessian, scale: torch.Tensor) -> Hessian:
     return Hessian(hessian.matrix.reshape(hessian.upper.shape) / scale / scale[:, None], hessian.tokens)
 
 
-def _output_error(value: torch.Tensor, scale: torch.Tensor, hessian: Hessian, encoding: Affine, name: str) -> float:
+def _output_error(value: torch.Tensor, scale: torch.Tensor, matrix: torch.Tensor, encoding: Affine, name: str) -> float:
     """The squared error of the outputs when a weight is rounded after scaling."""
     scaled = value * scale
     error = rounding_error(scaled, *choose_scales(scaled, encoding, name=name), encoding) / scale
-    return float(((error @ hessian.matrix) * error).double().sum())
+    # A Hessian is its own transpose.
+    return float((product(error.contiguous(), matrix) * error).double().sum())

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Side of the matrices, and how many products are timed: some 50 ms.
 TRIAL_SIDE, TRIALS = 768, 7
 # Between products: norms, rotations, activations and what is read and written of them, as a share of their time.
-AROUND = 0.35
+AROUND = 0.45
 # Rounding against data beyond its products, in multiplications a weight: of groups the ranges that are tried.
 ROUNDING = {"group": 1.2e4, "channel": 6e3, "tensor": 6e3}
 # Copies of the part of a layer that is rounded at once, and of matrices of its input channels.

@@ -252,6 +252,8 @@ def _compare(program: TorchProgram, folder: Path, example: torch.Tensor) -> None
     model = _eager(folder, getattr(config, "text_config", config))
     with torch.no_grad():
         wanted = model(input_ids=example, use_cache=False).logits.double()
+        # Gone before the program's own weights are read: both together are the peak of the whole build.
+        del model
         found = program.module()(example)[0].double()
     if not torch.isfinite(wanted).all():
         raise WeightsError(f"{folder}: the model answers NaN or infinity", fix="check its weights, or train it again")
