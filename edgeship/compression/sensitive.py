@@ -35,6 +35,8 @@ DOMINATES = 0.05
 # What all exceptions together may add to the encoded bytes, for 8 bits and for fewer, and what they always may.
 SHARE, SHARE_OF_SHORT = 0.08, 0.16
 FEW_BYTES = 100_000
+# Noise over signal at most: what is lost beyond this is lost.
+MOST = 1e3
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,14 @@ def _alone(
     return rows
 
 
+def _counted(energy: Array) -> Array:
+    """The energy of a slice in each sample; 0 where it says nothing, beside other samples or by itself."""
+    import numpy as np
+
+    finite = np.where(np.isfinite(energy), energy, 0)
+    return np.where(finite > NOTHING * finite.max(initial=0), finite, 0)
+
+
 class _Outputs:
     """The float model's answers, in slices."""
 
@@ -179,10 +189,11 @@ class _Outputs:
 
         self._wanted = self._stacked(answers)
         self._parts: list[tuple[int, Slice]] = [
-            (place, part) for place, value in enumerate(self._wanted) for part in slices_of(value)
+            (place, part) for place, value in enumerate(self._wanted) for part in slices_of(np.nan_to_num(value))
         ]
         signal = [np.square(part.of(self._wanted[place])).sum(1) for place, part in self._parts]
-        self._signal = np.concatenate([np.where(row > NOTHING * row.max(initial=0), row, 0) for row in signal])
+        # A probe that the model cannot answer says nothing.
+        self._signal = np.concatenate([_counted(row) for row in signal])
 
     def noise(self, answers: Sequence[Sequence[torch.Tensor]]) -> Array:
         """Noise over signal of each slice and sample."""
@@ -191,7 +202,9 @@ class _Outputs:
         made = self._stacked(answers)
         noise = [np.square(part.of(made[place] - self._wanted[place])).sum(1) for place, part in self._parts]
         counted = self._signal > 0
-        return np.asarray(np.concatenate(noise)[counted] / self._signal[counted])
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = np.concatenate(noise)[counted] / self._signal[counted]
+        return np.asarray(np.nan_to_num(found, nan=MOST, posinf=MOST).clip(max=MOST))
 
     @staticmethod
     def _stacked(answers: Sequence[Sequence[torch.Tensor]]) -> list[Array]:

@@ -43,7 +43,7 @@ def _kinds() -> Mapping[str, Draw]:
         "zeros": lambda generator, shape: np.zeros(shape),
         "one constant": lambda generator, shape: np.full(shape, 0.5),
         "0..1": lambda generator, shape: generator.random(shape),
-        "0..255": lambda generator, shape: generator.integers(0, 256, shape).astype(np.float64),
+        PIXELS: lambda generator, shape: generator.integers(0, 256, shape).astype(np.float64),
         "noise x 1e-3": lambda generator, shape: 1e-3 * generator.standard_normal(shape),
         "noise x 1e3": lambda generator, shape: 1e3 * generator.standard_normal(shape),
         "large mean, small spread": lambda generator, shape: 100 + 0.01 * generator.standard_normal(shape),
