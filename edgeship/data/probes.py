@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
     Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]
 
+PIXELS = "0..255"
 # Values that a range given for an input may be missed by: it is written in a few digits.
 SLACK = 1e-3
 
