@@ -32,9 +32,12 @@ SAMPLES = 8
 BUDGET = 1e11
 # A weight that makes less than this share of the error in the slice that it would help is no exception.
 DOMINATES = 0.05
-# What all exceptions together may add to the encoded bytes, for 8 bits and for fewer, and what they always may.
+# What all exceptions together may add to the encoded bytes, for 8 bits and for fewer; and what they may in small
+# models: half as much again at most.
 SHARE, SHARE_OF_SHORT = 0.08, 0.16
 FEW_BYTES = 100_000
+# A slice of fewer numbers than these says little in one sample.
+HANDFUL = 16
 # Noise over signal at most: what is lost beyond this is lost.
 MOST = 1e3
 
@@ -131,7 +134,7 @@ def _room(uses: Mapping[str, WeightUse], wanted: Mapping[str, Encoding]) -> int:
     """Bytes that exceptions may add."""
     short = any(encoding.bits < 8 for encoding in wanted.values())
     stored = sum(_bytes(use, wanted[name]) for name, use in uses.items())
-    return max(FEW_BYTES, int((SHARE_OF_SHORT if short else SHARE) * stored))
+    return max(min(FEW_BYTES, stored // 2), int((SHARE_OF_SHORT if short else SHARE) * stored))
 
 
 def _decibels(total: Array) -> float:
@@ -173,12 +176,16 @@ def _alone(
     return rows
 
 
-def _counted(energy: Array) -> Array:
-    """The energy of a slice in each sample; 0 where it says nothing, beside other samples or by itself."""
+def _counted(size: int, energy: Array) -> Array:
+    """The energy of a slice in each sample; 0 where it says nothing, beside other samples or by itself.
+
+    A slice of a few numbers may be near zero in one sample by chance: there it counts as large as it usually is.
+    """
     import numpy as np
 
     finite = np.where(np.isfinite(energy), energy, 0)
-    return np.where(finite > NOTHING * finite.max(initial=0), finite, 0)
+    usual = float(finite.mean()) if size < HANDFUL else 0.0
+    return np.where(finite > NOTHING * finite.max(initial=0), finite.clip(min=usual), 0)
 
 
 class _Outputs:
@@ -193,7 +200,11 @@ class _Outputs:
         ]
         signal = [np.square(part.of(self._wanted[place])).sum(1) for place, part in self._parts]
         # A probe that the model cannot answer says nothing.
-        self._signal = np.concatenate([_counted(row) for row in signal])
+        self._signal = np.concatenate([_counted(part, row) for part, row in zip(self._sizes(), signal, strict=True)])
+
+    def _sizes(self) -> list[int]:
+        """How many numbers each slice has in a sample."""
+        return [part.of(self._wanted[place]).shape[1] for place, part in self._parts]
 
     def noise(self, answers: Sequence[Sequence[torch.Tensor]]) -> Array:
         """Noise over signal of each slice and sample."""

@@ -316,7 +316,10 @@ class QuantizeWeights(Pass):
 
 def _guard(request: Request, encoding: Encoding) -> dict[str, Any]:
     """What the outputs should keep of a network's weights in few bits, and what sensitive ones may get instead."""
-    if isinstance(encoding, Float) or request.decoder is not None or "compress/finetune" in request.options:
+    # Who says how weights are stored means it; trained ones sit where their grid has them.
+    said = {"form", "bits", "granularity", "group_size"}.intersection(request.options.get("compress/quantize", {}))
+    trained = "compress/finetune" in request.options
+    if isinstance(encoding, Float) or request.decoder is not None or trained or said:
         return {}
     floor = FLOOR_DB["short"] if encoding.bits < 8 else FLOOR_DB.get(request.choice.activations, FLOOR_DB["float"])
     if encoding.bits == 8 and wide_method(request) == "gptq":
