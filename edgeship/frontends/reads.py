@@ -81,17 +81,21 @@ def recorded_reads() -> Iterator[Reads]:
         reads.saw(filename)
         return original(filename, *args, **kwargs)
 
-    # Wherever a library has taken the name over.
-    holders = [module for module in list(sys.modules.values()) if getattr(module, "__dict__", {}).get(NAME) is original]
-    for module in holders:
-        setattr(module, NAME, safe_open)
+    _exchange(original, safe_open)
     try:
         yield reads
     finally:
-        for module in holders:
-            setattr(module, NAME, original)
+        # Those that were imported meanwhile have it, too.
+        _exchange(safe_open, original)
         for name in set(sys.modules) - before:
             path = getattr(sys.modules[name], "__file__", None)
             if path:
                 reads.saw(path)
         reads.active = False
+
+
+def _exchange(old: Any, new: Any) -> None:
+    """Put a function in place of another wherever a library has taken the name over."""
+    for module in list(sys.modules.values()):
+        if getattr(module, "__dict__", {}).get(NAME) is old:
+            setattr(module, NAME, new)

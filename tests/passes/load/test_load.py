@@ -109,6 +109,21 @@ def test_recording_ends_with_its_block(tmp_path):
     assert safetensors.safe_open is before
 
 
+def test_a_library_that_is_imported_while_recording_is_recorded_later_too(tmp_path, monkeypatch):
+    import safetensors
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.eye(2)}, tmp_path / "w.safetensors")
+    (tmp_path / "takes_safe_open.py").write_text("from safetensors import safe_open\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with recorded_reads():
+        import takes_safe_open
+    assert takes_safe_open.safe_open is safetensors.safe_open
+    with recorded_reads() as reads:
+        takes_safe_open.safe_open(tmp_path / "w.safetensors", "pt")
+    assert {path.name for path in reads.paths} == {"w.safetensors"}
+
+
 def save_weights(place: Path, kind: str) -> Path:
     from safetensors.torch import save_file
 
