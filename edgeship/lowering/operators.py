@@ -8,6 +8,7 @@ converter; each converter has a table of its own. What is in no table is decompo
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ Rewrite = Callable[..., Any]
 # Rewrites and torch's rules may bring in operators that need rewriting themselves.
 MAX_ROUNDS = 4
 MAX_UNROLLED = 64
+MAX_ONE_HOT = 1 << 24
 
 
 def rewritten(
@@ -140,6 +142,123 @@ def index_copy(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     new = (picked @ rows.reshape(index.shape[0], -1)).reshape(moved.shape)
     kept = 1 - picked.sum(1).reshape(-1, *[1] * (x.dim() - 1))
     return (moved * kept + new).movedim(0, dim)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``linear`` as a product of two matrices.
+
+    Torch's own rule repeats the weight along the other axes where ``x`` is not contiguous, behind a permute say.
+    """
+    if x.dim() == 2 and bias is not None:
+        return torch.addmm(bias, x, weight.t())
+    # [..., in] -> [rows, in]
+    rows = x.reshape(-1, x.shape[-1])
+    found = torch.mm(rows, weight.t())
+    found = found.reshape(*x.shape[:-1], weight.shape[0])
+    return found if bias is None else found + bias
+
+
+def index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
+    """``index_put`` that adds: each row of ``x`` that is named gets the sum of the values that name it.
+
+    One-hot rows pick and sum them, for tables of up to `MAX_ONE_HOT` entries.
+    """
+    if not accumulate or any(index is None or index.dtype == torch.bool for index in indices):
+        return NotImplemented
+    named = [index for index in indices if index is not None]
+    whole = functools.reduce(operator.add, (torch.zeros_like(index) for index in named)).shape
+    given = [index.expand(whole) for index in named]
+    sizes = x.shape[: len(given)]
+    rest = x.shape[len(given) :]
+    place = torch.zeros_like(given[0])
+    for index, size in zip(given, sizes, strict=True):
+        place = place * size + index
+    rows, count = math.prod(sizes), place.numel()
+    if rows * count > MAX_ONE_HOT:
+        return NotImplemented
+    # [rows, count], then [rows, count] x [count, rest]
+    picked = (torch.arange(rows).unsqueeze(1) == place.reshape(1, -1)).to(x.dtype)
+    wide = values.expand(*given[0].shape, *rest).reshape(count, -1)
+    return x + (picked @ wide).reshape(x.shape)
+
+
+def transposed_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    output_padding: Sequence[int] = (0,),
+    groups: int = 1,
+    dilation: Sequence[int] = (1,),
+    *,
+    grouped: bool = False,
+    dilated: bool = False,
+) -> Tensor:
+    """A transposed convolution as a whole one, whose edges are cut off or filled up.
+
+    A dilated one spreads its input with zeros, and is a plain convolution with the kernel turned round.
+
+    Args:
+        grouped, dilated: whether the runtime has that; else groups are convolved one by one.
+    """
+    rank = weight.dim() - 2
+    stride, padding, output_padding, dilation = (
+        [int(item) for item in given] * (rank if len(given) == 1 else 1)
+        for given in (stride, padding, output_padding, dilation)
+    )
+    reach = [step * (size - 1) + 1 for step, size in zip(dilation, weight.shape[2:], strict=True)]
+    whole = [(size - 1) * step + far for size, step, far in zip(x.shape[2:], stride, reach, strict=True)]
+    wanted = [size - 2 * cut + more for size, cut, more in zip(whole, padding, output_padding, strict=True)]
+    fills = any(cut + size > have for cut, size, have in zip(padding, wanted, whole, strict=True))
+    early = None if fills else bias
+    plain = dilated or all(step == 1 for step in dilation)
+    if (grouped or groups == 1) and plain:
+        function = functional.conv_transpose1d if rank == 1 else functional.conv_transpose2d
+        made = function(x, weight, early, stride, groups=groups, dilation=dilation)
+    else:
+        made = _by_groups(x, weight, stride, dilation, groups, plain)
+        early = None
+    for place in range(rank):
+        axis = place + 2
+        kept = min(wanted[place], whole[place] - padding[place])
+        if padding[place] or kept < whole[place]:
+            made = made.narrow(axis, padding[place], kept)
+        if wanted[place] > kept:
+            made = functional.pad(made, [0, 0] * (rank - 1 - place) + [0, wanted[place] - kept])
+    return made if bias is None or early is not None else made + bias.reshape(-1, *[1] * rank)
+
+
+def _by_groups(
+    x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int, plain: bool
+) -> Tensor:
+    rank = weight.dim() - 2
+    function = functional.conv_transpose1d if rank == 1 else functional.conv_transpose2d
+    made = []
+    # On three axes: a converter that lays images channels last would turn the slices of a weight too.
+    flat, width = weight.flatten(2), x.shape[1] // groups
+    for group in range(groups):
+        part, rows = (given.narrow(axis, group * width, width) for given, axis in ((x, 1), (flat, 0)))
+        kernel = (*rows.shape[:2], *weight.shape[2:])
+        if plain:
+            made.append(function(part, rows.reshape(kernel), stride=list(stride)))
+        else:
+            # [in, out, k] -> [out, in, k], from the last to the first
+            turned = rows.transpose(0, 1).flip(2).reshape(kernel[1], kernel[0], *kernel[2:])
+            made.append(_spread_convolution(part, turned, stride, dilation))
+    return made[0] if groups == 1 else torch.cat(made, 1)
+
+
+def _spread_convolution(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    rank = weight.dim() - 2
+    for place, step in enumerate(stride):
+        axis, size = place + 2, x.shape[place + 2]
+        # [..., size, ...] -> [..., size, step, ...] -> [..., size * step, ...], the last zeros cut off
+        wide = functional.pad(x.unsqueeze(axis + 1), [0, 0] * (rank - 1 - place) + [0, step - 1])
+        x = wide.flatten(axis, axis + 1).narrow(axis, 0, (size - 1) * step + 1)
+    edges = [step * (size - 1) for step, size in zip(dilation, weight.shape[2:], strict=True)]
+    plain = functional.conv1d if rank == 1 else functional.conv2d
+    return plain(x, weight, padding=edges, dilation=list(dilation))
 
 
 def product(x: Tensor, dim: int, keepdim: bool = False, dtype: torch.dtype | None = None) -> Any:

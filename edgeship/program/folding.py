@@ -27,6 +27,8 @@ def fold_constants(module: GraphModule) -> None:
         known = _known_values(module, apart)
     # Every layer of a language model makes the same mask and rotations again.
     names: dict[tuple[object, ...], str] = {}
+    # This may run more than once.
+    first = sum(name.startswith("folded_") for name in module._buffers)
     for node in list(module.graph.nodes):
         value = known.get(node)
         if node.op != "call_function" or not isinstance(value, torch.Tensor) or value.numel() > MAX_FOLDED_ELEMENTS:
@@ -38,7 +40,7 @@ def fold_constants(module: GraphModule) -> None:
             hashlib.sha256(value.reshape(-1).view(torch.uint8).numpy().tobytes()).digest() if value.numel() else b""
         )
         key = (value.dtype, tuple(value.shape), content)
-        name = names.setdefault(key, f"folded_{len(names)}")
+        name = names.setdefault(key, f"folded_{first + len(names)}")
         if not hasattr(module, name):
             module.register_buffer(name, value)
         with module.graph.inserting_before(node), quiet_get_attr():
@@ -132,10 +134,10 @@ def fold_batch_norms(module: GraphModule) -> None:
         bias = value(layer.args[2]) if len(layer.args) > 2 else None
         offset = -value(mean) if bias is None else bias - value(mean)  # type: ignore[operator]
         offset = offset * factor + (0 if shift is None else value(shift))
-        _attach_over(module, str(weight.target), folded.to(old.dtype))
+        attach_over(module, str(weight.target), folded.to(old.dtype))
         name = str(weight.target).rpartition(".")[0]
         bias_name = f"{name}.bias" if name else f"{weight.target}_bias"
-        _attach_over(module, bias_name, offset.to(old.dtype))
+        attach_over(module, bias_name, offset.to(old.dtype))
         with module.graph.inserting_before(layer):
             bias_node = module.graph.get_attr(bias_name)
             bias_node.meta["val"] = layer.meta["val"].new_empty(offset.shape)
@@ -214,7 +216,8 @@ def _each(layer: Node, place: int, default: int, axes: int) -> list[int]:
     return numbers * axes if len(numbers) == 1 else numbers
 
 
-def _attach_over(module: torch.nn.Module, target: str, value: torch.Tensor) -> None:
+def attach_over(module: torch.nn.Module, target: str, value: torch.Tensor) -> None:
+    """Put a parameter where a dotted name says, over what is there."""
     import torch
 
     *path, leaf = target.split(".")

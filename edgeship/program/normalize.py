@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from edgeship.errors import SourceError
 from edgeship.program.collector import few_collections
+from edgeship.program.factors import fold_factors
 from edgeship.program.folding import fetch, fold_batch_norms, fold_constants, fold_pads, quiet_get_attr
 from edgeship.program.looks import Expected, first_norms
 from edgeship.program.mutation import protect_inputs, refuse_state, root, written_roots
 from edgeship.program.plain import drop_idle_bounds, numbers_second
+from edgeship.program.plain_forms import count_from_start, fill_plainly, pool_plainly, strides_as_indices
 from edgeship.program.provenance import keep_places
 from edgeship.program.rewrites import index_as_view
+from edgeship.program.spectra import real_spectra
 
 if TYPE_CHECKING:
     import torch
@@ -58,14 +61,21 @@ def export_normalised(
     refuse_state(flat.graph)
     protect_inputs(flat.graph)
     _loosen_views(flat.graph)
+    pool_plainly(flat.graph)
     _drop_no_ops(flat.graph)
     numbers_second(flat)
+    fold_constants(flat)
+    fill_plainly(flat)
+    real_spectra(flat)
     fold_constants(flat)
     drop_idle_bounds(flat)
     if expected is not None:
         expected.update(first_norms(flat))
     fold_batch_norms(flat)
+    fold_factors(flat)
     fold_pads(flat.graph)
+    strides_as_indices(flat)
+    count_from_start(flat)
     flat.graph.eliminate_dead_code()
     flat.delete_all_unused_submodules()
     _drop_unused_tensors(flat)

@@ -15,6 +15,8 @@ from edgeship.lowering.operators import (
     Rewrite,
     average_pool,
     index_copy,
+    index_put,
+    linear,
     new_ones,
     ordered,
     remainder,
@@ -32,6 +34,8 @@ REWRITES: dict[Any, Rewrite] = {
     # Lowered as if ceil_mode were off and padding counted, silently.
     aten.avg_pool2d.default: average_pool,
     aten.index_copy.default: index_copy,
+    aten.index_put.default: index_put,
+    aten.linear.default: linear,
     aten.new_ones.default: new_ones,
     aten.remainder.Scalar: remainder,
     aten.sort.default: ordered,

@@ -35,6 +35,20 @@ RENUMBERING = {
     "common::nullify_redundant_quantization_zero_point",
     "common::distributive_quantized_binary_op_scale_normalization",
 }
+# Fold constants into weights that were decided, or take a number for another that is near: 1.0 / 255 for a division by
+# 255, a sum times 0.13 for a mean of 8, GELU's constants to three digits; `x - linear(y)` loses its sign.
+RECOMPUTING = {
+    "common::divide_to_multiply",
+    "common::fuse_conv_batchnorm",
+    "common::fuse_conv_bias",
+    "common::fuse_conv_scale",
+    "common::fuse_elementwise_to_batchnorm",
+    "common::fuse_gelu_exact",
+    "common::fuse_gelu_tanh_approximation",
+    "common::fuse_linear_bias",
+    "common::fuse_matmul_weight_bias",
+    "common::fuse_reduce_mean",
+}
 # Two activations that are computed alike would become one, and the other's grid could not be read back.
 MERGING = {"common::remove_redundant_ops"}
 
@@ -69,7 +83,8 @@ def convert(program: TorchProgram, target: str, compute: Compute) -> tuple[Any, 
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.insert_pass(0, PASS)
     pipeline.set_options(PASS, {"order": what})
-    pipeline.remove_passes(RENUMBERING | (MERGING if grids else set()))
+    pipeline.remove_passes(RENUMBERING | RECOMPUTING | (MERGING if grids else set()))
+    _merge_equal_only()
     try:
         converted = ct.convert(
             exported,
@@ -92,6 +107,13 @@ def convert(program: TorchProgram, target: str, compute: Compute) -> tuple[Any, 
             f"Core ML's converter did not keep the weight {weight}", fix="keep it in float, or report it"
         )
     return converted, {weight: constant for constant, weight in names.items() if weight in program.encoded}
+
+
+def _merge_equal_only() -> None:
+    """Constants are merged where they are equal: coremltools 9.0 takes 1e-12 for 0."""
+    from coremltools.converters.mil.mil.passes.defs.cleanup.const_deduplication import const_deduplication
+
+    const_deduplication.DTYPE2ATOL = dict.fromkeys(const_deduplication.DTYPE2ATOL, 0.0)
 
 
 def _in_fours(program: TorchProgram) -> frozenset[str]:

@@ -11,7 +11,15 @@ import torch
 from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
 from coremltools.converters.mil.frontend.torch.utils import sanitize_op_kind
 
-from edgeship.lowering.operators import Rewrite, index_copy, new_ones, on_masks, product, rewritten
+from edgeship.lowering.operators import (
+    Rewrite,
+    index_copy,
+    new_ones,
+    on_masks,
+    product,
+    rewritten,
+    transposed_convolution,
+)
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -19,7 +27,16 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
+
+def _filled_up(*args: Any, **kwargs: Any) -> Any:
+    """Transposed convolutions with output padding: the front end pads what goes in."""
+    padding = args[5] if len(args) > 5 else kwargs.get("output_padding", ())
+    return transposed_convolution(*args, grouped=True, dilated=True, **kwargs) if any(padding) else NotImplemented
+
+
 REWRITES: dict[Any, Rewrite] = {
+    aten.conv_transpose1d.default: _filled_up,
+    aten.conv_transpose2d.input: _filled_up,
     aten.new_ones.default: new_ones,
     aten.__and__.Tensor: on_masks(torch.logical_and),
     aten.__or__.Tensor: on_masks(torch.logical_or),

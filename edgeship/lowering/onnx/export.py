@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from edgeship.errors import LoweringError, UnsupportedOpError
+from edgeship.lowering.onnx.optimizer import optimize
 from edgeship.program.activations import insert_pairs
 from edgeship.program.collector import few_collections
 
@@ -61,7 +62,11 @@ def _hollow(program: TorchProgram) -> ExportedProgram:
     for name, value in program.exported.state_dict.items():
         state[name] = program.weight(name) if _visible(program, name, value) else value
     hollow._state_dict = state
-    return insert_pairs(hollow, program.activations) if program.activations else hollow
+    if program.activations:
+        return insert_pairs(hollow, program.activations)
+    from edgeship.lowering.onnx.rewrites import in_onnx_operators
+
+    return in_onnx_operators(hollow)
 
 
 def _visible(program: TorchProgram, name: str, value: torch.Tensor) -> bool:
@@ -102,7 +107,7 @@ def _optimize(model: ir.Model, static: bool) -> None:
     from onnx_ir.passes import Sequential, common
 
     if not static:
-        onnxscript.optimizer.optimize_ir(model)
+        optimize(model)
         return
     # The rules alone take longer than the rest of the lowering on graphs three times as long.
     common.InlinePass()(model)

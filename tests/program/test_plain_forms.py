@@ -1,0 +1,104 @@
+"""Operators that lean on memory, signs and other tensors' shapes leave the normal form, and its answers stay."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from edgeship.core.model import TensorSpec
+from edgeship.program.export import make_program
+
+aten = torch.ops.aten
+
+
+class Of(nn.Module):
+    def __init__(self, function, **layers):
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+def program(function, *examples, **layers):
+    names = "xyz"
+    specs = [
+        TensorSpec(names[place], "f32" if value.is_floating_point() else "i64", tuple(value.shape), low=0, high=5)
+        for place, value in enumerate(examples)
+    ]
+    return make_program(Of(function, **layers), specs, list(examples))
+
+
+def targets(made):
+    return {node.target for node in made.exported.graph.nodes if node.op == "call_function"}
+
+
+def test_a_mask_filled_in_place_is_a_constant():
+    def fill(_, x):
+        mask = x.new_zeros(6, 6)
+        for number, rows in enumerate((slice(0, -3), slice(-3, -1), slice(-1, None))):
+            mask[rows, 1:-2] = number + 1
+        return x + mask + torch.ones_like(x) + torch.full_like(x, 2.5)
+
+    made = program(fill, torch.randn(2, 6, 6))
+    assert targets(made) == {aten.add.Tensor}
+
+
+def test_a_pool_behind_a_permute_does_not_look_at_memory():
+    made = program(
+        lambda m, x: functional.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), 1).flatten(1), torch.randn(2, 5, 4, 3)
+    )
+    assert not {aten.as_strided.default, aten.adaptive_avg_pool2d.default} & targets(made)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(0, 3))
+def test_strides_become_indices(rows, columns, first, second, offset):
+    x = torch.randn(4, 10)
+    made = program(lambda _, x: x.as_strided((rows, columns), (first, second), offset) * 2.0, x)
+    assert aten.as_strided.default not in targets(made)
+    torch.testing.assert_close(made.exported.module()(x)[0], x.as_strided((rows, columns), (first, second), offset) * 2)
+
+
+@pytest.mark.parametrize("index", [-1, -4, 0, 3])
+def test_indices_of_run_time_count_from_the_start(index):
+    def take(_, x, y):
+        z = x.clone()
+        z[:, y] = 7.0
+        return x[:, y] * 1.0, z
+
+    x, made = torch.randn(2, 4), program(take, torch.randn(2, 4), torch.tensor([1]))
+    assert aten.where.self in targets(made)
+    place = torch.tensor([index])
+    for want, have in zip(take(None, x, place), made.exported.module()(x, place), strict=True):
+        assert torch.equal(want, have)
+
+
+def test_indices_that_cannot_be_negative_stay():
+    made = program(lambda _, x: x[torch.arange(2), x.argmax(-1)] * 1.0, torch.randn(2, 4))
+    assert aten.where.self not in targets(made)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.sampled_from([nn.Conv2d, nn.ConvTranspose2d]), st.sampled_from([1, 2]), st.booleans(), st.sampled_from("*/+-")
+)
+def test_factors_go_into_the_weight_before_them(kind, groups, bias, operator):
+    numbers = torch.linspace(0.5, 3, 6).reshape(1, 6, 1, 1)
+
+    def scaled(module, x):
+        y = module.layer(x)
+        y = {"*": y * numbers, "/": y / numbers, "+": numbers + y, "-": y - 3}[operator]
+        return 0.25 * y
+
+    made = program(scaled, torch.randn(1, 4, 5, 5), layer=kind(4, 6, 3, groups=groups, bias=bias))
+    assert len(targets(made)) == 1
+
+
+def test_factors_that_float16_would_lose_stay():
+    made = program(lambda m, x: m.layer(x) * 1e-6, torch.randn(1, 4, 5, 5), layer=nn.Conv2d(4, 6, 3))
+    assert aten.mul.Tensor in targets(made)
