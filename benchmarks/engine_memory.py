@@ -110,11 +110,10 @@ def estimated(artifact: Any, record: Any, plan: str) -> Any:
     from edgeship.core.memory import footprint
     from edgeship.core.registry import runtimes
 
+    runtime = runtimes()[type(artifact).runtime]
+    needs = footprint(record.inventory, runtime, record.encodings, PLANS[plan][0], halves=False, tied=record.aliases)
     kept = record.decoder.cache_bytes(int(artifact.facts["context"]), "float32")
-    return footprint(
-        record.inventory, runtimes()[type(artifact).runtime], record.encodings, PLANS[plan][0], halves=False,
-        tied=record.aliases, cache=kept,
-    )  # fmt: skip
+    return dataclasses.replace(needs, cache=runtime.cache_copies * kept)
 
 
 def main() -> None:

@@ -62,14 +62,12 @@ def footprint(
     *,
     halves: bool,
     tied: Collection[str] = frozenset(),
-    cache: int = 0,
 ) -> Footprint:
     """The footprint with the encodings that were decided.
 
     Args:
         encodings: by weight name; what is not named is float. activations: how the operators compute.
         halves: floats are float16. tied: weights that are stored under another's name.
-        cache: bytes of a language model's keys and values.
     """
     rest = Float(16 if halves else 32)
     stored = resident = 0
@@ -87,7 +85,7 @@ def footprint(
         resident += use.elements * (bits + runtime.working_bits(use.op, encoding, activations)) // 8
     width = {"int8": 1, "int16": 2}.get(activations, 2 if halves else 4)
     working = inventory.peak_activation_elements * width
-    return Footprint(stored, resident, working, runtime.overhead_bytes, cache * runtime.cache_copies)
+    return Footprint(stored, resident, working, runtime.overhead_bytes)
 
 
 def _planned(choice: Choice, use: WeightUse) -> Encoding:

@@ -13,7 +13,7 @@ from edgeship.core.artifact import ADAPTER_SUFFIX, ADAPTERS
 from edgeship.core.decoder import CacheType
 from edgeship.core.model import Artifact, GenaiModel
 from edgeship.core.runtimes import ActivationMode, Runtime
-from edgeship.core.weights import EncodedTensor, Encoding
+from edgeship.core.weights import EncodedTensor, Encoding, Float
 from edgeship.errors import ArtifactError, UsageError
 from edgeship.runtimes.genai_config import check_configuration
 from edgeship.runtimes.onnxruntime import RUNTIME as FAMILY
@@ -262,6 +262,10 @@ class Genai(Runtime):
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """As ONNX Runtime's."""
         return FAMILY.resident_bits(op, encoding, activations)
+
+    def tied_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
+        """A table that is looked up and a head too: kernels keep the head packed beside the table where it is float."""
+        return self.resident_bits(op, encoding, activations) if isinstance(encoding, Float) else 0
 
     def warm_imports(self) -> None:
         """Import the engine."""

@@ -95,13 +95,18 @@ class CheckSize(Pass):
         return context_of(self.decoder, self.context) if self.decoder else 0
 
     def _cache_bytes(self, kept: CacheType | None) -> int:
-        return self.decoder.cache_bytes(self._positions(), kept) if self.decoder and kept else 0
+        return self._copies() * self.decoder.cache_bytes(self._positions(), kept) if self.decoder and kept else 0
+
+    def _copies(self) -> int:
+        from edgeship.core.registry import runtimes
+
+        return runtimes()[self.runtime].cache_copies
 
     def _longest_context(self, without_cache: int, kept: CacheType | None) -> int:
         """The most positions, of those the model has, whose cache fits beside the rest; 0 when none do."""
         if self.decoder is None or kept is None:
             return 0
-        each = self.decoder.cache_bytes(1, kept)
+        each = self._copies() * self.decoder.cache_bytes(1, kept)
         return max(0, min(self.decoder.context, (self.limit_bytes - without_cache) // each))
 
     def run(self, model: Artifact, reference: TorchModel, ctx: Context) -> Verdict:
