@@ -73,7 +73,6 @@ def footprint(
     stored = resident = 0
     for use in inventory.weights:
         if use.name in tied:
-            resident += use.elements * runtime.tied_bits(use.op, encodings.get(use.name, rest), activations) // 8
             continue
         if use.plain_bits and use.name not in encodings:
             plain = use.elements * use.bits_unencoded(halves=halves) // 8
@@ -82,7 +81,10 @@ def footprint(
         encoding = encodings.get(use.name, rest)
         stored += runtime.stored_bits(use, encoding) // 8
         bits = runtime.resident_bits(use.op, encoding, activations)
-        resident += use.elements * (bits + runtime.working_bits(use.op, encoding, activations)) // 8
+        bits += runtime.working_bits(use.op, encoding, activations)
+        if use.looked_up and use.op == "linear":
+            bits += runtime.table_bits(encoding, activations)
+        resident += use.elements * bits // 8
     width = {"int8": 1, "int16": 2}.get(activations, 2 if halves else 4)
     working = inventory.peak_activation_elements * width
     return Footprint(stored, resident, working, runtime.overhead_bytes)

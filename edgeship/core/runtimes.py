@@ -172,8 +172,8 @@ class Runtime(ABC):
         """Bits a weight takes beside `resident_bits`: pages of a mapped file, and copies that are made for a run."""
         return 0
 
-    def tied_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """Bits of a weight that is stored under another's name, where the engine makes it a copy of its own."""
+    def table_bits(self, encoding: Encoding, activations: ActivationMode) -> int:
+        """Bits more that a layer's weight takes because its rows are looked up too: tables of tokens tied to a head."""
         return 0
 
     def versions(self) -> dict[str, str]:

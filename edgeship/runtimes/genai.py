@@ -263,9 +263,9 @@ class Genai(Runtime):
         """As ONNX Runtime's."""
         return FAMILY.resident_bits(op, encoding, activations)
 
-    def tied_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """A table that is looked up and a head too: kernels keep the head packed beside the table where it is float."""
-        return self.resident_bits(op, encoding, activations) if isinstance(encoding, Float) else 0
+    def table_bits(self, encoding: Encoding, activations: ActivationMode) -> int:
+        """Floats are kept twice: packed for the head's kernel, and as a table."""
+        return self.resident_bits("linear", encoding, activations) if isinstance(encoding, Float) else 0
 
     def warm_imports(self) -> None:
         """Import the engine."""

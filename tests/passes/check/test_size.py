@@ -160,3 +160,32 @@ def test_narrower_activations_take_less():
     runtime = runtimes()["onnx"]
     wide, narrow = (predict(INVENTORY, runtime, Choice("int8", mode)).activations for mode in ("int16", "int8"))
     assert (wide, narrow) == (10_000, 5_000)
+
+
+TABLE = Inventory(
+    (WeightUse("w", "linear", (1000, 1000)), WeightUse("t", "linear", (1000, 1000), looked_up=True)), (), 0
+)
+
+
+@pytest.mark.parametrize(
+    ("engine", "choice", "layer", "table"),
+    [
+        # LiteRT-LM: the file's pages, the kernels' float32, and a float32 copy in each of three signatures.
+        ("litert-lm", Choice("float16", "float"), 2 + 4 + 12, 2 + 4 + 12 + 4),
+        ("litert-lm", Choice("int8", "float"), 1 + 4 + 12, 1 + 4 + 12),
+        ("litert-lm", Choice("int8", "dynamic"), 1 + 1, 1 + 1),
+        ("litert-lm", Choice("float32", "float"), 4 + 4, 4 + 4),
+        # onnxruntime-genai: a table beside the head's packed weights, where both are float.
+        ("genai", Choice("float16", "float"), 4, 8),
+        ("genai", Choice("int4-g32", "dynamic"), 0.5, 0.5),
+    ],
+)
+def test_a_language_engines_copies_are_counted(engine, choice, layer, table):
+    assert predict(TABLE, runtimes()[engine], choice).weights == int((layer + table) * MILLION)
+
+
+@pytest.mark.parametrize(("engine", "copies"), [("genai", 1), ("litert-lm", 2), ("coreml-lm", 1)])
+def test_caches_that_are_read_and_written_count_twice(engine, copies, tmp_path):
+    decoder = Decoder("llama", (AttentionLayer(4, 2, 16),), 64, 256, 4096)
+    task = CheckSize(engine, "pixel8", 10**9, decoder=decoder, context=1000, cache="float32")
+    assert task._cache_bytes("float32") == copies * 2 * 2 * 16 * 4 * 1000
