@@ -1,9 +1,9 @@
 """A chat model through each engine's own app interface, beside transformers: ten prompts, and a conversation.
 
-python benchmarks/conversations.py FOLDER BUNDLE [BUNDLE...] [--tokens 48] [--prompts 10] [--turns 5]
+python benchmarks/conversations.py FOLDER --made DIR [--weights float16] [--engines genai,litert-lm] [--context 2048]
 
-FOLDER is the Hugging Face folder that the bundles were built from. Greedy on both sides, transformers in float32. Where a
-token differs, its margin is how much likelier the float32 model finds its own token, in standard deviations of its logits
+FOLDER is a Hugging Face folder; what it is lowered to is kept in DIR, as benchmarks/engine_memory.py keeps it. Greedy on
+both sides, transformers in float32. Where a token differs, its margin is how much likelier the float32 model finds its own token, in standard deviations of its logits
 there: rounding explains a small one. What follows is compared with transformers on what the engine wrote. Writes
 docs/results/conversations.md.
 """
@@ -13,18 +13,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine_memory import called, lowered
 from results import write_page
 
 from edgeship.core.registry import runtimes
 from edgeship.errors import EdgeshipError
+from edgeship.llm.dialogue import Answer
 from edgeship.llm.session import LanguageSession
-from edgeship.shipping.bundle import opened, read_bundle
 
 PROMPTS = [
     "What is the capital of France?",
@@ -45,6 +44,7 @@ TURNS = [
     "Thank you.",
     "What did I ask you first?",
 ]
+LONG = 64
 # Float16 weights and other orders of summation move a logit by less.
 ROUNDING = 0.05
 
@@ -60,7 +60,6 @@ class Row:
     ended: int = 0
     worst: float = 0.0
     first: str = ""
-    seconds: float = 0.0
 
 
 class Original:
@@ -93,15 +92,16 @@ class Original:
             self._written[key] = self.tokenizer.decode(tokens[:-1] if ended else tokens), ended
         return self._written[key]
 
-    def margin(self, prompt: list[int], said: str, ended: bool) -> tuple[float, str]:
+    def margin(self, prompt: list[int], answer: Answer) -> tuple[float, str]:
         """The largest distance of any token of an answer from this model's first choice, and that place in words."""
         import torch
 
-        tokens = self.tokenizer(said, add_special_tokens=False).input_ids
+        written = answer.written
+        tokens = self.tokenizer(answer.text, add_special_tokens=False).input_ids if written is None else list(written)
         with torch.no_grad():
             logits = self.model(torch.tensor([[*prompt, *tokens]])).logits[0]
         worst, where = 0.0, ""
-        for place in range(len(tokens) + ended):
+        for place in range(len(tokens) + answer.ended):
             row = logits[len(prompt) - 1 + place]
             taken = [tokens[place]] if place < len(tokens) else self.eos
             best = max(taken, key=lambda token: float(row[token]))
@@ -116,14 +116,14 @@ def ask(original: Original, talk: Any, messages: list[str], limit: int, row: Row
     for message in messages:
         turns.append({"role": "user", "content": message})
         text, prompt = original.prompt(turns)
-        start = time.perf_counter()
         answer = talk.say(message, limit)
-        row.seconds += time.perf_counter() - start
         wanted, ended = original.write(prompt, limit)
-        worst, where = original.margin(prompt, answer.text, answer.ended)
+        same = (answer.text, answer.ended) == (wanted, ended)
+        # A text that splits into other tokens than were written would be judged by those.
+        worst, where = (0.0, "") if same else original.margin(prompt, answer)
         row.answers += 1
         row.prompts += text == answer.heard if talk.whole or len(turns) == 1 else text.endswith(answer.heard)
-        row.equal += (answer.text, answer.ended) == (wanted, ended)
+        row.equal += same
         row.tokens += answer.tokens
         row.ended += answer.ended
         if worst > row.worst:
@@ -150,84 +150,63 @@ def quiet():
         os.close(null)
 
 
-def run(original: Original, bundle_path: Path, args: argparse.Namespace) -> list[list[str]]:
+def run(original: Original, args: argparse.Namespace, kind: str, plan: str) -> list[list[str]]:
+    artifact, record = lowered(args.folder, args.made / called(args.folder), plan, args.context, kind)
+    runtime = runtimes()[type(artifact).runtime]
+    print(kind, plan, flush=True)
+    rows = {"prompts": Row(), "conversation": Row()}
+    interface = ""
+    with quiet(), runtime.open_fast(artifact) as session:
+        assert isinstance(session, LanguageSession)
+        for number in range(len(PROMPTS) + 1):
+            talk = session.dialogue(args.folder, record.decoder.eos)
+            interface = talk.interface
+            last = number == len(PROMPTS)
+            try:
+                ask(
+                    original, talk, TURNS if last else [PROMPTS[number]], LONG if last else args.tokens,
+                    rows["conversation" if last else "prompts"], conversation=last,
+                )  # fmt: skip
+            except EdgeshipError as error:
+                print(error)
+            finally:
+                talk.close()
     lines = []
-    bundle = read_bundle(bundle_path)
-    for record in bundle.manifest.artifacts:
-        runtime = runtimes()[record.runtime]
-        print(record.runtime, bundle_path, flush=True)
-        limit = args.tokens if runtime.execution == "native" else args.slow_tokens
-        rows = {"prompts": Row(), "conversation": Row()}
-        interface = ""
-        with quiet(), runtime.open_fast(opened(bundle, record)) as session:
-            assert isinstance(session, LanguageSession)
-            eos = [int(token) for token in record.facts["eos"].split(",")]
-            for number in range(args.prompts + 1):
-                talk = session.dialogue(bundle_path / "tokenizer", eos)
-                interface = talk.interface
-                last = number == args.prompts
-                messages = TURNS[: args.turns] if last else [PROMPTS[number]]
-                try:
-                    ask(
-                        original,
-                        talk,
-                        messages,
-                        limit if not last else max(limit, 64),
-                        rows["conversation" if last else "prompts"],
-                        conversation=last,
-                    )
-                except EdgeshipError as error:
-                    print(error)
-                finally:
-                    talk.close()
-        for task, row in rows.items():
-            far = f"{row.worst:.3f} ({row.first})" if row.worst > ROUNDING else f"{row.worst:.3f}"
-            lines.append([
-                runtime.title, interface, f"{bundle.manifest.profile}", task, str(row.answers), f"{row.prompts}",
-                f"{row.equal}", str(row.tokens), str(row.ended), far, f"{row.seconds:.1f} s",
-            ])  # fmt: skip
+    for task, row in rows.items():
+        far = f"{row.worst:.5f} ({row.first})" if row.worst else "-"
+        figures = [row.answers, row.prompts, row.equal, row.tokens, row.ended]
+        lines.append([interface, plan, task, *map(str, figures), far])
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--made", type=Path, required=True)
+    parser.add_argument("--weights", default="float16")
+    parser.add_argument("--engines", default="genai,litert-lm")
+    parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--slow-tokens", type=int, default=12)
-    parser.add_argument("--prompts", type=int, default=len(PROMPTS))
-    parser.add_argument("--turns", type=int, default=len(TURNS))
     args = parser.parse_args()
     original = Original(args.folder)
-    lines = [line for bundle in args.bundles for line in run(original, bundle, args)]
+    lines = []
+    for plan in args.weights.split(","):
+        for kind in args.engines.split(","):
+            lines += run(original, args, kind, plan)
     columns = [
-        "engine",
-        "interface",
-        "profile",
-        "task",
-        "answers",
-        "prompts as transformers",
-        "texts as transformers",
-        "tokens",
-        "ended by the model",
-        "furthest token",
-        "time",
-    ]
+        "interface", "weights", "task", "answers", "prompts as transformers", "answers as transformers", "tokens",
+        "ended by the model", "furthest token",
+    ]  # fmt: skip
     before = (
-        f"{args.folder.name and 'SmolLM2-135M-Instruct'} in the profile named, greedy, beside `generate` of transformers in float32: ten prompts of at most {args.tokens} tokens "
-        f"({args.slow_tokens} where only an emulator runs), and a conversation of five turns, which ends early when an answer is cut. *Furthest token*: "
-        f"of all tokens written, the one that the float32 model likes least compared with its own choice, in standard deviations of its logits; "
-        f"below {ROUNDING:g} rounding explains it."
+        f"{called(args.folder)}, greedy, beside `generate` of transformers in float32: ten prompts of at most {args.tokens} "
+        f"tokens, and a conversation of five turns of at most {LONG}. *Furthest token*: of all tokens written, the one that the "
+        f"float32 model likes least compared with its own choice there, in standard deviations of its logits; below "
+        f"{ROUNDING:g} rounding explains it."
     )
     write_page(
-        "conversations",
-        "Conversations through each engine's own interface",
-        "python " + " ".join(Path(a).name if "/" in a else a for a in sys.argv),
-        ["transformers", "onnxruntime-genai", "litert-lm-api", "coreai-core"],
-        columns,
-        lines,
-        before,
-    )
+        "conversations", "Conversations through each engine's own interface", "python benchmarks/conversations.py",
+        ["transformers", "onnxruntime-genai", "litert-lm-api"], columns, lines, before,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

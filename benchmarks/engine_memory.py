@@ -105,6 +105,11 @@ def lowered(folder: Path, made: Path, plan: str, context: int, kind: str) -> tup
     return pickle.loads((place / "artifact").read_bytes()), read_record(stored)
 
 
+def called(folder: Path) -> str:
+    """A model's name from where it lies."""
+    return folder.resolve().parent.name if folder.name in ("hf", "model") else folder.name
+
+
 def estimated(artifact: Any, record: Any, plan: str) -> Any:
     """As check/size has it."""
     from edgeship.core.memory import footprint
@@ -130,7 +135,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for folder in args.folders:
-        name = {"hf": folder.parent.name, "model": folder.parent.name}.get(folder.name, folder.name)
+        name = called(folder)
         for kind in args.engines.split(","):
             for plan in args.weights.split(","):
                 for context in map(int, args.contexts.split(",")):

@@ -190,10 +190,30 @@ class Heard:
             inputs = {"input_ids": padded}
             logits = reference.run(inputs)["logits"][0]
             close = reference.undecided(inputs, self.within).reshape(-1)
+            before = len(self.problems)
             for place in range(len(prompt) - 1, min(len(tokens), len(prompt) + len(written))):
                 taken = tokens[place + 1 : place + 2] or (list(self.eos) if answer.ended else [])
                 if taken and not (close.size and close[place]):
                     self._compare(logits[place], taken, number, place + 2 - len(prompt))
+            # A text may split into other tokens than were written; then the reference writes it by its own.
+            if (
+                len(self.problems) > before
+                and answer.written is None
+                and self._rewritten(reference, length, prompt, answer)
+            ):
+                del self.problems[before:]
+
+    def _rewritten(self, reference: Reference, length: int, prompt: list[int], answer: Answer) -> bool:
+        """Whether the reference, token by token, writes an answer's text."""
+        import numpy as np
+
+        tokens = list(prompt)
+        while len(tokens) < min(length, len(prompt) + answer.tokens + answer.ended):
+            padded = np.array([tokens + [0] * (length - len(tokens))], np.int64)
+            tokens.append(int(reference.run({"input_ids": padded})["logits"][0][len(tokens) - 1].argmax()))
+        ended = tokens[-1] in self.eos
+        written = tokens[len(prompt) : len(tokens) - ended]
+        return ended == answer.ended and self.speaker.tokenizer.decode(written) == answer.text
 
     def _compare(self, row: npt.NDArray[Any], taken: Sequence[int], number: int, place: int) -> None:
         self.compared += 1
