@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgeship.core.model import Signature, TorchModel
@@ -361,3 +361,28 @@ def test_places_are_written_with_digests(tmp_path):
     save_floats(WeightStore({"w": Place(tmp_path / "m.safetensors", "w", kept=False)}), tmp_path)
     assert json.loads((tmp_path / "weights.json").read_text())["outside"].keys() == {str(tmp_path / "m.safetensors")}
     assert outside_files(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.heavy
+def test_another_checkpoint_in_the_same_place(cli, family, tmp_path):
+    """A language model's weights stay in the user's files: what is made of them is never taken for that of others."""
+    shutil.copytree(family("llama"), tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    first = load_file(file)
+    second = {
+        name: value + 0.02 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+        for name, value in first.items()
+    }
+    order = ("--target", "linux-x86", "--runtime", "onnx", "--context", "64")
+    env = {"EDGESHIP_CACHE": str(tmp_path / "cache")}
+    made = []
+    for number, state in enumerate((first, second, first)):
+        save_file(state, file, metadata={"format": "pt"})
+        ran = cli("build", tmp_path / "m", *order, "-o", f"out{number}", env=env)
+        assert ran.code == 0, ran.err
+        (weights,) = (tmp_path / f"out{number}").rglob("model.data")
+        made.append(weights.read_bytes())
+    ran = cli("build", tmp_path / "m", *order, "-o", "fresh", env={"EDGESHIP_CACHE": str(tmp_path / "fresh-cache")})
+    assert ran.code == 0, ran.err
+    assert made[0] == made[2] != made[1]
+    assert next((tmp_path / "fresh").rglob("model.data")).read_bytes() == made[0]
