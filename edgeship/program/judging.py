@@ -20,6 +20,8 @@ FLOOR = 1e-3
 STATIC_FLOOR = 1.0
 # Slices this far below the whole output are rounding of it: engines round sigmoids below 1e-8 to 0.
 WHOLE_FLOOR = 1e-4
+# Of an output of shares (a sigmoid's, a softmax's) this much is small: 1e-6 and 1e-7 both say no.
+SHARE_FLOOR = 1e-2
 # The smallest normal number of float16: accelerators round what is below to 0. Not for outputs that are small as a
 # whole, of which it may take this share.
 SMALLEST_HALF, SMALL_SHARE = 2.0**-14, 0.05
@@ -61,8 +63,13 @@ class Finding:
 
 @dataclass
 class Scales:
-    """Usual sizes: per output, axis and slice the largest root mean square over kinds of inputs that apps give."""
+    """Usual sizes: per output, axis and slice the largest root mean square over kinds of inputs that apps give.
 
+    Args:
+        shares: outputs between 0 and 1 by their making.
+    """
+
+    shares: frozenset[str] = frozenset()
     axes: dict[tuple[str, int], Array] = field(default_factory=dict)
     whole: dict[str, float] = field(default_factory=dict)
 
@@ -85,7 +92,7 @@ class Scales:
         known = 0.0 if sizes is None else float(np.sqrt(np.mean(np.square(sizes[list(group.places)]))))
         whole = self.whole.get(output, 0.0)
         least = min(SMALLEST_HALF, SMALL_SHARE * whole) if halves else 0.0
-        return max(share * known, WHOLE_FLOOR * whole, least)
+        return max(share * known, WHOLE_FLOOR * whole, least, SHARE_FLOOR if output in self.shares else 0.0)
 
 
 def judge(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
+    from edgeship.program.program import TorchProgram
+
 INTEGERS = {"i64": None, "i32": None, "i16": (-32768, 32767), "i8": (-128, 127), "u8": (0, 255), "u16": (0, 65535)}
 # Operators that hand integers on as they are.
 _MOVING = {
@@ -54,6 +56,21 @@ def with_ranges(specs: Sequence[TensorSpec], exported: ExportedProgram) -> tuple
             spec = replace(spec, low=float(low), high=float(high))
         found.append(spec)
     return tuple(found)
+
+
+def outputs_of_shares(program: TorchProgram) -> frozenset[str]:
+    """Outputs that are shares of 1: what a sigmoid or a softmax makes, moved and joined at most."""
+    nodes = {node.name: node for node in program.exported.graph.nodes}
+    names = program.exported.graph_signature.user_outputs
+    pairs = zip(program.signature.outputs, names, strict=True)
+    return frozenset(spec.name for spec, name in pairs if _is_share(nodes[str(name)]))
+
+
+def _is_share(node: Node) -> bool:
+    name = _name(node)
+    if name in ("sigmoid", "softmax", "_softmax"):
+        return True
+    return name in _MOVING and bool(node.all_input_nodes) and all(_is_share(arg) for arg in node.all_input_nodes)
 
 
 def integer_range(node: Node, spec: TensorSpec) -> tuple[int, int]:

@@ -108,3 +108,14 @@ def test_what_is_below_the_normal_range_of_float16_is_rounding_in_float16_alone(
     assert not judge("noise", tiny, small, 18.0, halves=True)[0].passed, (
         "an output that is small as a whole is no rounding"
     )
+
+
+def test_shares_far_below_a_hundredth_say_no_either_way():
+    wanted, found = [np.full((1, 4, 32), 1e-6)], [np.full((1, 4, 32), 2e-6)]
+    comparison = compared(wanted, found)
+    shares = Scales(frozenset({"output"}))
+    shares.widen(comparison)
+    assert judge("zeros", comparison, shares, 70.0)[0].passed
+    assert not judge("zeros", comparison, scales_of(comparison), 70.0)[0].passed
+    gone = compared([np.full((1, 4, 32), 0.05)], [np.zeros((1, 4, 32))])
+    assert not judge("zeros", gone, shares, 18.0)[0].passed

@@ -6,6 +6,7 @@ from torch import nn
 
 from edgeship.core.model import TensorSpec
 from edgeship.program.export import make_program
+from edgeship.program.ranges import outputs_of_shares
 
 
 class Uses(nn.Module):
@@ -60,3 +61,15 @@ def test_a_range_that_was_said_stays():
     specs = [TensorSpec("x", "f32", (1, 3, 4)), TensorSpec("ids", "i64", (1, 3), low=3, high=5)]
     program = make_program(Uses("table"), specs, [torch.randn(1, 3, 4), torch.ones(1, 3, dtype=torch.int64)])
     assert program.signature.inputs[1] == specs[1]
+
+
+def test_outputs_that_are_shares_are_known_by_what_makes_them():
+    class Heads(nn.Module):
+        def forward(self, x):
+            score = x.sigmoid()
+            joined = torch.cat([score, x.softmax(-1)], 1).permute(0, 2, 1)
+            return score.reshape(-1), joined, torch.cat([score, 640 * score], 1), x.tanh()
+
+    torch.manual_seed(0)
+    program = make_program(Heads(), [TensorSpec("x", "f32", (1, 3, 4))], [torch.randn(1, 3, 4)])
+    assert outputs_of_shares(program) == {"output", "output_1"}

@@ -14,6 +14,7 @@ from edgeship.core.runtimes import ENGINE_PACKAGES, ActivationMode, Runtime
 from edgeship.errors import UsageError
 from edgeship.program.compare import MAX_SNR_DB
 from edgeship.program.judging import LEAST_DB, Finding, Scales, judge, unanswered
+from edgeship.program.ranges import outputs_of_shares
 from edgeship.program.trial import FED_BACK, GIVEN, NOISE, Questions, Trial
 
 if TYPE_CHECKING:
@@ -241,7 +242,8 @@ class Findings:
     @classmethod
     def of(cls, trial: Trial, limit: float, total_limit: float | None) -> Findings:
         """Judge every kind; without a limit to the original, the worst slice is found all the same."""
-        scales, total_scales = Scales(), Scales()
+        shares = outputs_of_shares(trial.original)
+        scales, total_scales = Scales(shares), Scales(shares)
         for name in (GIVEN, NOISE):
             if name in trial.kinds:
                 scales.widen(trial.kinds[name].lowering)
