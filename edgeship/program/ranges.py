@@ -7,7 +7,7 @@ From each integer input its uses are followed forward through operators that onl
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgeship.core.model import TensorSpec
 
@@ -84,6 +84,9 @@ def integer_range(node: Node, spec: TensorSpec) -> tuple[int, int]:
             continue
         seen.add(current)
         for user in current.users:
+            if _counts_from_end(user, current):
+                waiting += [(user, use)] if _name(user) == "where" else []
+                continue
             shown = _shown(user, current)
             if shown is not None:
                 ends.append(use.ends(*shown))
@@ -97,6 +100,16 @@ def integer_range(node: Node, spec: TensorSpec) -> tuple[int, int]:
     if own is not None:
         low, high = max(low, own[0]), min(high, own[1])
     return (low, high) if low <= high else (0, 1)
+
+
+def _counts_from_end(user: Node, given: Node) -> bool:
+    """Whether an operator is part of ``where(i < 0, i + size, i)``: an index that may count from the end."""
+    if _name(user) == "where":
+        asked, raised, kept = cast("tuple[Node, Node, Node]", user.args[:3])
+        return kept is given and _name(asked) == "lt" and asked.args[0] is given and given in raised.all_input_nodes
+    wheres = list(user.users)
+    parts = _name(user) in ("lt", "add") and user.args[0] is given
+    return parts and bool(wheres) and all(_name(item) == "where" and _counts_from_end(item, given) for item in wheres)
 
 
 def _shown(user: Node, given: Node) -> tuple[int, int] | None:
