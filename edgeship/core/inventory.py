@@ -19,6 +19,7 @@ class WeightUse:
         groups: groups of a convolution. nodes: the operators that read it.
         looked_up: rows of it are looked up (an embedding), whatever else it does.
         plain_bits: of one number of what is no float and stays as it is (masks, indices); 0 for floats.
+        given: short name of the encoding that the source stores it in; empty where it stores floats.
     """
 
     name: str
@@ -29,6 +30,7 @@ class WeightUse:
     nodes: tuple[str, ...] = ()
     looked_up: bool = False
     plain_bits: int = 0
+    given: str = ""
 
     @property
     def elements(self) -> int:
@@ -59,11 +61,15 @@ class OpCost:
 
 @dataclass(frozen=True)
 class Inventory:
-    """Weights, operators and the largest sum of live activations, in elements, of one program."""
+    """Weights, operators and the largest sum of live activations, in elements, of one program.
+
+    ``activations`` is how the source itself computes them where it is quantized (``int8``, ``int16``), else empty.
+    """
 
     weights: tuple[WeightUse, ...]
     ops: tuple[OpCost, ...]
     peak_activation_elements: int
+    activations: str = ""
 
     @property
     def macs(self) -> int:

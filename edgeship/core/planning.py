@@ -130,6 +130,13 @@ def sparse_ops(request: Request) -> tuple[WeightOp, ...]:
     return tuple(op for op in ENCODED_OPS if not refusal(request, op, Sparse(Affine(8))))
 
 
+def held_as_given(request: Request) -> tuple[str, ...]:
+    """Weights that the source stores as integers, and that the runtime holds in just that encoding."""
+    uses = request.inventory.weights if request.inventory else ()
+    given = [use for use in uses if use.given and use.name not in dict(request.keep)]
+    return tuple(use.name for use in given if not refusal(request, use.op, encoding_named(use.given)))
+
+
 def rounding_method(request: Request) -> Method:
     """How compress/quantize will round fewer than 8 bits, its ``--set`` options counted."""
     given = request.options.get("compress/quantize", {}).get("method")

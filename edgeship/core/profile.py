@@ -134,6 +134,7 @@ class Request:
 
         A static 8-bit grid has no basis where no data say what inputs look like; then the runtime's own next best is
         taken (`Runtime.unseen`). A profile that wants the quickest gets what measured times of layers say of the model.
+        A source that is quantized already is computed as its maker decided, where the runtime can.
         """
         from edgeship.core.registry import runtimes
         from edgeship.core.speed import quickest
@@ -142,6 +143,10 @@ class Request:
         choice = profile.choice(self.runtime, runtime.language_of if runtime else "")
         if runtime is None:
             return choice
+        given = self.inventory.activations if self.inventory is not None else ""
+        if given and (given != "dynamic" or "dynamic" in runtime.computes):
+            able = given in runtime.computes
+            return replace(choice, activations=given if able else "float")  # type: ignore[arg-type]
         if choice.activations == "int8" and self.calibration is None:
             choice = replace(choice, activations=runtime.unseen)
         if not choice.quickest or self.inventory is None:

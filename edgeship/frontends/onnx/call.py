@@ -14,7 +14,7 @@ from edgeship.errors import SourceError, UnsupportedOpError
 from edgeship.frontends.onnx.constants import ConstantStore
 from edgeship.frontends.onnx.dtypes import ELEM_TYPE
 from edgeship.frontends.onnx.tensors import read_sparse, read_tensor
-from edgeship.frontends.onnx.values import Cause, Value, is_constant
+from edgeship.frontends.onnx.values import Cause, Grid, Quantized, Value, is_constant
 
 #: Larger tensors are not computed at import: a damaged file can ask for any size.
 MAX_ELEMENTS = 1 << 31
@@ -35,6 +35,7 @@ class OpCall:
     run_subgraph: Callable[[GraphProto, Sequence[Value]], list[Value]]
     cause: Callable[[torch.Tensor], Cause]
     expand: Callable[[], tuple[Value, ...]]
+    quantize: Callable[[torch.Tensor, Grid], Quantized]
 
     # Declining
 
@@ -60,7 +61,12 @@ class OpCall:
             raise self.broken(f"input {index} is missing")
         if isinstance(value, list):
             raise self.broken(f"input {index} is a sequence where a tensor belongs")
-        return value
+        return value.integers() if isinstance(value, Quantized) else value
+
+    def quantized(self, index: int) -> Quantized | None:
+        """Input ``index`` where it is integers of an activation on a known grid."""
+        value = self.inputs[index] if index < len(self.inputs) else None
+        return value if isinstance(value, Quantized) else None
 
     def optional(self, index: int) -> torch.Tensor | None:
         """Input ``index``, or None where the node leaves it out."""
@@ -123,6 +129,9 @@ class OpCall:
 
     def elem_type(self, index: int) -> int:
         """ONNX element type of input ``index``, also where torch stores it in a wider dtype."""
+        quantized = self.quantized(index)
+        if quantized is not None:
+            return quantized.grid.elem_type
         value = self.x(index)
         return self.elem_types.get(value, ELEM_TYPE[value.dtype])
 

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from onnx import TensorProto
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from edgeship.core.weights import Affine, AffineTensor, Granularity, expand_blocks
 from edgeship.errors import WeightsError
+from edgeship.frontends.onnx.dtypes import SUB_BYTE_BITS, integer_range
 
 
 def is_real(tensor: torch.Tensor) -> bool:
     """Whether the tensor has values, and not only a shape and a dtype."""
     return not isinstance(tensor, FakeTensor)
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How a file stores a constant: integers of ``elem_type`` with these scales and zero points, in the file's form."""
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+    elem_type: int
 
 
 class ConstantStore:
@@ -33,6 +47,9 @@ class ConstantStore:
         self._initializers = WeakIdKeyDictionary()
         self._placed = WeakIdKeyDictionary()
         self._derived = WeakIdKeyDictionary()
+        self._integers = WeakIdKeyDictionary()
+        #: Path in the module -> the weight as the file stores it.
+        self.encoded: dict[str, AffineTensor] = {}
         self._taken: set[str] = set()
         self._folders: set[str] = set()
 
@@ -43,8 +60,14 @@ class ConstantStore:
         if initializer:
             self._initializers[tensor] = True
 
+    def remember(self, tensor: torch.Tensor, integers: Integers) -> None:
+        """Say how the file stores ``tensor``."""
+        self._integers[tensor] = integers
+
     def inherit(self, tensor: torch.Tensor, source: torch.Tensor) -> None:
         """Let ``tensor``, another layout of ``source``, go by the same name."""
+        if source in self._integers and tensor is not source and tensor not in self._integers:
+            self._integers[tensor] = self._integers[source]
         if source in self._names and tensor is not source:
             self._names[tensor] = self._names[source]
             if source in self._initializers:
@@ -85,6 +108,10 @@ class ConstantStore:
             path = self._free_path(self.name_of(tensor))
             held = tensor.detach().contiguous()
             self._register(path, held, parameter=self._is_parameter(tensor))
+            if tensor in self._integers and self._is_parameter(tensor):
+                found = integers_again(held, self._integers[tensor])
+                if found is not None:
+                    self.encoded[path] = found
             self._placed[tensor] = path
         return str(self._placed[tensor])
 
@@ -132,6 +159,60 @@ class ConstantStore:
             home.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
         else:
             home.register_buffer(leaf, tensor)
+
+
+def integers_again(weight: torch.Tensor, stored: Integers) -> AffineTensor | None:
+    """The integers of a weight in the layout that it has now: transposed, reshaped or a part of what the file holds.
+
+    None where no layout of the file's scales gives the weight to the last bit, or the integers have another width.
+    """
+    bits = {**SUB_BYTE_BITS, TensorProto.INT8: 8, TensorProto.UINT8: 8}.get(stored.elem_type)
+    if bits is None or weight.numel() == 0:
+        return None
+    low, high = integer_range(stored.elem_type)
+    for scale, zero in _layouts(tuple(weight.shape), stored):
+        whole_scale = expand_blocks(scale, tuple(weight.shape))
+        whole_zero = expand_blocks(zero, tuple(weight.shape))
+        values = np.rint(weight.numpy().astype(np.float64) / whole_scale) + whole_zero
+        same = ((values - whole_zero).astype(np.float32) * whole_scale.astype(np.float32)) == weight.numpy()
+        if not same.all() or values.min() < low or values.max() > high:
+            continue
+        return _as_affine(values.astype(np.int16), scale, zero, bits, signed=low < 0)
+    return None
+
+
+def _layouts(shape: tuple[int, ...], stored: Integers) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Scales and zero points in every arrangement that could tile a weight of ``shape``."""
+    scale = stored.scale.detach().to(torch.float32).numpy()
+    zero = np.broadcast_to(stored.zero_point.numpy().astype(np.int16), scale.shape)
+    if scale.size == 1:
+        yield scale.reshape([1] * len(shape)), zero.reshape([1] * len(shape))
+        return
+    if scale.ndim == 1:
+        for axis, size in enumerate(shape):
+            if size == scale.size:
+                view = [1] * len(shape)
+                view[axis] = size
+                yield scale.reshape(view), zero.reshape(view)
+        return
+    for turned in ((scale, zero), (scale.T, zero.T)):
+        if turned[0].ndim == len(shape) and not any(n % s for n, s in zip(shape, turned[0].shape, strict=True)):
+            yield turned
+
+
+def _as_affine(values: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int, *, signed: bool) -> AffineTensor:
+    """In the forms of `edgeship.core.weights`: the narrow range around 0, or unsigned with zero points."""
+    blocks = [axis for axis, (size, count) in enumerate(zip(values.shape, scale.shape, strict=True)) if count > 1]
+    whole = all(scale.shape[axis] == values.shape[axis] for axis in blocks)
+    size = None
+    if blocks and not whole:
+        size = next(n // s for n, s in zip(values.shape, scale.shape, strict=True) if s not in (1, n))
+    reach: Granularity = "tensor" if not blocks else "group" if size else "channel"
+    if signed and not zero.any() and values.min() > -(1 << (bits - 1)):
+        return AffineTensor(values.astype(np.int8), scale, None, Affine(bits, True, reach, size))
+    offset = 1 << (bits - 1) if signed else 0
+    unsigned = (values + offset).astype(np.uint8)
+    return AffineTensor(unsigned, scale, (zero + offset).astype(np.uint8), Affine(bits, False, reach, size))
 
 
 def _above(path: str) -> list[str]:

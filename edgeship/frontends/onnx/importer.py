@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from onnx import ModelProto, TensorProto
 
 from edgeship.core.names import quoted
+from edgeship.core.weights import AffineTensor
 from edgeship.errors import EdgeshipError, SourceError
 from edgeship.frontends.onnx.dtypes import STORED_DTYPE, numpy_name, type_name
 from edgeship.frontends.onnx.graph import GraphInput, check_tensor_type, graph_inputs, load_model, opset_versions
@@ -45,6 +46,7 @@ class ImportedOnnx:
         opset: version of the standard operator set the file was written for.
         fixed: inputs that were given a value, which the module does not take.
         remarks: what a user should know of the import, a sentence each.
+        encoded: weights that the file stores as integers, by their name in the module.
     """
 
     module: torch.nn.Module
@@ -53,6 +55,7 @@ class ImportedOnnx:
     opset: int
     fixed: tuple[TensorInfo, ...] = ()
     remarks: tuple[str, ...] = ()
+    encoded: Mapping[str, AffineTensor] = field(default_factory=dict)
 
 
 def import_onnx(
@@ -106,7 +109,8 @@ def import_onnx(
         for info, value in zip(model.graph.output, results, strict=True)
     )
     opset = opset_versions(model).get("", 1)
-    return ImportedOnnx(module, inputs, outputs, opset, fixed, tuple(_remarks(model, feeds)))
+    remarks = tuple(_remarks(model, feeds))
+    return ImportedOnnx(module, inputs, outputs, opset, fixed, remarks, recorder.constants.encoded)
 
 
 def _run(model: ModelProto, path: Path, feeds: Sequence[GraphInput], recorder: Recorder) -> list[torch.Tensor]:

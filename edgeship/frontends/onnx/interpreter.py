@@ -21,14 +21,22 @@ from edgeship.frontends.onnx.dtypes import SUB_BYTE_BITS
 from edgeship.frontends.onnx.graph import normal_domain, opset_versions
 from edgeship.frontends.onnx.schemas import function_body, refusal
 from edgeship.frontends.onnx.tensors import read_sparse, read_tensor
-from edgeship.frontends.onnx.values import Recorder, Value, is_constant
+from edgeship.frontends.onnx.values import Grid, Quantized, Recorder, Value, is_constant
 
 MAX_DEPTH = 40
 
 NEWEST = onnx.defs.onnx_opset_version()
 
 #: Folding these changes how a weight is stored, not which weight it is: the result keeps the name.
-_SAME_WEIGHT = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_SAME_WEIGHT = frozenset(
+    {"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+)
+
+#: These move integers and compute nothing, so that the result is on the grid of what they are given.
+_MOVING = frozenset({
+    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth",
+    "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+})  # fmt: skip
 
 
 @dataclass
@@ -67,6 +75,8 @@ class Interpreter:
         outputs = self._run_graph(graph, scope)
         tensors = []
         for info, value in zip(graph.output, outputs, strict=True):
+            if isinstance(value, Quantized):
+                value = value.integers()
             if not isinstance(value, torch.Tensor):
                 raise SourceError(f'output "{info.name}" is no tensor', fix="export a model whose outputs are tensors")
             tensors.append(value)
@@ -137,15 +147,20 @@ class Interpreter:
             return self._run_graph(graph, Scope(label, scope.opsets, scope.bindings, bound, {}, shared, scope))
 
         def expand() -> tuple[Value, ...]:
-            body = function_body(node, domain, opset, inputs, attributes, self._elem_types)
+            plain = [value.integers() if isinstance(value, Quantized) else value for value in inputs]
+            body = function_body(node, domain, opset, plain, attributes, self._elem_types)
             if body is None:
                 raise refusal(domain, node.op_type, opset, where)
-            return self._run_function(body.function, inputs, body.attributes, node.op_type)
+            return self._run_function(body.function, plain, body.attributes, node.op_type)
+
+        grid = _carried(node, inputs)
+        if grid is not None:
+            inputs = [value.value if isinstance(value, Quantized) else value for value in inputs]
 
         operator = registry.find(domain, node.op_type, opset)
         call = OpCall(
             node, opset, where, inputs, attributes, self._recorder.constants, self._elem_types, self._path,
-            run_subgraph, self._recorder.cause, expand,
+            run_subgraph, self._recorder.cause, expand, self._recorder.quantize,
         )  # fmt: skip
         try:
             result = operator(call) if operator is not None else expand()
@@ -157,7 +172,8 @@ class Interpreter:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise call.broken(f"its inputs do not fit: {reason[0]}") from error
         # A sequence value is a list as well: only operators with several outputs return a tuple.
-        return result if isinstance(result, tuple) else [result]
+        results = result if isinstance(result, tuple) else [result]
+        return results if grid is None else [_on_grid(value, grid) for value in results]
 
     def _run_function(
         self,
@@ -232,6 +248,21 @@ class Interpreter:
     def _tag(self, value: torch.Tensor, elem_type: int) -> None:
         if elem_type in SUB_BYTE_BITS:
             self._elem_types[value] = elem_type
+
+
+def _carried(node: NodeProto, inputs: Sequence[Value]) -> Grid | None:
+    """The grid of integers that an operator only moves; None where it computes, or joins integers of several grids."""
+    if node.op_type not in _MOVING or normal_domain(node.domain) or not isinstance(inputs[0], Quantized):
+        return None
+    moved = inputs if node.op_type == "Concat" else inputs[:1]
+    grids = {value.grid if isinstance(value, Quantized) else None for value in moved}
+    return inputs[0].grid if len(grids) == 1 else None
+
+
+def _on_grid(value: Value, grid: Grid) -> Value:
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return Quantized(value, grid)
+    return value
 
 
 def _bound(attributes: Sequence[AttributeProto], bindings: Mapping[str, AttributeProto]) -> Iterator[AttributeProto]:

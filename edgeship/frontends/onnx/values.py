@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers the operators of a pair
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
@@ -22,10 +23,37 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from edgeship.data.specs import in_command
 from edgeship.frontends.onnx.constants import ConstantStore, is_real
+from edgeship.frontends.onnx.dtypes import TORCH_DTYPE, integer_range
 from edgeship.frontends.onnx.fusions import SHAPE, fuse
 
-#: What an ONNX name can stand for: a tensor, a sequence of tensors, or an input that was left out.
-Value = torch.Tensor | list[torch.Tensor] | None
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers that an activation is rounded to: ``value = scale * (integer - zero_point)``, one scale for all."""
+
+    scale: float
+    zero_point: int
+    elem_type: int
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Integers of the graph, kept as the float ``value`` on its grid: integers are computed only where one asks."""
+
+    value: torch.Tensor
+    grid: Grid
+
+    def integers(self) -> torch.Tensor:
+        """The integers themselves."""
+        low, high = integer_range(self.grid.elem_type)
+        whole = torch.round(torch.div(self.value, self.grid.scale))
+        shifted = torch.clamp(torch.add(whole, float(self.grid.zero_point)), low, high)
+        dtype = TORCH_DTYPE[self.grid.elem_type]
+        return (shifted.to(torch.int64) if dtype == torch.uint16 else shifted).to(dtype)
+
+
+#: What an ONNX name can stand for: a tensor, integers of an activation, a sequence, or an input that was left out.
+Value = torch.Tensor | Quantized | list[torch.Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -40,7 +68,7 @@ def is_constant(value: Value) -> bool:
     """Whether ``value`` is known at import time (a missing optional input is)."""
     if isinstance(value, list):
         return all(is_constant(item) for item in value)
-    return value is None or is_real(value)
+    return value is None or (isinstance(value, torch.Tensor) and is_real(value))
 
 
 class Recorder(TorchFunctionMode):
@@ -72,6 +100,22 @@ class Recorder(TorchFunctionMode):
         self._nodes[value] = node
         self._input_names[node] = name
         return value
+
+    def quantize(self, value: torch.Tensor, grid: Grid) -> Quantized:
+        """A graph value rounded to a grid, as a pair of operators that `edgeship.program.activations` knows again."""
+        bits = 8 * TORCH_DTYPE[grid.elem_type].itemsize
+        low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+        # Signed integers with the zero point moved along: the same grid.
+        zero = grid.zero_point - (integer_range(grid.elem_type)[0] - low)
+        numbers = (grid.scale, zero, low, high, torch.int8 if bits == 8 else torch.int16)
+        ops = torch.ops.quantized_decomposed
+        integers = self.graph.call_function(ops.quantize_per_tensor.default, (self._nodes[value], *numbers))
+        restored = self.graph.call_function(ops.dequantize_per_tensor.default, (integers, *numbers))
+        integers.meta[SHAPE] = restored.meta[SHAPE] = tuple(value.shape)
+        with self._fake_mode:
+            result = torch.empty(tuple(value.shape), dtype=value.dtype)
+        self._nodes[result] = restored
+        return Quantized(result, grid)
 
     def cause(self, value: torch.Tensor) -> Cause:
         """The graph inputs that ``value`` depends on, for an error message."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from edgeship.core.memory import in_halves
 from edgeship.core.model import Signature, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edgeship.compression.islands import Mixed
+    from edgeship.core.weights import ActivationEncoding
     from edgeship.program.program import TorchProgram
 
     Batch = Mapping[str, npt.NDArray[Any]]
@@ -33,10 +36,12 @@ class CalibrateActivations(Pass):
     Args:
         bits: 8 (asymmetric) or 16 (symmetric).
         method: ``minmax``, ``percentile``, ``mse`` or ``entropy``; 16 bits have room for outliers, 8 bits clip them.
+            ``given``: the source's own grids, and what follows from them; nothing is measured.
         samples: how many inputs at most.
         data: where they come from. Drawn from ``seed`` when not given; then 16-bit grids reach for images of 0 to 255
             too, as far as that costs the drawn ones little.
         float_products: whether the runtime computes operators with integer weights in float beside static ones.
+        half_scales: the source's scales go to the float16 grid, which is what the runtime computes with.
     """
 
     name: ClassVar[str] = "compress/calibrate"
@@ -46,11 +51,12 @@ class CalibrateActivations(Pass):
     decided: ClassVar[dict[str, str]] = {"float_products": "--runtime"}
 
     bits: int = 16
-    method: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
+    method: Literal["minmax", "percentile", "mse", "entropy", "given"] = "minmax"
     samples: int = 128
     data: DataRef | None = None
     seed: int = 0
     float_products: bool = True
+    half_scales: bool = False
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
@@ -62,6 +68,8 @@ class CalibrateActivations(Pass):
             return Skip(f"profile {request.profile.name} keeps activations {activations}")
         bits = int(activations.removeprefix("int"))
         products = runtimes()[request.runtime].float_products
+        if request.inventory is not None and request.inventory.activations:
+            return cls(bits, "given", float_products=products, half_scales=in_halves(request.runtime))
         return cls(bits, "mse" if bits == 8 else "minmax", data=request.calibration, float_products=products)
 
     def confirm(self, request: Request) -> None:
@@ -80,6 +88,8 @@ class CalibrateActivations(Pass):
         if self.samples < 1:
             raise UsageError("compress/calibrate.samples must be at least 1", fix="leave it out for 128")
         loaded = TorchProgram.open(model)
+        if self.method == "given":
+            return self._as_given(loaded, ctx)
         static, found, origin = self._decide(loaded, self.bits, ctx)
         bits, remarks = self.bits, []
         if bits == 8 and not self.float_products and found.worst_db < WANTED_DB[8] - ROOM_DB:
@@ -100,6 +110,30 @@ class CalibrateActivations(Pass):
         notes = [f"{REMARK}{self.name}: {remark}" for remark in remarks]
         record = replace(static.record, activations=found.activations, history=(*static.record.history, note, *notes))
         replace(static, record=record).save(ctx.folder / "program")
+        return TorchModel(ctx.folder / "program", static.signature)
+
+    def _as_given(self, loaded: TorchProgram, ctx: Context) -> TorchModel:
+        """The program in its static form, with the source's grids on the nodes that they were on."""
+        from edgeship.program.activations import insert_pairs, spread_grids, take_pairs
+        from edgeship.program.inventory import take_inventory
+        from edgeship.program.rewrites import for_static_activations
+
+        paired = replace(loaded, held=insert_pairs(loaded.exported, loaded.activations))
+        static = for_static_activations(paired, self.bits)
+        exported = copy.copy(static.exported)
+        exported._graph_module = copy.deepcopy(exported.graph_module)
+        exported._graph_signature = copy.deepcopy(exported.graph_signature)
+        grids = spread_grids(exported, take_pairs(exported))
+        if self.half_scales:
+            grids = {name: _half(grid) for name, grid in grids.items()}
+        note = f"{self.name}: {len(grids)} activations on the grids of the source"
+        record = replace(
+            static.record,
+            inventory=take_inventory(exported),
+            activations=grids,
+            history=(*static.record.history, note),
+        )
+        replace(static, held=exported, record=record).save(ctx.folder / "program")
         return TorchModel(ctx.folder / "program", static.signature)
 
     def _decide(self, loaded: TorchProgram, bits: int, ctx: Context) -> tuple[TorchProgram, Mixed, str]:
@@ -129,6 +163,12 @@ class CalibrateActivations(Pass):
         record = read_record(output)
         if not record.activations and not record.history[-1].startswith(REMARK):
             raise LoweringError("no activation of the model can be quantized", fix="use --profile exact")
+
+
+def _half(grid: ActivationEncoding) -> ActivationEncoding:
+    import numpy as np
+
+    return replace(grid, scale=float(np.float16(grid.scale)))
 
 
 def _as_images(signature: Signature, batches: Sequence[Batch]) -> list[Batch]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, without_zeros
 from edgeship.core.inventory import WeightOp
+from edgeship.core.memory import in_halves
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.planning import (
@@ -15,6 +16,7 @@ from edgeship.core.planning import (
     Candidates,
     Method,
     calibration_tokens,
+    held_as_given,
     next_wider,
     rounding_method,
     sparse_ops,
@@ -23,7 +25,7 @@ from edgeship.core.planning import (
 )
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.units import human_bytes
-from edgeship.core.weights import Affine, Encoding, Float, Granularity, Palette
+from edgeship.core.weights import Affine, AffineTensor, EncodedTensor, Encoding, Float, Granularity, Palette
 from edgeship.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -70,6 +72,9 @@ class QuantizeWeights(Pass):
         raised: weights to which the accuracy gate gave another encoding. kept: those that the user gave one.
         wider: (operator, short names) of what such weights may get.
         sparse: operators whose pruned weights the runtime stores without their zeros.
+        given: weights that the source stores as integers and the runtime holds so: they stay as they are. Others that
+            it stores so stay floats of the same value.
+        half_scales: their scales go to the float16 grid, which is what the runtime computes with.
     """
 
     name: ClassVar[str] = "compress/quantize"
@@ -97,6 +102,8 @@ class QuantizeWeights(Pass):
     kept: tuple[tuple[str, str], ...] = ()
     wider: Candidates = ()
     sparse: tuple[WeightOp, ...] = ()
+    given: tuple[str, ...] = ()
+    half_scales: bool = False
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
@@ -112,6 +119,8 @@ class QuantizeWeights(Pass):
             raised=request.raised,
             kept=request.keep,
             sparse=sparse_ops(request),
+            given=held_as_given(request),
+            half_scales=in_halves(request.runtime) and bool(held_as_given(request)),
         )
         if choice.weights == "auto":
             return replace(common, form="auto", bits=0)
@@ -187,7 +196,7 @@ class QuantizeWeights(Pass):
     def encoding(self, use: WeightUse) -> Encoding | None:
         """How one weight is stored; None for biases, norms and scalars, which stay as they are, and for what only
         compress/allocate knows."""
-        if use.op not in ENCODED_OPS:
+        if use.op not in ENCODED_OPS or (use.given and use.name not in dict(self.kept)):
             return None
         text = dict(self.kept).get(use.name) or dict(self.raised).get(use.name)
         text = text or (self.embeddings if use.looked_up or use.op == "embedding" else "")
@@ -217,10 +226,13 @@ class QuantizeWeights(Pass):
         encoder = Encoder(program, wanted, self.method, self.npu_block, self.bias_correction, told, ctx.folder)
         folder = ctx.folder / "program"
         folder.mkdir()
-        store = EncodedStore.create(folder / ENCODED, len(wanted))
+        taken = self._taken(program)
+        store = EncodedStore.create(folder / ENCODED, len(wanted) + len(taken))
+        store.update(taken)
         _, changed = encoder.encode(batches, store)
         encoded = store.close()
         words = self.form if self.form in ("auto", "float16", "float32") else str(self.base)
+        words += f" ({len(taken)} weights as the source stores them)" if taken else ""
         record = replace(
             program.record,
             encodings=dict(encoded.encodings),
@@ -298,6 +310,19 @@ class QuantizeWeights(Pass):
         )
         return taken, f"{REMARK}calibrated on {what}{left_out}" if window else "", told
 
+    def _taken(self, program: TorchProgram) -> dict[str, EncodedTensor]:
+        """Weights that keep the source's own integers."""
+        found: dict[str, EncodedTensor] = {}
+        for name in self.given:
+            tensor = program.encoded[name]
+            if self.half_scales and isinstance(tensor, AffineTensor):
+                half = tensor.scale.astype("float16").astype("float32")
+                if not (half.min() >= 2.0**-14 and half.max() < 65504):
+                    continue
+                tensor = replace(tensor, scale=half)
+            found[name] = tensor
+        return found
+
     def _wanted(self, program: TorchProgram) -> dict[str, Encoding]:
         """The final encoding of every weight that gets one: allocated, raised, and sparse where zeros pay."""
         record, raised, kept = program.record, dict(self.raised), dict(self.kept)
@@ -306,7 +331,7 @@ class QuantizeWeights(Pass):
             encoding = self.encoding(use)
             if self.form == "auto" and use.name not in raised and use.name not in kept:
                 encoding = record.assignment.get(use.name)
-            if encoding is None or use.name in record.aliases:
+            if encoding is None or use.name in record.aliases or use.name in self.given:
                 continue
             if use.name in record.pruned and use.op in self.sparse:
                 encoding = without_zeros(encoding, use, record.pruned[use.name])

@@ -53,6 +53,7 @@ class LoadOnnx(Pass):
         from edgeship.frontends.onnx.importer import import_onnx
         from edgeship.frontends.reads import recorded_reads
         from edgeship.program.export import make_program
+        from edgeship.program.given import take_over
         from edgeship.program.program import REMARK
 
         specs, fixed = split_inputs(self.inputs)
@@ -77,6 +78,7 @@ class LoadOnnx(Pass):
         names = self.outputs or [item.name for item in imported.outputs]
         note = f"{self.name}: {model.path.name}, opset {imported.opset}"
         program = make_program(imported.module, named, example_tensors(named), output_names=names, note=note)
+        program = take_over(program, imported.encoded)
         remarks = tuple(f"{REMARK}{remark}" for remark in imported.remarks)
         program = replace(program, record=replace(program.record, history=(*program.record.history, *remarks)))
         program.save(ctx.folder / "program")

@@ -1,4 +1,8 @@
-"""Quantization, imported as float arithmetic: constants fold to float weights, activations are rounded."""
+"""Quantization: constants become float weights whose integers are remembered, activations stay on their grids.
+
+What a grid of one constant scale cannot express (a scale for each channel, or one that the data decide) is imported as
+the float arithmetic that it is.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,20 @@ import torch
 from onnx import TensorProto
 
 from edgeship.frontends.onnx.call import OpCall
+from edgeship.frontends.onnx.constants import Integers
 from edgeship.frontends.onnx.dtypes import FLOAT8, SUB_BYTE_BITS, TORCH_DTYPE, integer_range
 from edgeship.frontends.onnx.ops.convolution import integer_convolve
 from edgeship.frontends.onnx.ops.creation import tagged, to_float8
 from edgeship.frontends.onnx.registry import Result, op
+from edgeship.frontends.onnx.values import Grid, Quantized, is_constant
 
 Tensor = torch.Tensor
 
+_GRIDS = (TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT16, TensorProto.INT16)
+
 
 @op("QuantizeLinear")
-def quantize_linear(call: OpCall) -> Tensor:
+def quantize_linear(call: OpCall) -> Tensor | Quantized:
     """Divided, rounded half to even, shifted, saturated."""
     x, scale = call.x(0), call.x(1)
     elem_type = TensorProto.UINT8
@@ -23,6 +31,9 @@ def quantize_linear(call: OpCall) -> Tensor:
         elem_type = call.elem_type(2)
     elif call.attr_int("output_dtype", 0):
         elem_type = call.attr_int("output_dtype")
+    grid = grid_of(call, 1, 2, elem_type)
+    if grid is not None and x.dtype == torch.float32 and not is_constant(x):
+        return call.quantize(x, grid)
     dtype = TORCH_DTYPE[elem_type]
     wide = x.to(torch.float32) if not x.is_floating_point() or x.dtype in (torch.float16, torch.bfloat16) else x
     scale = _spread(call, scale, x).to(wide.dtype)
@@ -42,13 +53,39 @@ def quantize_linear(call: OpCall) -> Tensor:
 @op("DequantizeLinear")
 def dequantize_linear(call: OpCall) -> Tensor:
     """`(x - zero_point) * scale`; of constants it folds to a float weight."""
+    held = call.quantized(0)
+    if held is not None and held.grid == grid_of(call, 1, 2, held.grid.elem_type):
+        return held.value
     x, scale = call.x(0), call.x(1)
     result_type = TORCH_DTYPE[call.attr_int("output_dtype")] if call.attr_int("output_dtype", 0) else scale.dtype
     wide = torch.float32 if scale.dtype.itemsize < 4 else scale.dtype
     value = x.to(wide)
     if call.given(2):
         value = torch.sub(value, _spread(call, call.x(2), x).to(wide))
-    return torch.mul(value, _spread(call, scale, x).to(wide)).to(result_type)
+    result = torch.mul(value, _spread(call, scale, x).to(wide)).to(result_type)
+    if is_constant(x) and is_constant(scale) and not x.is_floating_point():
+        zero = call.x(2) if call.given(2) else torch.zeros_like(scale)
+        call.constants.remember(result, Integers(scale, zero, call.elem_type(0)))
+    return result
+
+
+def grid_of(call: OpCall, scale_index: int, zero_index: int, elem_type: int) -> Grid | None:
+    """The grid that two constant inputs give an activation; None where it is not one scale of 8 or 16 bits."""
+    if elem_type not in _GRIDS or call.attr_int("block_size", 0):
+        return None
+    scale = call.x(scale_index)
+    zero = call.optional(zero_index)
+    if (
+        not is_constant(scale)
+        or scale.numel() != 1
+        or not is_constant(zero)
+        or (zero is not None and zero.numel() != 1)
+    ):
+        return None
+    number = float(scale.reshape(-1)[0].item())
+    if not 0 < number < float("inf"):
+        raise call.broken(f"its scale is {number}")
+    return Grid(number, 0 if zero is None else int(zero.reshape(-1)[0].item()), elem_type)
 
 
 def _spread(call: OpCall, parameter: Tensor, x: Tensor) -> Tensor:
