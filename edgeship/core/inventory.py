@@ -63,7 +63,8 @@ class OpCost:
 class Inventory:
     """Weights, operators and the largest sum of live activations, in elements, of one program.
 
-    ``activations`` is how the source itself computes them where it is quantized (``int8``, ``int16``), else empty.
+    ``activations`` is how the source itself computes them where it is quantized (``int8``, ``int16``, ``dynamic``),
+    else empty.
     """
 
     weights: tuple[WeightUse, ...]

@@ -130,7 +130,8 @@ def spread_grids(program: ExportedProgram, grids: Mapping[str, ActivationEncodin
             continue
         of_sources = {found.get(source.name) for source in sources}
         (grid, *others) = of_sources
-        if grid is not None and not others and _is_float(node):
+        # What only leaves the graph needs no grid of its own.
+        if grid is not None and not others and _is_float(node) and any(user.op != "output" for user in node.users):
             found[node.name] = grid
     for node in reversed(nodes):
         sources = _values(node)

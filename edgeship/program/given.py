@@ -15,13 +15,14 @@ from edgeship.program.inventory import take_inventory
 from edgeship.program.program import REMARK, TorchProgram
 
 
-def take_over(program: TorchProgram, encoded: Mapping[str, AffineTensor]) -> TorchProgram:
+def take_over(program: TorchProgram, encoded: Mapping[str, AffineTensor], *, dynamic: bool = False) -> TorchProgram:
     """``program`` with the weights that its source stores as integers encoded so, and without pairs in its graph.
 
     Args:
         program: fresh from its source: floats, and ``quantized_decomposed`` pairs where the source had them.
         encoded: the integers by weight. Those that no longer make the weight (a batch norm went into it), or lie on
             scales along another axis than the output channels, are left out.
+        dynamic: the source rounds activations to 8 bits by the data at hand.
     """
     activations = take_pairs(program.exported)
     if not activations and not encoded:
@@ -37,9 +38,10 @@ def take_over(program: TorchProgram, encoded: Mapping[str, AffineTensor]) -> Tor
         for use in inventory.weights
     )
     bits = {grid.bits for grid in activations.values()}
+    computed = f"int{max(bits)}" if bits else "dynamic" if dynamic else ""
     record = dataclasses.replace(
         program.record,
-        inventory=dataclasses.replace(inventory, weights=uses, activations=f"int{max(bits)}" if bits else ""),
+        inventory=dataclasses.replace(inventory, weights=uses, activations=computed),
         encodings={name: tensor.encoding for name, tensor in kept.items()},
         activations=activations,
         history=(*program.record.history, *_told(len(kept), len(activations))),

@@ -56,6 +56,7 @@ class OnnxRuntime(Runtime):
     extra: ClassVar[str] = "onnx"
     timed: ClassVar[bool] = True
     unseen: ClassVar[ActivationMode] = "dynamic"
+    computes: ClassVar[tuple[ActivationMode, ...]] = ("int8", "int16", "dynamic")
 
     def open(self, artifact: Artifact, *, threads: int = INTRA_OP_THREADS) -> OnnxSession:
         """Load with the session options that ship with the artifact: its facts named ``session.*``.
@@ -111,8 +112,12 @@ class OnnxRuntime(Runtime):
             return "only weights of layers are stored as integers"
         if activations in STATIC and encoding.bits == 2:
             return "its integer kernels do not load with 2-bit weights"
-        if activations in STATIC and not encoding.symmetric:
-            return "its integer kernels want zero point 0 in the weights"
+        if (
+            activations in STATIC
+            and not encoding.symmetric
+            and (encoding.bits != 8 or encoding.granularity != "tensor")
+        ):
+            return "its integer kernels want zero point 0 in the weights, or 8 bits with one for all"
         if encoding.granularity == "group" and op not in ("linear", "embedding"):
             return "groups are for linear layers and embeddings"
         return ""

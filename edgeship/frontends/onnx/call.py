@@ -14,7 +14,7 @@ from edgeship.errors import SourceError, UnsupportedOpError
 from edgeship.frontends.onnx.constants import ConstantStore
 from edgeship.frontends.onnx.dtypes import ELEM_TYPE
 from edgeship.frontends.onnx.tensors import read_sparse, read_tensor
-from edgeship.frontends.onnx.values import Cause, Grid, Quantized, Value, is_constant
+from edgeship.frontends.onnx.values import Cause, Grid, Product, Quantized, Rounded, Scaled, Value, is_constant
 
 #: Larger tensors are not computed at import: a damaged file can ask for any size.
 MAX_ELEMENTS = 1 << 31
@@ -36,6 +36,8 @@ class OpCall:
     cause: Callable[[torch.Tensor], Cause]
     expand: Callable[[], tuple[Value, ...]]
     quantize: Callable[[torch.Tensor, Grid], Quantized]
+    dynamic: MutableMapping[torch.Tensor, Rounded | Scaled | Product]
+    note_dynamic: Callable[[], None]
 
     # Declining
 

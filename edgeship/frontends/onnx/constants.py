@@ -185,6 +185,11 @@ def _layouts(shape: tuple[int, ...], stored: Integers) -> Iterator[tuple[np.ndar
     """Scales and zero points in every arrangement that could tile a weight of ``shape``."""
     scale = stored.scale.detach().to(torch.float32).numpy()
     zero = np.broadcast_to(stored.zero_point.numpy().astype(np.int16), scale.shape)
+    if scale.ndim > len(shape):
+        # A part for each direction of a recurrent layer.
+        for place in range(len(scale)):
+            yield from _layouts(shape, Integers(stored.scale[place], stored.zero_point[place], stored.elem_type))
+        return
     if scale.size == 1:
         yield scale.reshape([1] * len(shape)), zero.reshape([1] * len(shape))
         return

@@ -47,6 +47,7 @@ class ImportedOnnx:
         fixed: inputs that were given a value, which the module does not take.
         remarks: what a user should know of the import, a sentence each.
         encoded: weights that the file stores as integers, by their name in the module.
+        is_dynamic: the file rounds activations to 8 bits by the data at hand.
     """
 
     module: torch.nn.Module
@@ -56,6 +57,7 @@ class ImportedOnnx:
     fixed: tuple[TensorInfo, ...] = ()
     remarks: tuple[str, ...] = ()
     encoded: Mapping[str, AffineTensor] = field(default_factory=dict)
+    is_dynamic: bool = False
 
 
 def import_onnx(
@@ -110,7 +112,7 @@ def import_onnx(
     )
     opset = opset_versions(model).get("", 1)
     remarks = tuple(_remarks(model, feeds))
-    return ImportedOnnx(module, inputs, outputs, opset, fixed, remarks, recorder.constants.encoded)
+    return ImportedOnnx(module, inputs, outputs, opset, fixed, remarks, recorder.constants.encoded, recorder.is_dynamic)
 
 
 def _run(model: ModelProto, path: Path, feeds: Sequence[GraphInput], recorder: Recorder) -> list[torch.Tensor]:

@@ -161,6 +161,7 @@ class Interpreter:
         call = OpCall(
             node, opset, where, inputs, attributes, self._recorder.constants, self._elem_types, self._path,
             run_subgraph, self._recorder.cause, expand, self._recorder.quantize,
+            self._recorder.dynamic, self._recorder.note_dynamic,
         )  # fmt: skip
         try:
             result = operator(call) if operator is not None else expand()

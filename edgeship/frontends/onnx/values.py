@@ -52,6 +52,30 @@ class Quantized:
         return (shifted.to(torch.int64) if dtype == torch.uint16 else shifted).to(dtype)
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """What is known of integers whose ``scale`` the data decide: the float ``value`` that was rounded."""
+
+    value: torch.Tensor
+    scale: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A number that is ``scale``, which the data decide, times constants."""
+
+    scale: torch.Tensor
+    factor: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Product:
+    """A sum of integer products with constant weights; ``make`` gives it in float, from the scale of the weights."""
+
+    scale: torch.Tensor
+    make: Callable[[torch.Tensor], torch.Tensor]
+
+
 #: What an ONNX name can stand for: a tensor, integers of an activation, a sequence, or an input that was left out.
 Value = torch.Tensor | Quantized | list[torch.Tensor] | None
 
@@ -84,6 +108,9 @@ class Recorder(TorchFunctionMode):
         self._reads: dict[str, fx.Node] = {}
         self._input_names: dict[fx.Node, str] = {}
         self._argument_names: set[str] = set()
+        #: Graph value -> `Rounded`, `Scaled` or `Product`, while integers that the data decide are followed.
+        self.dynamic = WeakIdKeyDictionary()
+        self.is_dynamic = False
 
     def input(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A new graph input; call it in graph order, before recording starts."""
@@ -116,6 +143,10 @@ class Recorder(TorchFunctionMode):
             result = torch.empty(tuple(value.shape), dtype=value.dtype)
         self._nodes[result] = restored
         return Quantized(result, grid)
+
+    def note_dynamic(self) -> None:
+        """Remember that the file rounds activations by the data at hand."""
+        self.is_dynamic = True
 
     def cause(self, value: torch.Tensor) -> Cause:
         """The graph inputs that ``value`` depends on, for an error message."""

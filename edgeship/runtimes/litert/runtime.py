@@ -30,6 +30,7 @@ class LiteRTRuntime(Runtime):
     packages: ClassVar[tuple[str, ...]] = ("ai-edge-litert",)
     extra: ClassVar[str] = "tflite"
     unseen: ClassVar[ActivationMode] = "dynamic"
+    computes: ClassVar[tuple[ActivationMode, ...]] = ("int8", "int16", "dynamic")
     timed: ClassVar[bool] = True
 
     def open(self, artifact: Artifact) -> Session:

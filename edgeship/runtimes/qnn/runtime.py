@@ -58,6 +58,7 @@ class QnnRuntime(Runtime):
     extra: ClassVar[str] = "qnn"
     unseen: ClassVar[ActivationMode] = "int16"
     float_products: ClassVar[bool] = False
+    computes: ClassVar[tuple[ActivationMode, ...]] = ("int8", "int16")
     execution: ClassVar[Execution] = "emulated"
     # One sample is then the half point that the profiles allow.
     eval_samples: ClassVar[int] = 200

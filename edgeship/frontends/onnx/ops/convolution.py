@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from edgeship.frontends.onnx.call import OpCall
+from edgeship.frontends.onnx.ops.linear import integer_weight
 from edgeship.frontends.onnx.ops.windows import pads_list, windows
 from edgeship.frontends.onnx.registry import op
+from edgeship.frontends.onnx.values import Product, Rounded, is_constant
 
 Tensor = torch.Tensor
 
@@ -93,7 +95,16 @@ def conv_integer(call: OpCall) -> Tensor:
     if call.given(3):
         zero = call.x(3).to(torch.int32)
         weight = torch.sub(weight, zero.reshape((-1,) + (1,) * (weight.dim() - 1)) if zero.dim() else zero)
-    return integer_convolve(call, x, weight).to(torch.int32)
+    result = integer_convolve(call, x, weight).to(torch.int32)
+    source = call.dynamic.get(call.x(0)) if not is_constant(call.inputs[0]) else None
+    if isinstance(source, Rounded) and is_constant(weight):
+
+        def make(factor: Tensor) -> Tensor:
+            channels = factor.reshape((-1,) + (1,) * (weight.dim() - 1)) if factor.numel() > 1 else factor.reshape(())
+            return convolve(call, source.value, integer_weight(call, weight, channels), None)
+
+        call.dynamic[result] = Product(source.scale, make)
+    return result
 
 
 def integer_convolve(call: OpCall, x: Tensor, weight: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from onnx import TensorProto
 from edgeship.frontends.onnx.call import OpCall
 from edgeship.frontends.onnx.dtypes import FLOAT8, SUB_BYTE_BITS, integer_range, torch_dtype
 from edgeship.frontends.onnx.registry import op
-from edgeship.frontends.onnx.values import is_constant
+from edgeship.frontends.onnx.values import Product, is_constant
 
 Tensor = torch.Tensor
 
@@ -82,7 +82,10 @@ def _cast(call: OpCall, elem_type: int) -> Tensor:
         # No engine here computes in double precision; constants keep it until they meet the graph.
         dtype = torch.float32
     # `to` on an equal dtype hands back its argument, which is what we want.
-    return x.to(dtype)
+    result = x.to(dtype)
+    if dtype.is_floating_point and not is_constant(x) and isinstance(call.dynamic.get(x), Product):
+        call.dynamic[result] = call.dynamic[x]
+    return result
 
 
 def to_float8(x: Tensor, dtype: torch.dtype, *, saturate: bool) -> Tensor:

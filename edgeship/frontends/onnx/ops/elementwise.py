@@ -10,7 +10,7 @@ import torch
 from edgeship.frontends.onnx.call import OpCall
 from edgeship.frontends.onnx.dtypes import SPARSELY_SUPPORTED
 from edgeship.frontends.onnx.registry import op
-from edgeship.frontends.onnx.values import is_constant
+from edgeship.frontends.onnx.values import Product, Scaled, is_constant
 
 Tensor = torch.Tensor
 Binary = Callable[[Tensor, Tensor], Tensor]
@@ -66,7 +66,6 @@ def _divide(left: Tensor, right: Tensor) -> Tensor:
 
 _binary("Add", torch.add)
 _binary("Sub", lambda a, b: torch.sub(a, b) if isinstance(a, Tensor) else torch.rsub(b, a))
-_binary("Mul", torch.mul)
 _binary("Div", _divide)
 _binary("And", torch.logical_and)
 _binary("Or", torch.logical_or)
@@ -106,6 +105,28 @@ _unary("Asinh", torch.asinh)
 _unary("Acosh", torch.acosh)
 _unary("Atanh", torch.atanh)
 _unary("Det", torch.linalg.det)
+
+
+@op("Mul")
+def multiply(call: OpCall) -> Tensor:
+    """Element by element; where it scales a sum of integers back, the float product that was meant."""
+    left, right = operands(call)
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return _followed(call, torch.mul(left, right))
+    known = [None if is_constant(side) else call.dynamic.get(side) for side in (left, right)]
+    for product, scaled in (known, known[::-1]):
+        if isinstance(product, Product) and isinstance(scaled, Scaled) and product.scale is scaled.scale:
+            return product.make(scaled.factor)
+    return _followed(call, widened(torch.mul, left, right))
+
+
+def _followed(call: OpCall, result: Tensor) -> Tensor:
+    """``result``, remembered where it is a scale that the data decide times a constant."""
+    for index in (0, 1):
+        scaled = None if is_constant(call.inputs[index]) else call.dynamic.get(call.x(index))
+        if isinstance(scaled, Scaled) and is_constant(call.inputs[1 - index]):
+            call.dynamic[result] = Scaled(scaled.scale, torch.mul(scaled.factor, call.x(1 - index)))
+    return result
 
 
 @op("Pow")

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from edgeship.frontends.onnx.call import OpCall
+from edgeship.frontends.onnx.constants import Integers
 from edgeship.frontends.onnx.registry import Result, op
-from edgeship.frontends.onnx.values import is_constant
+from edgeship.frontends.onnx.values import Product, Rounded, is_constant
 
 Tensor = torch.Tensor
 
@@ -72,7 +73,26 @@ def matmul_integer(call: OpCall) -> Tensor:
         a = torch.sub(a, a_zero.reshape(-1, 1) if a_zero.dim() == 1 and a_zero.numel() > 1 else a_zero)
     if call.given(3):
         b = torch.sub(b, call.x(3).to(torch.int32))
-    return torch.matmul(a, b)
+    result = torch.matmul(a, b)
+    source = call.dynamic.get(call.x(0)) if not is_constant(call.inputs[0]) else None
+    if isinstance(source, Rounded) and is_constant(b) and b.dim() == 2:
+
+        def make(factor: Tensor) -> Tensor:
+            return F.linear(source.value, linear_weight(call, integer_weight(call, b, factor)))
+
+        call.dynamic[result] = Product(source.scale, make)
+    return result
+
+
+def integer_weight(call: OpCall, centred: Tensor, factor: Tensor) -> Tensor:
+    """The float weight of an integer product: input 1 less its zero point, times the scale found behind the product."""
+    call.note_dynamic()
+    value = torch.mul(centred.to(torch.float32), factor)
+    zero = call.x(3) if call.given(3) else torch.zeros((), dtype=torch.int32)
+    call.constants.name(value, call.constants.name_of(call.x(1)))
+    call.constants.remember(value, Integers(factor.reshape(-1), zero.reshape(-1), call.elem_type(1)))
+    call.constants.mark_weight(value)
+    return value
 
 
 def _times(x: Tensor, factor: float) -> Tensor:

@@ -7,15 +7,16 @@ the float arithmetic that it is.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from onnx import TensorProto
 
 from edgeship.frontends.onnx.call import OpCall
 from edgeship.frontends.onnx.constants import Integers
 from edgeship.frontends.onnx.dtypes import FLOAT8, SUB_BYTE_BITS, TORCH_DTYPE, integer_range
-from edgeship.frontends.onnx.ops.convolution import integer_convolve
+from edgeship.frontends.onnx.ops.convolution import convolve, integer_convolve
 from edgeship.frontends.onnx.ops.creation import tagged, to_float8
 from edgeship.frontends.onnx.registry import Result, op
-from edgeship.frontends.onnx.values import Grid, Quantized, is_constant
+from edgeship.frontends.onnx.values import Grid, Quantized, Rounded, Scaled, is_constant
 
 Tensor = torch.Tensor
 
@@ -104,6 +105,61 @@ def _spread(call: OpCall, parameter: Tensor, x: Tensor) -> Tensor:
     return torch.narrow(repeated, axis, 0, x.shape[axis])
 
 
+def restored(call: OpCall, index: int, *, axis: int = 0) -> Tensor:
+    """The numbers behind integers at ``index``, whose scale and zero point are the two inputs after it.
+
+    Args:
+        axis: of a scale for each channel.
+    """
+    held = call.quantized(index)
+    scale = call.x(index + 1)
+    if held is not None and held.grid == grid_of(call, index + 1, index + 2, held.grid.elem_type):
+        return held.value
+    x = call.x(index)
+    zero = call.x(index + 2) if call.given(index + 2) else torch.zeros(scale.shape, dtype=torch.int32)
+    view = [1] * x.dim()
+    if scale.numel() > 1:
+        view[axis] = scale.numel()
+    value = torch.sub(x.to(torch.float32), torch.reshape(zero, tuple(view)).to(torch.float32))
+    result = torch.mul(value, torch.reshape(scale, tuple(view)).to(torch.float32))
+    if is_constant(x) and is_constant(scale) and is_constant(zero):
+        call.constants.name(result, call.constants.name_of(x))
+        call.constants.remember(result, Integers(scale, zero, call.elem_type(index)))
+    return result
+
+
+def rounded(call: OpCall, value: Tensor, scale_index: int) -> Tensor | Quantized:
+    """``value`` on the grid of the inputs at ``scale_index`` and after it."""
+    zero = call.x(scale_index + 1)
+    elem_type = call.elem_type(scale_index + 1)
+    grid = grid_of(call, scale_index, scale_index + 1, elem_type)
+    if grid is not None and not is_constant(value):
+        return call.quantize(value, grid)
+    low, high = integer_range(elem_type)
+    whole = torch.add(torch.round(torch.div(value, call.x(scale_index))), zero.to(value.dtype))
+    return torch.clamp(whole, low, high).to(zero.dtype)
+
+
+def scaled_bias(call: OpCall, index: int, x_scale: int, weight_scale: int) -> Tensor:
+    """An int32 bias as the number it stands for."""
+    scale = torch.mul(call.x(x_scale).to(torch.float64), call.x(weight_scale).to(torch.float64))
+    bias = call.x(index)
+    result = torch.mul(bias.to(torch.float64), torch.reshape(scale, (-1,)) if scale.dim() else scale).to(torch.float32)
+    if is_constant(result):
+        call.constants.name(result, call.constants.name_of(bias))
+        call.constants.mark_weight(result)
+    return result
+
+
+def _on_grids(call: OpCall) -> bool:
+    """Whether an operator with an activation, a weight and an output has a constant grid for each."""
+    held = call.quantized(0)
+    if held is None or held.grid != grid_of(call, 1, 2, held.grid.elem_type):
+        return False
+    constant = all(is_constant(call.inputs[index]) for index in (3, 4, 5))
+    return constant and grid_of(call, 6, 7, call.elem_type(7)) is not None
+
+
 @op("DynamicQuantizeLinear")
 def dynamic_quantize_linear(call: OpCall) -> Result:
     """To uint8 by the range of the data at hand."""
@@ -113,12 +169,21 @@ def dynamic_quantize_linear(call: OpCall) -> Result:
     scale = torch.div(torch.sub(high, low), 255.0)
     zero = torch.round(torch.clamp(torch.div(torch.neg(low), scale), 0.0, 255.0))
     values = torch.clamp(torch.add(torch.round(torch.div(x, scale)), zero), 0.0, 255.0)
-    return values.to(torch.uint8), scale, zero.to(torch.uint8)
+    integers = values.to(torch.uint8)
+    if not is_constant(x):
+        call.dynamic[integers] = Rounded(x, scale)
+        call.dynamic[scale] = Scaled(scale, torch.ones(()))
+    return integers, scale, zero.to(torch.uint8)
 
 
 @op("QLinearMatMul")
-def quantized_matmul(call: OpCall) -> Tensor:
-    """Exact integer sums, rescaled once."""
+def quantized_matmul(call: OpCall) -> Tensor | Quantized:
+    """Between constant grids a float product; else exact integer sums, rescaled once."""
+    if _on_grids(call) and call.x(3).dim() == 2:
+        matrix = restored(call, 3, axis=1)
+        call.constants.mark_weight(matrix)
+        weight = call.constants.derive(matrix, "transposed", lambda t: t.t().contiguous())
+        return rounded(call, F.linear(restored(call, 0), weight), 6)
     a = _centred(call.x(0), call.x(2), row=True)
     b = _centred(call.x(3), call.x(5), row=False)
     scale = torch.mul(_as_row(call.x(1)).to(torch.float64), call.x(4).to(torch.float64))
@@ -127,8 +192,13 @@ def quantized_matmul(call: OpCall) -> Tensor:
 
 
 @op("QLinearConv")
-def quantized_conv(call: OpCall) -> Tensor:
-    """Exact integer sums, rescaled once."""
+def quantized_conv(call: OpCall) -> Tensor | Quantized:
+    """Between constant grids a float convolution; else exact integer sums, rescaled once."""
+    if _on_grids(call) and is_constant(call.optional(8)):
+        weight = restored(call, 3)
+        call.constants.mark_weight(weight)
+        bias = scaled_bias(call, 8, 1, 4) if call.given(8) else None
+        return rounded(call, convolve(call, restored(call, 0), weight, bias), 6)
     x = torch.sub(call.x(0).to(torch.int32), call.x(2).to(torch.int32))
     weight, zero, scale = call.x(3).to(torch.int32), call.x(5).to(torch.int32), call.x(4).to(torch.float64)
     weight = torch.sub(weight, torch.reshape(zero, (-1,) + (1,) * (weight.dim() - 1)) if zero.dim() else zero)
