@@ -73,6 +73,7 @@ class Runtime(ABC):
         overhead_bytes: what the engine itself takes in an app, for the size check; not fitted to devices yet.
         unseen: activations where a profile wants static 8-bit ones, and no data say what inputs look like.
         computes: activations other than float ones that it can compute with.
+        centred_int16: whether its 16-bit activations have zero point 0.
         float_products: whether an operator with integer weights can compute in float beside static activations.
         language_of: of an engine for language models: the runtime whose format, targets and profiles it shares.
         caches: how such an engine can keep keys and values, its default first.
@@ -92,6 +93,7 @@ class Runtime(ABC):
     overhead_bytes: ClassVar[int] = 30_000_000
     unseen: ClassVar[ActivationMode] = "float"
     computes: ClassVar[tuple[ActivationMode, ...]] = ("int8",)
+    centred_int16: ClassVar[bool] = False
     float_products: ClassVar[bool] = True
     language_of: ClassVar[str] = ""
     adapters: ClassVar[bool] = False

@@ -110,7 +110,7 @@ def _rename_outputs(program: ExportedProgram, old: str, new: str) -> None:
 
 # What moves or selects numbers and computes none: one grid serves both its ends.
 _MOVING = {
-    "view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "expand", "flatten", "slice", "select",
+    "view", "_unsafe_view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "expand", "flatten", "slice", "select",
     "index_select", "max_pool1d", "max_pool2d", "pixel_shuffle", "pixel_unshuffle", "relu",
 }  # fmt: skip
 _CLIPS = {"relu", "relu6", "hardtanh", "clamp"}

@@ -42,13 +42,18 @@ class CalibrateActivations(Pass):
             too, as far as that costs the drawn ones little.
         float_products: whether the runtime computes operators with integer weights in float beside static ones.
         half_scales: the source's scales go to the float16 grid, which is what the runtime computes with.
+        centred: the runtime's 16-bit grids have zero point 0; the source's others stay in float.
     """
 
     name: ClassVar[str] = "compress/calibrate"
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     settles: ClassVar[str] = "activations"
     after: ClassVar[tuple[str, ...]] = ("compress/quantize",)
-    decided: ClassVar[dict[str, str]] = {"float_products": "--runtime"}
+    decided: ClassVar[dict[str, str]] = {
+        "float_products": "--runtime",
+        "half_scales": "--runtime",
+        "centred": "--runtime",
+    }
 
     bits: int = 16
     method: Literal["minmax", "percentile", "mse", "entropy", "given"] = "minmax"
@@ -57,20 +62,36 @@ class CalibrateActivations(Pass):
     seed: int = 0
     float_products: bool = True
     half_scales: bool = False
+    centred: bool = False
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Configured when the profile wants static integer activations for this runtime."""
         from edgeship.core.registry import runtimes
 
+        given = request.inventory.activations if request.inventory is not None else ""
+        if given in ("int8", "int16"):
+            return cls._of_source(request)
         activations = request.choice.activations
         if activations not in ("int8", "int16"):
             return Skip(f"profile {request.profile.name} keeps activations {activations}")
         bits = int(activations.removeprefix("int"))
         products = runtimes()[request.runtime].float_products
-        if request.inventory is not None and request.inventory.activations:
-            return cls(bits, "given", float_products=products, half_scales=in_halves(request.runtime))
         return cls(bits, "mse" if bits == 8 else "minmax", data=request.calibration, float_products=products)
+
+    @classmethod
+    def _of_source(cls, request: Request) -> Self:
+        """The source's own grids, as far as the runtime computes with them."""
+        from edgeship.core.registry import runtimes
+
+        runtime = runtimes()[request.runtime]
+        return cls(
+            16 if "int16" in runtime.computes else 8,
+            "given",
+            float_products=runtime.float_products,
+            half_scales=in_halves(request.runtime),
+            centred=runtime.centred_int16,
+        )
 
     def confirm(self, request: Request) -> None:
         """Refuse to calibrate a decoder's step on caches drawn at random: they are nothing like real ones."""
@@ -116,17 +137,23 @@ class CalibrateActivations(Pass):
         """The program in its static form, with the source's grids on the nodes that they were on."""
         from edgeship.program.activations import insert_pairs, spread_grids, take_pairs
         from edgeship.program.inventory import take_inventory
+        from edgeship.program.program import REMARK
         from edgeship.program.rewrites import for_static_activations
 
         paired = replace(loaded, held=insert_pairs(loaded.exported, loaded.activations))
-        static = for_static_activations(paired, self.bits)
+        static = for_static_activations(paired, max(grid.bits for grid in loaded.activations.values()))
         exported = copy.copy(static.exported)
         exported._graph_module = copy.deepcopy(exported.graph_module)
         exported._graph_signature = copy.deepcopy(exported.graph_signature)
         grids = spread_grids(exported, take_pairs(exported))
+        there = len(grids)
+        grids = {name: grid for name, grid in grids.items() if self._holds(grid)}
         if self.half_scales:
             grids = {name: _half(grid) for name, grid in grids.items()}
         note = f"{self.name}: {len(grids)} activations on the grids of the source"
+        if len(grids) < there:
+            why = "16 bits" + (" with another zero point than 0" if self.centred else "")
+            note = f"{REMARK}{self.name}: {there - len(grids)} of {there} grids of the source have {why}: float here"
         record = replace(
             static.record,
             inventory=take_inventory(exported),
@@ -135,6 +162,9 @@ class CalibrateActivations(Pass):
         )
         replace(static, held=exported, record=record).save(ctx.folder / "program")
         return TorchModel(ctx.folder / "program", static.signature)
+
+    def _holds(self, grid: ActivationEncoding) -> bool:
+        return grid.bits <= self.bits and not (self.centred and grid.bits == 16 and grid.zero_point)
 
     def _decide(self, loaded: TorchProgram, bits: int, ctx: Context) -> tuple[TorchProgram, Mixed, str]:
         """The program in its static form for grids of ``bits``, the grids, and where the samples came from."""

@@ -31,6 +31,7 @@ class LiteRTRuntime(Runtime):
     extra: ClassVar[str] = "tflite"
     unseen: ClassVar[ActivationMode] = "dynamic"
     computes: ClassVar[tuple[ActivationMode, ...]] = ("int8", "int16", "dynamic")
+    centred_int16: ClassVar[bool] = True
     timed: ClassVar[bool] = True
 
     def open(self, artifact: Artifact) -> Session:

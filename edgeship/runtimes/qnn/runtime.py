@@ -96,8 +96,8 @@ class QnnRuntime(Runtime):
             return "biases, norms and shared tensors follow the activations"
         if activations == "float":
             return "integer weights want integer activations; profiles balanced and fast have them"
-        if not encoding.symmetric:
-            return "weights want zero point 0"
+        if not encoding.symmetric and (encoding.bits != 8 or encoding.granularity != "tensor"):
+            return "weights want zero point 0, or 8 bits with one for all"
         if encoding.bits == 2:
             return "2 bits are silently wrong on Hexagon"
         if op == "embedding":

@@ -7,6 +7,7 @@ Specification: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,7 +16,6 @@ import torch.nn.functional as F
 
 from edgeship.frontends.onnx.call import OpCall
 from edgeship.frontends.onnx.constants import Integers
-from edgeship.frontends.onnx.ops.activation import softmax, softmax_flattened
 from edgeship.frontends.onnx.ops.pooling import average_pool
 from edgeship.frontends.onnx.ops.quantization import dequantize_linear, quantize_linear, restored, rounded, scaled_bias
 from edgeship.frontends.onnx.ops.recurrent import lstm
@@ -60,8 +60,12 @@ _unary("QLinearLeakyRelu", lambda call, x: F.leaky_relu(x, call.attr_float("alph
 @op("QLinearSoftmax", domain=_MS)
 def quantized_softmax(call: OpCall) -> Answer:
     """By the rules of the standard opset that attribute ``opset`` names."""
-    inner = replace(call, inputs=(restored(call, 0),), opset=call.attr_int("opset", 13))
-    return rounded(call, _tensor(softmax(inner) if inner.opset >= 13 else softmax_flattened(inner)), 3)
+    x = restored(call, 0)
+    axis = call.axis(call.attr_int("axis", -1), x.dim())
+    if call.attr_int("opset", 13) >= 13:
+        return rounded(call, torch.softmax(x, axis), 3)
+    flat = torch.reshape(x, (math.prod(x.shape[:axis]), -1))
+    return rounded(call, torch.reshape(torch.softmax(flat, 1), tuple(x.shape)), 3)
 
 
 @op("QLinearAveragePool", "QLinearGlobalAveragePool", domain=_MS)
