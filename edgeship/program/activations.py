@@ -77,7 +77,7 @@ def take_pairs(program: ExportedProgram) -> dict[str, ActivationEncoding]:
         grid = ActivationEncoding(8 if high - low == 255 else 16, float(scale), int(zero))
         if source in grids and grids[source] == grid:
             holder = source
-        elif source in grids or any(user is not quantize for user in source.users):
+        elif source in grids or any(user.args[1:] != quantize.args[1:] for user in source.users):
             holder = _carrier(graph, source, quantize)
         else:
             holder = source
@@ -110,8 +110,8 @@ def _rename_outputs(program: ExportedProgram, old: str, new: str) -> None:
 
 # What moves or selects numbers and computes none: one grid serves both its ends.
 _MOVING = {
-    "view", "_unsafe_view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "expand", "flatten", "slice", "select",
-    "index_select", "max_pool1d", "max_pool2d", "pixel_shuffle", "pixel_unshuffle", "relu",
+    "view", "_unsafe_view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "expand", "flatten", "slice",
+    "select", "index_select", "max_pool1d", "max_pool2d", "pixel_shuffle", "pixel_unshuffle", "relu",
 }  # fmt: skip
 _CLIPS = {"relu", "relu6", "hardtanh", "clamp"}
 
@@ -133,6 +133,11 @@ def spread_grids(program: ExportedProgram, grids: Mapping[str, ActivationEncodin
         # What only leaves the graph needs no grid of its own.
         if grid is not None and not others and _is_float(node) and any(user.op != "output" for user in node.users):
             found[node.name] = grid
+    for node in reversed(nodes):
+        # What moves on to another grid is rounded there, once.
+        moved = [user for user in node.users if _operator(user) in _MOVING and user.name in found]
+        if node.name not in grids and any(found[user.name] != found.get(node.name) for user in moved):
+            found.pop(node.name, None)
     for node in reversed(nodes):
         sources = _values(node)
         if node.name not in found or len(sources) != 1 or _operator(node) not in _MOVING | _CLIPS:
