@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.compression.held import HELD_BYTES
+from edgeship.compression.nearest_plane import ROW_RANGES
 from edgeship.compression.products import product
 from edgeship.compression.walk import Steps, reach, stops_of
 from edgeship.core.weights import Affine, Float
@@ -29,6 +30,8 @@ TRIAL_SIDE, TRIALS = 768, 7
 AROUND = 0.45
 # Rounding against data beyond its products, in multiplications a weight: of groups the ranges that are tried.
 ROUNDING = {"group": 1.2e4, "channel": 6e3, "tensor": 6e3}
+# What a multiplication takes in solving triangles, over one in products.
+SOLVING = 2.0
 # Copies of the part of a layer that is rounded at once, and of matrices of its input channels.
 COPIES, MATRICES = 10, 3
 
@@ -179,12 +182,10 @@ def _alone(encoding: Encoding | None, rows: int, channels: int, groups: int, bes
     reach = encoding.granularity if isinstance(encoding, Affine) else "channel"
     searched = isinstance(encoding, Affine) and reach == "channel" and encoding.bits < 8
     square = channels * channels
-    # One product with a triangle a row for each range that is tried whole; the factor, at half a product's speed.
-    return groups * (
-        rows * square * (0.5 * (16 if searched else 1) + 2 * beside)
-        + square * channels / 3
-        + rows * channels * ROUNDING[reach]
-    )
+    # A row meets a triangle for each range that is tried whole, and with the drift a square and two triangles; the
+    # factor is a third of a cube. These run in LAPACK's kernels.
+    solved = rows * square * (0.5 * (ROW_RANGES if searched else 1) + 2 * beside) + square * channels / 3
+    return groups * (SOLVING * solved + rows * channels * ROUNDING[reach])
 
 
 def _lines(node: Node) -> float:
