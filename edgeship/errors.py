@@ -168,4 +168,8 @@ def _meaning(error: BaseException) -> EdgeshipError | None:
         return MissingToolError(f"a package does not load: {reason}", fix="install it again; see edgeship doctor")
     if isinstance(error, ValueError) and "Exceeds the limit" in text and "digits" in text:
         return UsageError("a number has more digits than any limit has", fix="write fewer")
+    if isinstance(error, ValueError) and "embedded null" in text:
+        return UsageError("a path holds a zero byte", fix="check the paths")
+    if isinstance(error, OSError) and error.filename is not None:
+        return SourceError(f"{str(error.filename)[:200]}: {error.strerror}", fix="check the path and its permissions")
     return None

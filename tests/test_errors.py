@@ -34,6 +34,9 @@ def raised_by(code: str) -> BaseException:
         ("raise ImportError('x.so: undefined symbol: y')", MissingToolError, "undefined symbol"),
         ("import no_such_package", MissingToolError, "no_such_package"),
         ("int('9' * 5000)", UsageError, "digits"),
+        ("open('a' * 300)", SourceError, "File name too long"),
+        ("open('/')", SourceError, "Is a directory"),
+        ("open(chr(0))", UsageError, "zero byte"),
     ],
 )
 def test_what_a_failure_means(code, kind, says):

@@ -177,10 +177,10 @@ def _told(error: BaseException, step: Step, cache: Cache) -> EdgeshipError | Non
     """What a failure of a step means where the machine is the reason; None when the error stands as it is."""
     if isinstance(error, EdgeshipError):
         return None
+    if isinstance(error, OSError) and error.errno is not None:
+        return _disk_error(error, cache)
     limit = meaning_of(error)
-    if limit is not None:
-        return type(limit)(f"{step.name}: {limit.what}", fix=limit.fix)
-    return _disk_error(error, cache) if isinstance(error, OSError) else None
+    return None if limit is None else type(limit)(f"{step.name}: {limit.what}", fix=limit.fix)
 
 
 def _disk_error(error: OSError, cache: Cache) -> EdgeshipError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from edgeship.core.artifact import (
 from edgeship.core.model import ARTIFACTS, Artifact
 from edgeship.core.owned import alone_in
 from edgeship.core.records import read_json, to_plain, write_json
+from edgeship.core.registry import runtimes
 from edgeship.errors import ArtifactError, ChangedError, OutputError
 from edgeship.shipping.plots import layer_bars, trade_off_curve
 from edgeship.shipping.replacing import (
@@ -43,6 +45,9 @@ from edgeship.shipping.replacing import (
     resolved,
     try_to_write,
 )
+
+# Of an input or output of an artifact: 2 GB of the smallest numbers.
+MAX_ELEMENTS, MAX_DIMENSIONS = 2**31, 32
 
 
 def check_output(output: Path, cache: Path | None = None, source: Path | None = None) -> None:
@@ -204,6 +209,21 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
+def _check_record(path: Path, record: ArtifactRecord) -> None:
+    """Raise `ArtifactError` for an artifact that nothing here opens, or whose inputs are no tensors."""
+    known = runtimes().get(record.runtime)
+    if known is None or record.model_kind not in ARTIFACTS:
+        raise ArtifactError(
+            f"{path}: {record.main[:80]} is for the runtime {record.runtime[:40]!r}, which is not here",
+            fix="install its plug-in, or build it again",
+        )
+    for spec in (*record.signature.inputs, *record.signature.outputs):
+        if len(spec.shape) > MAX_DIMENSIONS or any(size < 0 for size in spec.shape):
+            raise ArtifactError(f"{path}: {spec.name[:80]} has no shape that a tensor has", fix="build it again")
+        if math.prod(spec.shape) > MAX_ELEMENTS:
+            raise ArtifactError(f"{path}: {str(spec)[:80]} is larger than any input", fix="build it again")
+
+
 def read_bundle(path: Path) -> Bundle:
     """Read a bundle's manifest and check it against the published schema. Raises `ArtifactError`."""
     if not path.is_dir():
@@ -216,6 +236,8 @@ def read_bundle(path: Path) -> Bundle:
             f"{path} has manifest version {manifest.schema_version}, this edgeship reads {SCHEMA_VERSION}",
             fix="build it again",
         )
+    for record in manifest.artifacts:
+        _check_record(path, record)
     return Bundle(path, manifest)
 
 

@@ -221,3 +221,36 @@ def test_data_with_a_pickle(cli, tmp_path, tiny_order, option):
             ran = cli(*command, *tiny_order, option, name, "-o", "out")
             assert ran.code == 3, ran.err
     assert not (tmp_path / "canary").exists()
+
+
+def _sealed(bundle: Path, change) -> None:
+    import hashlib
+
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    change(manifest["artifacts"][0])
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    digest = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+    (bundle / "manifest.sha256").write_text(f"{digest}  manifest.json\n")
+
+
+MANIFESTS = {
+    "a runtime that is not here": lambda a: a.update(runtime="nothing"),
+    "a kind that is not there": lambda a: a.update(model_kind="nothing"),
+    "a huge input": lambda a: a["signature"]["inputs"][0].update(shape=[10**6, 10**6]),
+    "a negative input": lambda a: a["signature"]["inputs"][0].update(shape=[-1, 4]),
+    "a session option": lambda a: a.update(facts={"session.load_custom_library": "/tmp/evil.so"}),
+    "a file outside": lambda a: a.update(main="../../etc/passwd"),
+    "no number": lambda a: a.update(memory_bytes="many"),
+}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_bundle_that_says_something_else(cli, tmp_path, tiny_bundle, name):
+    import shutil
+
+    shutil.copytree(tiny_bundle, tmp_path / "b")
+    _sealed(tmp_path / "b", MANIFESTS[name])
+    for command in (("verify",), ("bench", "--seconds", "0.01"), ("chat", "--prompt", "a"), ("inspect",)):
+        ran = cli(command[0], "b", *command[1:])
+        assert ran.code in ((0, 8) if command[0] == "inspect" else (1, 2, 8)), (command, ran.err)
+        assert "a bug in edgeship" not in ran.err
