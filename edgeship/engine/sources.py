@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import struct
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -348,5 +349,9 @@ def _nearby(path: Path) -> str:
 
 
 def _names(path: Path) -> list[str]:
-    with zipfile.ZipFile(path) as archive:
-        return archive.namelist()
+    """Entries of an archive; none when its table of contents is damaged, which the loader tells."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, struct.error):
+        return []

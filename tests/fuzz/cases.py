@@ -96,7 +96,7 @@ def mutated(value: Any, rng: random.Random, times: int = 1) -> Any:
             case 2 if isinstance(holder, dict):
                 holder[rng.choice(TEXTS)] = holder.pop(last)
             case _:
-                holder[last] = rng.choice(ODD_VALUES)
+                holder[last] = copy.deepcopy(rng.choice(ODD_VALUES))
     return value
 
 
