@@ -156,6 +156,12 @@ def _meaning(error: BaseException) -> EdgeshipError | None:
         wanted = _WANTED.search(text)
         size = f": {wanted[1] + ' bytes' if wanted[1] else wanted[2]} at once" if wanted else ""
         return LimitError(f"it takes more memory than there is{size}", fix="give a smaller model or smaller inputs")
+    if isinstance(error, RuntimeError) and text.strip() == "ZeroDivisionError":
+        # torch's kernels; a division of ours raises Python's own.
+        return SourceError(
+            "the model divides whole numbers by zero on inputs that were drawn",
+            fix="say the input's range in a sample.toml: low and high",
+        )
     if isinstance(error, RecursionError):
         return LimitError("something in the input is nested too deeply", fix="give a flatter one")
     if isinstance(error, (ImportError, OSError)) and _NO_LIBRARY.search(text):

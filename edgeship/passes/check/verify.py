@@ -33,6 +33,7 @@ FLOAT_TOTAL_DB, INTEGER_TOTAL_DB = 30.0, 18.0
 # Keys and values rounded to 254 steps: trained and random small models reach 33 to 52 dB.
 INT8_CACHE_SNR_DB = 24.0
 NATIVE_SAMPLES = 16
+MOST_SAMPLES = 10_000
 # The name of the figures of what fell short; the note of each is its kind of inputs.
 SHORT_ON = "short_on"
 EMULATED_SAMPLES = 4
@@ -88,6 +89,8 @@ class VerifyArtifact(Pass):
             raise UsageError(
                 f"{self.name}.samples must be at least {fewest} for {self.runtime}", fix="leave it out, or give more"
             )
+        if self.samples > MOST_SAMPLES:
+            raise UsageError(f"{self.name}.samples of {self.samples} would take days", fix=f"{MOST_SAMPLES} at most")
 
     def run(self, model: Artifact, reference: TorchModel, original: TorchModel, ctx: Context) -> Verdict:
         """Compare; the verdict's figures are the lowering error, the total error, and the weights read back.
