@@ -95,19 +95,29 @@ def _litert(path: Path, order: list[str] | None = None) -> Run:
     interpreter = Interpreter(model_path=str(path), num_threads=1)
     interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner()
-    details = runner.get_input_details()
+    details, results = runner.get_input_details(), runner.get_output_details()
 
     def run(batch: Batch) -> list[np.ndarray]:
         # The peer's inputs are called args_0 ..., ours as the model's.
         given = dict(zip(sorted(details), batch.values(), strict=True)) if "args_0" in details else batch
-        for name, value in given.items():
-            interpreter.set_tensor(details[name]["index"], value.astype(details[name]["dtype"]))
-        interpreter.invoke()
-        found = runner.get_output_details()
-        names = order or sorted(found)
-        return [interpreter.get_tensor(found[name]["index"]) for name in names]
+        found = runner(**{name: _in_their_type(value, details[name]) for name, value in given.items()})
+        return [_as_float(found[name], results[name]) for name in order or sorted(found)]
 
     return run
+
+
+def _in_their_type(value: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """An input as a file takes it: integers on its grid where its ends are quantized."""
+    if value.dtype.kind == "f" and detail["dtype"] == np.int8:
+        scale, zero = detail["quantization"]
+        return np.clip(np.rint(value / scale) + zero, -128, 127).astype(np.int8)
+    return value.astype(detail["dtype"])
+
+
+def _as_float(value: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """An output as numbers."""
+    scale, zero = detail["quantization"]
+    return (value.astype(np.float32) - zero) * scale if value.dtype == np.int8 else value
 
 
 def _peer_onnx(model: nn.Module, batches: list[Batch], folder: Path) -> dict[str, Run]:

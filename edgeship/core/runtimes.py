@@ -180,6 +180,10 @@ class Runtime(ABC):
         """Bits more that a layer's weight takes because its rows are looked up too: tables of tokens tied to a head."""
         return 0
 
+    def unpacks(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> bool:
+        """Whether a weight is unpacked again at every run, which takes longer than computing in float32."""
+        return False
+
     def versions(self) -> dict[str, str]:
         """Installed versions of the packages it needs. Raises `MissingToolError` naming the first that is absent."""
         found = {}

@@ -16,6 +16,8 @@ from edgeship.core.weights import Affine, Sparse
 from edgeship.program.program import REMARK, ProgramRecord
 
 SHOWN = 5
+# From which share of the arithmetic on unpacking weights is worth a word.
+UNPACKED_SHARE = 0.1
 
 
 def notes_of(
@@ -40,6 +42,7 @@ def notes_of(
         found += [_curve(row, record)] if record.curve else []
         found += _ungrouped(requests, row, record)
         found += _widened(row, record)
+        found += _unpacked(requests, row, record)
         found += [_ranking(row)] if losses_of(row) and not row.passed else []
         found += [_pruning(row, record)] if record.pruned and not row.passed else []
     found += [_given_back(request) for request in requests if request.raised]
@@ -118,6 +121,27 @@ def _reach(record: ProgramRecord, name: str) -> str:
     encoding = record.encodings.get(name)
     encoding = encoding.inner if isinstance(encoding, Sparse) else encoding
     return encoding.granularity if isinstance(encoding, Affine) else ""
+
+
+def _unpacked(requests: Sequence[Request], row: ArtifactRow, record: ProgramRecord) -> list[str]:
+    """What fewer bits cost in time, where layers that count are unpacked at every run."""
+    request = next((item for item in requests if item.runtime == row.runtime), None)
+    if request is None:
+        return []
+    runtime, uses = runtimes()[row.runtime], {use.name: use.op for use in record.inventory.weights}
+    slow = {
+        name
+        for name, encoding in record.encodings.items()
+        if name in uses and runtime.unpacks(uses[name], encoding, request.choice.activations)
+    }
+    macs = sum(cost.macs for cost in record.inventory.ops if slow.intersection(cost.weights))
+    share = macs / max(record.inventory.macs, 1)
+    if share < UNPACKED_SHARE:
+        return []
+    return [
+        f"{row.runtime}: {len(slow)} layers with {share:.0%} of the arithmetic are unpacked at every run, which is "
+        "slower than float: --profile fast is quicker, at a larger size"
+    ]
 
 
 def _widened(row: ArtifactRow, record: ProgramRecord) -> list[str]:

@@ -133,6 +133,11 @@ class OnnxRuntime(Runtime):
         widened = isinstance(encoding, Float) or (encoding.bits == 8 and not packed)
         return 32 if widened else self.container_bits(op, encoding)
 
+    def unpacks(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> bool:
+        """Convolutions of 4, 3 and 2 bits, which have no kernel."""
+        small = isinstance(encoding, Affine) and encoding.bits < 8
+        return small and op not in ("linear", "embedding", "other") and activations not in STATIC
+
     def warm_imports(self) -> None:
         """Import onnxruntime, and onnx, which checks files before they are loaded."""
         import onnx  # noqa: F401

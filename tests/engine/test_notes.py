@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from edgeship.core.inventory import Inventory, WeightUse
+from edgeship.core.inventory import Inventory, OpCost, WeightUse
 from edgeship.core.model import Signature, Source
 from edgeship.core.profile import Choice, Profile, Request
 from edgeship.core.registry import targets
@@ -45,3 +45,22 @@ def test_nothing_is_said_where_it_is_as_asked():
 def test_the_group_is_the_one_asked_for_by_hand():
     asked = notes(weights="int8", **{"compress/quantize": {"bits": "3", "granularity": "group", "group_size": "64"}})
     assert asked[0].startswith("onnx: groups of 64 do not divide the inputs of 1 layers")
+
+
+def test_layers_that_are_unpacked_at_every_run_are_said_where_they_are_much_of_the_arithmetic():
+    def told(macs, runtime="onnx", weights="int4", activations="float"):
+        source = Source(Path("model.py"), (), reference="model.py:f")
+        costs = (OpCost("c", "aten.conv2d", macs, 1, 1, ("conv",)), OpCost("l", "aten.linear", 100, 1, 1, ("even",)))
+        inventory = Inventory(USES, costs, 0)
+        profile = Profile("mine", "of a test", Choice(weights, activations))
+        request = Request(source, targets()["pixel9"], runtime, profile, inventory)
+        encodings = {"even": Affine(int(weights[3])), "conv": Affine(int(weights[3]))}
+        record = ProgramRecord(Signature((), ()), inventory, encodings)
+        row = ArtifactRow("pixel9", runtime, "model", 1, "", "", "measured", ())
+        return [note for note in notes_of([request], [row], [record]) if "unpacked" in note]
+
+    assert told(100) == [
+        "onnx: 1 layers with 50% of the arithmetic are unpacked at every run, which is slower than float: --profile fast "
+        "is quicker, at a larger size"
+    ]
+    assert told(5) == told(100, "tflite") == told(100, weights="int8") == []

@@ -179,14 +179,12 @@ class WeightStorer:
         if code == kinds.FULLY_CONNECTED:
             use.operator.builtinOptions.asymmetricQuantizeInputs = True
             return True
-        if encoding.granularity != "channel" or weight.encoding.bits == 2:
+        # The kernels for depthwise convolutions, and for 4-bit ones, take two to four times as long as float
+        # (docs/results/layer-times.md). Grouped convolutions have none.
+        if code != kinds.CONV_2D or encoding.granularity != "channel" or encoding.bits != 8:
             return False
-        if code == kinds.CONV_2D:
-            # Grouped convolutions have no hybrid kernel.
-            channels = self.subgraph.tensors[use.operator.inputs[0]].shape[3]
-            return int(channels) == use.layout.shape[3]
-        # The kernel for depthwise convolutions takes four times as long as float (docs/results/layer-times.md).
-        return False
+        channels = self.subgraph.tensors[use.operator.inputs[0]].shape[3]
+        return int(channels) == use.layout.shape[3]
 
     def _add_constant(self, name: str, stored: str, weight: Storable, layout: Layout) -> int:
         from ai_edge_litert import schema_py_generated as schema

@@ -50,15 +50,15 @@ def resident_bits(op: WeightOp, encoding: Encoding, activations: ActivationMode)
     computed = {
         "float": op == "embedding",
         "dynamic": op in ("linear", "embedding")
-        or (encoding.granularity == "channel" and (op, bits) in _HYBRID_CONVOLUTIONS),
+        or (encoding.granularity == "channel" and (op, bits) == HYBRID_CONVOLUTION),
         "int8": op != "conv_transpose" or bits == 8,
         "int16": op != "conv_transpose" or bits == 8,
     }[activations]
     return bits if computed else 32
 
 
-# Depthwise convolutions could, in 8 bits, and take four times as long as in float (docs/results/layer-times.md).
-_HYBRID_CONVOLUTIONS = {("conv", 8), ("conv", 4)}
+# Depthwise convolutions of 8 bits and others of 4 have kernels too, which take two to four times as long as float.
+HYBRID_CONVOLUTION = ("conv", 8)
 
 
 def _static_refusal(op: WeightOp, encoding: Affine, activations: ActivationMode) -> str:
