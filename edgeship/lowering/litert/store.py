@@ -180,7 +180,7 @@ class WeightStorer:
             use.operator.builtinOptions.asymmetricQuantizeInputs = True
             return True
         # The kernels for depthwise convolutions, and for 4-bit ones, take two to four times as long as float
-        # (docs/results/layer-times.md). Grouped convolutions have none.
+        # (docs/decisions/0021). Grouped convolutions have none.
         if code != kinds.CONV_2D or encoding.granularity != "channel" or encoding.bits != 8:
             return False
         channels = self.subgraph.tensors[use.operator.inputs[0]].shape[3]
