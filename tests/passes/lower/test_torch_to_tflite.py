@@ -9,7 +9,7 @@ import pytest
 from edgeship.compression.affine import quantize_nearest, to_float16
 from edgeship.core.model import Source, TensorSpec
 from edgeship.core.passes import Skip
-from edgeship.core.profile import Choice, Profile, Request
+from edgeship.core.profile import Choice, DataRef, Profile, Request
 from edgeship.core.target import Fact, Target
 from edgeship.core.weights import Affine, Float, same_numbers
 from edgeship.errors import EncodingError, LoweringError, UnsupportedOpError
@@ -182,7 +182,8 @@ def _request(runtime, activations):
     signature = None
     source = Source(path=None, signature=signature)  # type: ignore[arg-type]
     profile = Profile("p", "for tests", Choice("int8", activations))
-    return Request(source, target, runtime, profile)
+    # Without data nothing is static in 8 bits.
+    return Request(source, target, runtime, profile, calibration=DataRef("data.npz", "0"))
 
 
 def test_plan_takes_the_activations_of_the_profile():
