@@ -208,7 +208,8 @@ def _row(name: str, runtime: str, folder: Path) -> dict[str, Any]:
         made = report.rows[0]
         row[f"{profile} activations"] = made.activations
         if not report.passed:
-            row["problem"] = f"{profile} fell short"
+            short = "; ".join(verdict.summary for verdict in made.verdicts if not verdict.passed)
+            row["problem"] = f"{profile} fell short: {short}"
             continue
         path = next((folder / profile).rglob("model.onnx" if runtime == "onnx" else "model.tflite"))
         names = json.loads((folder / profile / "manifest.json").read_text())["artifacts"][0]["signature"]["outputs"]
