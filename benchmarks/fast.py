@@ -26,7 +26,7 @@ from torch import nn
 
 from edgeship.api import BuildOrder, build
 
-CALIBRATION, HELD_OUT = 24, 16
+CALIBRATION, HELD_OUT = 16, 12
 # Slower by no more than this than the better of balanced and the peer.
 ALLOWED = 1.05
 
