@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edgeship.core.model import Artifact, LiteRTLMModel
 from edgeship.core.runtimes import ActivationMode, Runtime
-from edgeship.core.weights import EncodedTensor, Encoding
+from edgeship.core.weights import EncodedTensor, Encoding, Float
 from edgeship.runtimes.litert.runtime import RUNTIME as FAMILY
 
 if TYPE_CHECKING:
@@ -77,8 +77,10 @@ class LiteRTLM(Runtime):
 
     def working_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """The file is mapped while kernels keep the weights as they want them. What is dequantized is float32 once more
-        in each signature: a long prompt goes through both of prefill, and decode writes."""
-        return self.container_bits(op, encoding) + SIGNATURES * self._dequantized(op, encoding, activations)
+        in each signature: a long prompt goes through both of prefill, and decode writes. Dequantized integers are no
+        constants to the weight cache, so each signature has its own for the kernels too."""
+        copies = SIGNATURES if isinstance(encoding, Float) else 2 * SIGNATURES - 1
+        return self.container_bits(op, encoding) + copies * self._dequantized(op, encoding, activations)
 
     def table_bits(self, encoding: Encoding, activations: ActivationMode) -> int:
         """Floats are dequantized for the lookup in each signature, but prefill has no head."""
