@@ -131,6 +131,12 @@ def _is_depthwise(use: WeightUse, encoding: Affine) -> bool:
 
 
 def _inputs(signature: Signature) -> list[Any]:
+    scalar = next((spec for spec in signature.inputs if not spec.shape), None)
+    if scalar is not None:
+        raise LoweringError(
+            f"Core ML takes no input without a dimension ({scalar})",
+            fix=f"give {scalar.name} the shape [1], or, of an ONNX file, fix it with --input {scalar.name}=VALUE",
+        )
     return [_tensor(spec.name, spec.shape, spec.dtype) for spec in signature.inputs]
 
 

@@ -26,7 +26,7 @@ def branch(call: OpCall) -> Result:
     if condition.numel() != 1:
         raise call.broken(f"its condition has {condition.numel()} elements")
     if not is_constant(condition):
-        return _either(call, torch.reshape(condition, ()))
+        return _either(call, condition)
     name = "then_branch" if bool(condition.reshape(-1)[0].item()) else "else_branch"
     return tuple(call.run_subgraph(call.attr_graph(name), []))
 
@@ -55,7 +55,9 @@ def _either(call: OpCall, condition: Tensor) -> Result:
                 f"its condition depends on {cause.names}, and output {index} has another shape or type in each branch",
                 fix=cause.fix,
             )
-        chosen.append(torch.where(condition, left, right))  # type: ignore[arg-type]
+        assert isinstance(left, Tensor)
+        # As many axes as the results: not every engine reshapes to none.
+        chosen.append(torch.where(torch.reshape(condition, (1,) * left.dim()), left, right))  # type: ignore[arg-type]
     return tuple(chosen)
 
 
