@@ -35,7 +35,7 @@ DOMINATES = 0.05
 # What all exceptions together may add to the encoded bytes, for 8 bits and for fewer; and what they may in small
 # models: half as much again at most.
 SHARE, SHARE_OF_SHORT = 0.08, 0.16
-FEW_BYTES = 100_000
+FEW_BYTES = 256_000
 # A slice of fewer numbers than these says little in one sample.
 HANDFUL = 16
 # Noise over signal at most: what is lost beyond this is lost.
@@ -66,7 +66,7 @@ def find_sensitive(
     floor_db: float,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Sensitive:
-    """Exceptions until the worst slice of an output keeps ``floor_db``, the cheapest for what they bring first.
+    """Exceptions until the worst slice of an output keeps ``floor_db``, those that bring most first.
 
     Args:
         wanted: weight -> encoding. wider: the next encoding of a weight that the runtime holds; None where
@@ -111,7 +111,10 @@ def _best(
     left: Mapping[str, tuple[WeightUse, Encoding]],
     wider: Callable[[WeightUse, Encoding], Encoding | None],
 ) -> tuple[str, Encoding, int] | None:
-    """The exception that takes most from what fails for each byte, with its bytes; None where none may be made."""
+    """The exception that takes most from what fails, with its bytes; None where none may be made.
+
+    By the root of the bytes: by the bytes alone a few middling layers would use up what the costliest one needs.
+    """
     failing = total > allowed
     found: tuple[float, str, Encoding, int] | None = None
     for name, (use, encoding) in left.items():
@@ -120,7 +123,7 @@ def _best(
         if larger is None:
             continue
         extra = _bytes(use, larger) - _bytes(use, encoding)
-        gain = share / max(extra, 1)
+        gain = float(rows[name][failing].max()) / max(extra, 1) ** 0.5
         if extra <= spare and (found is None or gain > found[0]):
             found = (gain, name, larger, extra)
     return None if found is None else found[1:]
