@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 # Samples at most, and multiply-accumulates that may be spent: seconds, not minutes.
-SAMPLES = 8
+SAMPLES = 12
 BUDGET = 1e11
 # A weight that makes less than this share of the error in the slice that it would help is no exception.
 DOMINATES = 0.05
 # What all exceptions together may add to the encoded bytes, for 8 bits and for fewer; and what they may in small
-# models: half as much again at most.
+# models, three quarters as much again at most.
 SHARE, SHARE_OF_SHORT = 0.08, 0.16
 FEW_BYTES = 256_000
 # A slice of fewer numbers than these says little in one sample.
@@ -137,7 +137,7 @@ def _room(uses: Mapping[str, WeightUse], wanted: Mapping[str, Encoding]) -> int:
     """Bytes that exceptions may add."""
     short = any(encoding.bits < 8 for encoding in wanted.values())
     stored = sum(_bytes(use, wanted[name]) for name, use in uses.items())
-    return max(min(FEW_BYTES, stored // 2), int((SHARE_OF_SHORT if short else SHARE) * stored))
+    return max(min(FEW_BYTES, 3 * stored // 4), int((SHARE_OF_SHORT if short else SHARE) * stored))
 
 
 def _decibels(total: Array) -> float:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
     Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]
 
-PIXELS = "0..255"
 # Values that a range given for an input may be missed by: it is written in a few digits.
 SLACK = 1e-3
 
@@ -44,7 +43,7 @@ def _kinds() -> Mapping[str, Draw]:
         "zeros": lambda generator, shape: np.zeros(shape),
         "one constant": lambda generator, shape: np.full(shape, 0.5),
         "0..1": lambda generator, shape: generator.random(shape),
-        PIXELS: lambda generator, shape: generator.integers(0, 256, shape).astype(np.float64),
+        "0..255": lambda generator, shape: generator.integers(0, 256, shape).astype(np.float64),
         "noise x 1e-3": lambda generator, shape: 1e-3 * generator.standard_normal(shape),
         "noise x 1e3": lambda generator, shape: 1e3 * generator.standard_normal(shape),
         "large mean, small spread": lambda generator, shape: 100 + 0.01 * generator.standard_normal(shape),

@@ -247,7 +247,7 @@ class QuantizeWeights(Pass):
         """Weights that cost the outputs too much in few bits; none of those that something else decided."""
         from edgeship.compression.sensitive import SAMPLES, Sensitive, find_sensitive
         from edgeship.data.batches import calibration_batches
-        from edgeship.data.probes import PIXELS, probe_batches
+        from edgeship.data.probes import probe_batches
         from edgeship.data.tones import tones
 
         decided = {*dict(self.kept), *dict(self.raised), *program.record.pruned}
@@ -260,10 +260,10 @@ class QuantizeWeights(Pass):
             return Sensitive()
         batches = calibration_batches(self.data, program.signature, SAMPLES)
         if self.data is None:
-            # What is given stands for what comes; drawn noise does not: sounds and images are asked about beside it.
-            pixels = [probe.batch for probe in probe_batches(program.signature) if probe.kind == PIXELS]
-            half = SAMPLES // 2
-            batches = [*batches[:half], *tones(program.signature, batches[half : SAMPLES - len(pixels)]), *pixels]
+            # What is given stands for what comes; drawn noise does not: the check's probes and sounds are asked too.
+            probes = [probe.batch for probe in probe_batches(program.signature)]
+            few = max(2, (SAMPLES - len(probes)) // 2)
+            batches = [*batches[:few], *tones(program.signature, batches[few : 2 * few]), *probes]
         return find_sensitive(
             program,
             free,
