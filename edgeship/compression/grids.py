@@ -74,7 +74,8 @@ def activation_nodes(program: ExportedProgram) -> list[Node]:
         is_input = node.op == "placeholder" and node.name not in constants
         if is_input or (node.op == "call_function" and any(arg in moving for arg in node.all_input_nodes)):
             moving.add(node)
-    wanted = {node for node in moving if _is_float(node)}
+    # An input that nothing reads keeps no grid in any file.
+    wanted = {node for node in moving if _is_float(node) and node.users}
     for node in program.graph.nodes:
         if node in moving and _is_float(node):
             wanted.update(arg for arg in activation_arguments(node) if arg not in moving and _is_float(arg))

@@ -190,3 +190,16 @@ def test_bounds_at_infinity_are_no_weights(tmp_path: Path) -> None:
     imported = import_onnx(path)
     assert not list(imported.module.parameters())
     _same(path, imported, {"x": GENERATOR.standard_normal((2, 3)).astype("f")})
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1.0, 1e3])
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_length_is_right_in_float16_at_any_scale(tmp_path: Path, scale: float, keep: int) -> None:
+    node = helper.make_node("ReduceL2", ["x"], ["y"], axes=[1], keepdims=keep)
+    path = _save(tmp_path, [node], [_info("x", [2, 8, 3])], [_info("y", None)])
+    imported = import_onnx(path)
+    x = (scale * GENERATOR.standard_normal((2, 8, 3))).astype("f")
+    _same(path, imported, {"x": x})
+    with torch.no_grad():
+        half = imported.module(torch.from_numpy(x).half())[0].float().numpy()
+    np.testing.assert_allclose(half, np.linalg.norm(x, axis=1, keepdims=bool(keep)), rtol=3e-3, atol=1e-6)

@@ -81,7 +81,7 @@ _reduction("ReduceMin", lambda x, axes, keep: _extreme(x, axes, keep, largest=Fa
 _reduction("ReduceL1", lambda x, axes, keep: torch.sum(torch.abs(x), axes, keepdim=keep, dtype=x.dtype), torch.abs)
 _reduction(
     "ReduceL2",
-    lambda x, axes, keep: torch.sqrt(_square_sum(x, axes, keep)).to(x.dtype),
+    lambda x, axes, keep: _norm(x, axes, keep).to(x.dtype),
     torch.abs,
 )
 _reduction("ReduceSumSquare", _square_sum, lambda x: torch.mul(x, x))
@@ -147,3 +147,14 @@ def _top_k(call: OpCall, k: int) -> Result:
     wide = x.to(torch.int64) if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else x
     values, indices = torch.sort(wide, stable=True, dim=axis, descending=largest)
     return torch.narrow(values, axis, 0, k).to(x.dtype), torch.narrow(indices, axis, 0, k)
+
+
+def _norm(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    """The root of the sum of squares; of graph values in units of the largest, so that no square leaves float16."""
+    if is_constant(x) or not x.is_floating_point() or not x.numel():
+        return torch.sqrt(_square_sum(x, axes, keep))
+    largest = torch.amax(torch.abs(x), axes, keepdim=True)
+    unit = torch.where(torch.gt(largest, 0.0), largest, 1.0)
+    root = torch.sqrt(_square_sum(torch.div(x, unit), axes, True))
+    length = torch.mul(root, unit)
+    return length if keep else torch.reshape(length, tuple(n for i, n in enumerate(x.shape) if i not in axes))
