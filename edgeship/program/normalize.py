@@ -21,7 +21,14 @@ from edgeship.program.folding import fetch, fold_batch_norms, fold_constants, fo
 from edgeship.program.looks import Expected, first_norms
 from edgeship.program.mutation import protect_inputs, refuse_state, root, written_roots
 from edgeship.program.plain import drop_idle_bounds, numbers_second
-from edgeship.program.plain_forms import count_from_start, fill_plainly, pool_plainly, strides_as_indices
+from edgeship.program.plain_forms import (
+    choose_nearest,
+    count_from_start,
+    fill_plainly,
+    pool_plainly,
+    spell_out,
+    strides_as_indices,
+)
 from edgeship.program.provenance import keep_places
 from edgeship.program.rewrites import index_as_view
 from edgeship.program.spectra import real_spectra
@@ -62,6 +69,7 @@ def export_normalised(
     protect_inputs(flat.graph)
     _loosen_views(flat.graph)
     pool_plainly(flat.graph)
+    spell_out(flat)
     _drop_no_ops(flat.graph)
     numbers_second(flat)
     fold_constants(flat)
@@ -74,6 +82,7 @@ def export_normalised(
     fold_batch_norms(flat)
     fold_factors(flat)
     fold_pads(flat.graph)
+    choose_nearest(flat)
     strides_as_indices(flat)
     count_from_start(flat)
     flat.graph.eliminate_dead_code()

@@ -66,6 +66,114 @@ def pool_plainly(graph: Graph) -> None:
             graph.erase_node(node)
 
 
+def spell_out(module: GraphModule) -> None:
+    """Write out what converters lack, or compute in a way that overflows.
+
+    These are cosine similarity, the logarithm of a sigmoid, variance with mean, and batch norms of the batch itself.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    table: dict[Any, Any] = {
+        aten.cosine_similarity.default: _cosine_similarity,
+        aten.log_sigmoid.default: _log_sigmoid,
+        aten.var_mean.correction: _variance_and_mean,
+        aten.var_mean.dim: _variance_and_mean_of,
+    }
+    for node in list(module.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in table:
+            node.target = table[node.target]
+        elif node.target == aten.batch_norm.default and (node.args[5] or node.args[3] is None):
+            # Running statistics that are to be changed are refused before this.
+            node.target, node.args = _norm_by_batch, (*node.args[:3], node.args[7])
+
+
+def _cosine_similarity(x: torch.Tensor, y: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:
+    import torch
+
+    def normed(value: torch.Tensor) -> torch.Tensor:
+        return value / torch.clamp_min(torch.linalg.vector_norm(value, dim=dim, keepdim=True), eps)
+
+    return (normed(x) * normed(y)).sum(dim)
+
+
+def _log_sigmoid(x: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.clamp_max(x, 0.0) - torch.log1p(torch.exp(-torch.abs(x)))
+
+
+def _variance_and_mean(
+    x: torch.Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    axes = list(range(x.dim())) if dim is None else dim
+    correction = 1 if correction is None else correction
+    return torch.var(x, axes, correction=correction, keepdim=keepdim), x.mean(axes, keepdim=keepdim)
+
+
+def _variance_and_mean_of(
+    x: torch.Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _variance_and_mean(x, dim, correction=int(unbiased), keepdim=keepdim)
+
+
+def _norm_by_batch(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+    import torch
+
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    centred = x - x.mean(axes, keepdim=True)
+    normed = centred * torch.rsqrt((centred * centred).mean(axes, keepdim=True) + eps)
+    shape = (-1, *[1] * (x.dim() - 2))
+    normed = normed if weight is None else normed * weight.reshape(shape)
+    return normed if bias is None else normed + bias.reshape(shape)
+
+
+def choose_nearest(module: GraphModule) -> None:
+    """A nearest resize by a ratio that is no whole number becomes a choice of rows and columns.
+
+    Each engine rounds its own way there; of whole ratios all make the same.
+    """
+    import torch
+    from torch.nn import functional
+
+    aten = torch.ops.aten
+    modes = {
+        aten.upsample_nearest1d.vec: "nearest",
+        aten.upsample_nearest2d.vec: "nearest",
+        aten.upsample_nearest3d.vec: "nearest",
+        aten._upsample_nearest_exact1d.vec: "nearest-exact",
+        aten._upsample_nearest_exact2d.vec: "nearest-exact",
+        aten._upsample_nearest_exact3d.vec: "nearest-exact",
+    }
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target not in modes:
+            continue
+        before, after = node.args[0].meta["val"].shape[2:], node.meta["val"].shape[2:]
+        if all(int(size) % int(had) == 0 for size, had in zip(after, before, strict=True)):
+            continue
+        scales = node.args[2] if len(node.args) > 2 and node.args[2] is not None else [None] * len(before)
+        found = node.args[0]
+        for place, (had, size, scale) in enumerate(zip(before, after, scales, strict=True)):
+            if had == size:
+                continue
+            counted = torch.arange(int(had), dtype=torch.float64).reshape(1, 1, -1)
+            chosen = (
+                functional.interpolate(counted, None if scale else int(size), scale, mode=modes[node.target])
+                .long()
+                .flatten()
+            )
+            with module.graph.inserting_before(node):
+                index = keep_computed(module, module.graph, chosen)
+                found = module.graph.call_function(aten.index_select.default, (found, place + 2, index))
+        found.meta = dict(node.meta)
+        node.replace_all_uses_with(found)
+        module.graph.erase_node(node)
+
+
 def strides_as_indices(module: GraphModule) -> None:
     """``as_strided`` becomes a choice of elements, a reshape where it takes all of them in order."""
     import torch

@@ -102,3 +102,18 @@ def test_factors_go_into_the_weight_before_them(kind, groups, bias, operator):
 def test_factors_that_float16_would_lose_stay():
     made = program(lambda m, x: m.layer(x) * 1e-6, torch.randn(1, 4, 5, 5), layer=nn.Conv2d(4, 6, 3))
     assert aten.mul.Tensor in targets(made)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.sampled_from(["nearest", "nearest-exact"]),
+    st.one_of(st.tuples(st.integers(1, 20), st.integers(1, 20)), st.sampled_from([0.6, 1.5, 2.3, 2.0])),
+)
+def test_nearest_resizes_of_broken_ratios_are_choices(mode, to):
+    given_size = {"size": to} if isinstance(to, tuple) else {"scale_factor": to}
+    x = torch.randn(1, 2, 5, 7)
+    made = program(lambda _, x: functional.interpolate(x, mode=mode, **given_size) * 2.0, x)
+    want = functional.interpolate(x, mode=mode, **given_size) * 2
+    assert torch.equal(made.exported.module()(x)[0], want)
+    if want.shape[2] % 5 or want.shape[3] % 7:
+        assert not any("upsample" in str(target) for target in targets(made))

@@ -12,8 +12,11 @@ from edgeship.lowering.grids import quantized, quantizers
 from edgeship.program.activations import insert_pairs
 from edgeship.program.hollow import fit_scalars, hollow
 from edgeship.program.provenance import keep_places
+from edgeship.program.wide import wide_nodes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch.export import ExportedProgram
     from torch.fx import Graph, GraphModule, Node
 
@@ -38,6 +41,7 @@ def decomposed(program: TorchProgram, compute: Compute) -> ExportedProgram:
     activations = quantized(exported.graph)
     module = exported.module(check_guards=False)
     if half:
+        _keep_wide_constants(module, program)
         _to_half(module)
     _separate_outputs(module)
     module.recompile()
@@ -68,9 +72,60 @@ def computed_in_half(exported: ExportedProgram, examples: tuple[Any, ...]) -> Ex
 
 
 def _to_half(module: GraphModule) -> None:
+    wide = wide_nodes(module.graph)
     fit_scalars(module.graph)
     _halve_new(module.graph)
-    _compute_in_half(module)
+    _compute_in_half(module, wide)
+    _widen(module.graph, wide)
+
+
+def _keep_wide_constants(module: GraphModule, program: TorchProgram) -> None:
+    """Constants that only operators in float32 read stay in float32."""
+    wide = wide_nodes(module.graph)
+    for node in module.graph.nodes:
+        name = str(node.target)
+        tied = program.record.aliases.get(name, name)
+        if node.op != "get_attr" or tied in program.encoded or name not in program.exported.state_dict:
+            continue
+        if node.users and all(user in wide for user in node.users):
+            owner, _, leaf = name.rpartition(".")
+            held = program.weight(tied)
+            if held.is_floating_point():
+                kept = torch.nn.Parameter(held, requires_grad=False)
+                is_parameter = isinstance(getattr(module.get_submodule(owner), leaf), torch.nn.Parameter)
+                setattr(module.get_submodule(owner), leaf, kept if is_parameter else held)
+
+
+def _widen(graph: Graph, wide: Mapping[Node, None]) -> None:
+    """Cast to float32 before the operators that need it, and back behind them."""
+    aten = torch.ops.aten
+    widened: dict[Node, Node] = {}
+    for node in wide:
+        for given in node.all_input_nodes:
+            value = given.meta.get("val")
+            cast_of = given.args[0] if given.target == aten._to_copy.default else None
+            if given in wide or (given.op == "get_attr" and all(user in wide for user in given.users)):
+                continue
+            if getattr(cast_of, "op", "") == "placeholder" and value is None:
+                node.replace_input_with(given, cast("Node", cast_of))
+                continue
+            if isinstance(value, torch.Tensor) and not value.is_floating_point():
+                continue
+            if given not in widened:
+                with graph.inserting_after(given):
+                    widened[given] = graph.call_function(aten._to_copy.default, (given,), {"dtype": torch.float32})
+            node.replace_input_with(given, widened[given])
+    for node in wide:
+        others = [user for user in node.users if user not in wide and user.op != "output"]
+        value = node.meta.get("val")
+        if not others or not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            continue
+        with graph.inserting_after(node):
+            half = graph.call_function(aten._to_copy.default, (node,), {"dtype": torch.float16})
+        for user in others:
+            if user.target == aten._to_copy.default and user.kwargs.get("dtype") == torch.float32:
+                continue
+            user.replace_input_with(node, half)
 
 
 def _halved(value: torch.Tensor) -> torch.Tensor:
@@ -95,12 +150,12 @@ def _halve_new(graph: Graph) -> None:
         node.replace_all_uses_with(half, delete_user_cb=lambda user, keep=half: user is not keep)
 
 
-def _compute_in_half(module: GraphModule) -> None:
+def _compute_in_half(module: GraphModule, wide: Mapping[Node, None]) -> None:
     """Cast float inputs to float16 and outputs back, and compute in float16 where the graph says float32."""
     aten = torch.ops.aten
     graph = module.graph
     for node in list(graph.nodes):
-        if node.op == "call_function":
+        if node.op == "call_function" and node not in wide:
             node.args = tuple(_half_dtype(item) for item in node.args)
             node.kwargs = {key: _half_dtype(item) for key, item in node.kwargs.items()}
             if node.target == torch.ops.quantized_decomposed.dequantize_per_tensor.default:

@@ -19,6 +19,7 @@ from edgeship.program.activations import insert_pairs
 from edgeship.program.hollow import fit_scalars, hollow
 from edgeship.program.inventory import weight_nodes
 from edgeship.program.provenance import where
+from edgeship.program.wide import wide_nodes
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -75,6 +76,9 @@ def convert(program: TorchProgram, target: str, compute: Compute) -> tuple[Any, 
     separate_outputs(exported)
     if half:
         fit_scalars(exported.graph)
+    wide = wide_nodes(exported.graph) if half else {}
+    for number, node in enumerate(wide):
+        node.meta["debug_handle"] = number + 1
     names = {node.name: program.record.aliases.get(name, name) for name, node in weight_nodes(exported).items()}
     what = order(program.encoded, names, int(target.removeprefix("iOS")))
     what.in_fours = _in_fours(program)
@@ -92,7 +96,7 @@ def convert(program: TorchProgram, target: str, compute: Compute) -> tuple[Any, 
             inputs=_inputs(program.signature),
             outputs=[_tensor(spec.name, None, spec.dtype) for spec in program.signature.outputs],
             minimum_deployment_target=getattr(ct.target, target),
-            compute_precision=ct.precision.FLOAT16 if compute == "float16" else ct.precision.FLOAT32,
+            compute_precision=_precision(bool(wide)) if half else ct.precision.FLOAT32,
             compute_units=ct.ComputeUnit.CPU_ONLY,
             pass_pipeline=pipeline,
             skip_model_load=True,
@@ -107,6 +111,19 @@ def convert(program: TorchProgram, target: str, compute: Compute) -> tuple[Any, 
             f"Core ML's converter did not keep the weight {weight}", fix="keep it in float, or report it"
         )
     return converted, {weight: constant for constant, weight in names.items() if weight in program.encoded}
+
+
+def _precision(has_wide: bool) -> Any:
+    """Float16, but for operators that carry the number of a node to compute in float32."""
+    if not has_wide:
+        return ct.precision.FLOAT16
+    from coremltools.converters.mil.mil.scope import ScopeSource
+
+    def narrow(operation: Any) -> bool:
+        handles = operation.scopes.get(ScopeSource.EXIR_DEBUG_HANDLE) or [None]
+        return all(handle is None for handle in handles)
+
+    return ct.transform.FP16ComputePrecision(op_selector=narrow)
 
 
 def _merge_equal_only() -> None:

@@ -5,11 +5,13 @@ An entry is dropped when coremltools has the operator and its test passes withou
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
 from coremltools.converters.mil.frontend.torch.utils import sanitize_op_kind
+from torch.nn import functional
 
 from edgeship.lowering.operators import (
     Rewrite,
@@ -22,6 +24,7 @@ from edgeship.lowering.operators import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.export import ExportedProgram
     from torch.fx import Node
 
@@ -34,7 +37,49 @@ def _filled_up(*args: Any, **kwargs: Any) -> Any:
     return transposed_convolution(*args, grouped=True, dilated=True, **kwargs) if any(padding) else NotImplemented
 
 
+def _rms_norm(x: Tensor, shape: list[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """An RMS norm in numbers that float16 holds: by the largest of each row, and the epsilon with it.
+
+    A row of zeros is divided by the root of the epsilon, or by `LEAST` where that is smaller, and stays zeros.
+    """
+    axes = list(range(-len(shape), 0))
+    root = math.sqrt(torch.finfo(torch.float32).eps if eps is None else eps)
+    largest = torch.maximum(x.abs().amax(axes, keepdim=True), torch.full((), max(root, LEAST), dtype=x.dtype))
+    y, small = x / largest, root / largest
+    mean = (y * y).mean(axes, keepdim=True) + small * small
+    floor = torch.full((), min(LEAST, 1 / (2 * math.prod(shape))), dtype=x.dtype)
+    normed = y * torch.rsqrt(torch.maximum(mean, floor))
+    return normed if weight is None else normed * weight
+
+
+def _group_norm(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, _: bool = True
+) -> Tensor:
+    """``group_norm`` as a layer norm of the groups: the front end squares in float16."""
+    # [N, C, ...] -> [N, groups, C / groups * ...]
+    grouped = x.reshape(x.shape[0], groups, -1)
+    found = functional.layer_norm(grouped, grouped.shape[2:], eps=eps).reshape(x.shape)
+    shape = (-1, *[1] * (x.dim() - 2))
+    found = found if weight is None else found * weight.reshape(shape)
+    return found if bias is None else found + bias.reshape(shape)
+
+
+def _log_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """``log_softmax`` without the logarithm of a probability, which may be 0."""
+    lower = (x if dtype is None else x.to(dtype)) - x.amax(dim, keepdim=True)
+    return lower - torch.log(torch.exp(lower).sum(dim, keepdim=True))
+
+
+def _reciprocal(x: Tensor) -> Tensor:
+    """A quotient: Core ML's ``inverse`` adds 1e-4 to what it divides by unless it is told."""
+    return torch.div(torch.full((), 1.0, dtype=x.dtype), x)
+
+
 REWRITES: dict[Any, Rewrite] = {
+    aten.reciprocal.default: _reciprocal,
+    aten.rms_norm.default: _rms_norm,
+    aten.group_norm.default: _group_norm,
+    aten.log_softmax.int: _log_softmax,
     aten.conv_transpose1d.default: _filled_up,
     aten.conv_transpose2d.input: _filled_up,
     aten.new_ones.default: new_ones,
@@ -54,6 +99,8 @@ POOLS = (
     aten.avg_pool2d.default,
     aten.avg_pool3d.default,
 )
+# The smallest number that float16 holds with all its bits.
+LEAST = 2.0**-14
 # Where the padding stands among the arguments of a pool.
 PADDING = 3
 

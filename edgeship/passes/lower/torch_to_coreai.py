@@ -40,6 +40,7 @@ class TorchToCoreAI(Pass):
         from edgeship.lowering.coreai.graph import decomposed
         from edgeship.lowering.locate import check_floats, placements
         from edgeship.program.program import TorchProgram
+        from edgeship.program.wide import named_wide
         from edgeship.runtimes.coreai.stored import stored_weights
 
         program = TorchProgram.open(model)
@@ -57,6 +58,7 @@ class TorchToCoreAI(Pass):
             files=tuple(sorted(str(file.relative_to(ctx.folder)) for file in path.rglob("*") if file.is_file())),
             placements=placements(program.encoded, names, stored_weights(path), "Core AI"),
             compute="f16" if self.compute == "float16" else "f32",
+            facts=named_wide(program.exported.graph) if self.compute == "float16" else {},
         )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edgeship.core.weights import EncodedTensor
+    from edgeship.program.program import TorchProgram
 
 TARGETS = ("iOS16", "iOS17", "iOS18", "iOS26")
 
@@ -73,8 +74,14 @@ class TorchToCoreML(Pass):
             files=tuple(sorted(str(file.relative_to(ctx.folder)) for file in path.rglob("*") if file.is_file())),
             placements=placements(program.encoded, names, encoded_weights(path), "Core ML"),
             compute="f16" if self.compute == "float16" else "f32",
-            facts={"minimum_deployment_target": self.target},
+            facts={"minimum_deployment_target": self.target, **self._wide(program)},
         )
+
+    def _wide(self, program: TorchProgram) -> dict[str, str]:
+        """What is computed in float32 although the rest is in float16, for the artifact's facts."""
+        from edgeship.program.wide import named_wide
+
+        return named_wide(program.exported.graph) if self.compute == "float16" else {}
 
     def _check_system(self, encoded: Mapping[str, EncodedTensor]) -> None:
         """Refuse what the oldest system cannot hold, and say what it can."""
