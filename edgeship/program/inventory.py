@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgeship.core.inventory import Inventory, OpCost, WeightOp, WeightUse
+from edgeship.program.spectra import COMPUTED
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,8 @@ def _weight_use(name: str, node: Node) -> WeightUse:
     found = {use[0] for use in uses}
     if found and found <= {"linear", "embedding"}:
         op = "linear" if "linear" in found else "embedding"
-    elif len(uses) == 1:
+    elif len(uses) == 1 and not name.startswith(COMPUTED):
+        # A basis that the normal form computed is no trained weight, and keeps its bits.
         op, axis, groups = next(iter(uses))
     readers = tuple(user.name for user in node.users)
     plain = 0 if value.dtype.is_floating_point else 8 * value.dtype.itemsize

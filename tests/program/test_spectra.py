@@ -76,3 +76,12 @@ CASES = {
 def test_arithmetic_on_complex_numbers(name):
     x = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
     assert decibels(CASES[name](x), answers(CASES[name], x)[0]) > 100
+
+
+def test_a_basis_is_no_trained_weight():
+    x = torch.randn(1, 64)
+    made = make_program(
+        Of(lambda x: torch.stft(x, 16, window=torch.hann_window(16), return_complex=True).abs()),
+        [TensorSpec("x", "f32", (1, 64))], [x],
+    )  # fmt: skip
+    assert [use.op for use in made.record.inventory.weights] == ["other"]
