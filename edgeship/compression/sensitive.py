@@ -34,7 +34,7 @@ BUDGET = 1e11
 DOMINATES = 0.05
 # What all exceptions together may add to the encoded bytes, for 8 bits and for fewer; and what they may in small
 # models, three quarters as much again at most.
-SHARE, SHARE_OF_SHORT = 0.08, 0.16
+SHARE, SHARE_OF_SHORT = 0.08, 0.20
 FEW_BYTES = 256_000
 # A slice of fewer numbers than these says little in one sample.
 HANDFUL = 16
