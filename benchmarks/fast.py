@@ -203,6 +203,8 @@ def _row(name: str, runtime: str, folder: Path) -> dict[str, Any]:
         order = BuildOrder(
             str(Path(__file__).parent / source), ("linux-x86",), (runtime,), profile, folder / profile, specs,
             calibration=str(folder / "calibration.npz"),
+            # What is lost against the original is a column here, not a gate.
+            options={"check/verify": {"min_total_db": "-200"}},
         )  # fmt: skip
         report = build(order)
         made = report.rows[0]
@@ -228,6 +230,8 @@ def _once(run: Run, batch: Batch) -> Callable[[], object]:
 
 def _write(rows: list[dict[str, Any]], load: float) -> None:
     """The page of all rows there are."""
+    there = {(row["runtime"], row["network"]) for row in rows}
+    missing = {runtime: [name for name in NETWORKS if (runtime, name) not in there] for runtime in ("onnx", "tflite")}
     shown = []
     for row in rows:
         kinds = ("balanced", "fast", "peer static", "peer dynamic")
@@ -264,6 +268,7 @@ def _write(rows: list[dict[str, Any]], load: float) -> None:
         "quantize_static (behind its pre-processing, per channel) and quantize_dynamic; ai-edge-quantizer's static_wi8_ai8 "
         "and dynamic_wi8_afp32. Random weights but for EfficientNet-Lite0 and MiniLM. Held: at most 1.05 of the better "
         "of balanced and the peer; \"at its accuracy\": of those that lose no more.",
+        after="".join(f"Not measured yet: {runtime}: {', '.join(names)}.\n" for runtime, names in missing.items() if names),
     )  # fmt: skip
 
 
