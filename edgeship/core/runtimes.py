@@ -73,6 +73,7 @@ class Runtime(ABC):
         overhead_bytes: what the engine itself takes in an app, for the size check; not fitted to devices yet.
         unseen: activations where a profile wants static 8-bit ones, and no data say what inputs look like.
         computes: activations other than float ones that it can compute with.
+        clips_inside: whether an integer layer clips its result at no cost.
         centred_int16: whether its 16-bit activations have zero point 0.
         float_products: whether an operator with integer weights can compute in float beside static activations.
         language_of: of an engine for language models: the runtime whose format, targets and profiles it shares.
@@ -93,6 +94,7 @@ class Runtime(ABC):
     overhead_bytes: ClassVar[int] = 30_000_000
     unseen: ClassVar[ActivationMode] = "float"
     computes: ClassVar[tuple[ActivationMode, ...]] = ("int8",)
+    clips_inside: ClassVar[bool] = True
     centred_int16: ClassVar[bool] = False
     float_products: ClassVar[bool] = True
     language_of: ClassVar[str] = ""

@@ -116,11 +116,17 @@ _MOVING = {
 _CLIPS = {"relu", "relu6", "hardtanh", "clamp"}
 
 
-def spread_grids(program: ExportedProgram, grids: Mapping[str, ActivationEncoding]) -> dict[str, ActivationEncoding]:
+def spread_grids(
+    program: ExportedProgram, grids: Mapping[str, ActivationEncoding], *, clips: bool = True
+) -> dict[str, ActivationEncoding]:
     """``grids`` and those that follow from them without changing a number: runtimes want both ends of what moves
     integers on one grid, and a clip's input on the grid of the clip.
 
     Forward a grid follows what moves its values; backward it goes to a value that nothing else reads.
+
+    Args:
+        clips: the runtime clips inside the layer before. Where it does not, only a ReLU whose grid begins at 0 counts,
+            which the grid itself does; any other is quicker behind a layer in float, as the source has it.
     """
     found = dict(grids)
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
@@ -143,6 +149,9 @@ def spread_grids(program: ExportedProgram, grids: Mapping[str, ActivationEncodin
         if node.name not in found or len(sources) != 1 or _operator(node) not in _MOVING | _CLIPS:
             continue
         (source,) = sources
+        grid = found[node.name]
+        if not clips and _operator(node) in _CLIPS and (_operator(node) != "relu" or grid.zero_point != grid.low):
+            continue
         private = source.op == "call_function" and len(source.users) == 1 and _is_float(source)
         if private and source.name not in found:
             found[source.name] = found[node.name]

@@ -57,6 +57,7 @@ class OnnxRuntime(Runtime):
     timed: ClassVar[bool] = True
     unseen: ClassVar[ActivationMode] = "dynamic"
     computes: ClassVar[tuple[ActivationMode, ...]] = ("int8", "int16", "dynamic")
+    clips_inside: ClassVar[bool] = False
 
     def open(self, artifact: Artifact, *, threads: int = INTRA_OP_THREADS) -> OnnxSession:
         """Load with the session options that ship with the artifact: its facts named ``session.*``.

@@ -257,3 +257,20 @@ def test_grids_that_a_runtime_lacks_stay_in_float(tmp_path: Path, activation: st
     eight = CalibrateActivations(8, "given")
     (tmp_path / "eight").mkdir()
     assert not TorchProgram.open(eight.run(model, Context(tmp_path / "eight"))).activations
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+@pytest.mark.parametrize("clips", [False, True])
+def test_a_relu_hands_its_grid_back_where_that_costs_nothing(tmp_path: Path, zero: int, clips: bool) -> None:
+    from edgeship.program.activations import spread_grids
+
+    w = _Writer()
+    x = w.pair("x", "x1", 0.03, 128, "uint8")
+    names, _ = w.weight("w", GENERATOR.standard_normal((8, 3, 3, 3)), 0, "int8")
+    w.node("DequantizeLinear", names, "w", axis=0)
+    w.node("Conv", [x, "w"], "c")
+    w.node("Relu", ["c"], "r")
+    w.node("GlobalAveragePool", [w.pair("r", "r1", 0.1, zero, "uint8")], "y")
+    program = _program(import_onnx(w.save(tmp_path / "m.onnx", {"x": [1, 3, 8, 8]}, ["y"])))
+    found = spread_grids(program.exported, program.activations, clips=clips)
+    assert ("conv2d" in found) == (clips or zero == 0)
