@@ -43,7 +43,7 @@ class CalibrateActivations(Pass):
         float_products: whether the runtime computes operators with integer weights in float beside static ones.
         half_scales: the source's scales go to the float16 grid, which is what the runtime computes with.
         centred: the runtime's 16-bit grids have zero point 0; the source's others stay in float.
-        clips: the runtime clips inside the layer before (see `edgeship.program.activations.spread_grids`).
+        clips_apart: the runtime does not clip inside the layer before (`edgeship.program.activations.spread_grids`).
     """
 
     name: ClassVar[str] = "compress/calibrate"
@@ -54,7 +54,7 @@ class CalibrateActivations(Pass):
         "float_products": "--runtime",
         "half_scales": "--runtime",
         "centred": "--runtime",
-        "clips": "--runtime",
+        "clips_apart": "--runtime",
     }
 
     bits: int = 16
@@ -65,7 +65,7 @@ class CalibrateActivations(Pass):
     float_products: bool = True
     half_scales: bool = False
     centred: bool = False
-    clips: bool = True
+    clips_apart: bool = False
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
@@ -94,7 +94,7 @@ class CalibrateActivations(Pass):
             float_products=runtime.float_products,
             half_scales=in_halves(request.runtime),
             centred=runtime.centred_int16,
-            clips=runtime.clips_inside,
+            clips_apart=not runtime.clips_inside,
         )
 
     def confirm(self, request: Request) -> None:
@@ -149,7 +149,7 @@ class CalibrateActivations(Pass):
         exported = copy.copy(static.exported)
         exported._graph_module = copy.deepcopy(exported.graph_module)
         exported._graph_signature = copy.deepcopy(exported.graph_signature)
-        grids = spread_grids(exported, take_pairs(exported), clips=self.clips)
+        grids = spread_grids(exported, take_pairs(exported), clips=not self.clips_apart)
         there = len(grids)
         grids = {name: grid for name, grid in grids.items() if self._holds(grid)}
         if self.half_scales:
