@@ -22,6 +22,7 @@ def rewrite_graph(source: Path, written: Path, htp_arch: int) -> None:
 
     from edgeship.lowering.qnn.blocks import split_block_scales
     from edgeship.lowering.qnn.embedding import lookup_integers
+    from edgeship.lowering.qnn.logs import floor_behind_logs
     from edgeship.lowering.qnn.matmul import keep_products_wide
     from edgeship.lowering.qnn.norms import quantize_norms
     from edgeship.lowering.qnn.tanh import keep_tanh_apart
@@ -33,6 +34,7 @@ def rewrite_graph(source: Path, written: Path, htp_arch: int) -> None:
     quantize_norms(graph)
     keep_products_wide(graph, htp_arch)
     keep_tanh_apart(graph)
+    floor_behind_logs(graph)
     graph.finish()
     onnx.save(model, written)
 
