@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
     Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]
 
+# Kinds of inputs of the size that networks are fed with.
+ORDINARY = ("zeros", "one constant", "0..1", "sparse")
 # Values that a range given for an input may be missed by: it is written in a few digits.
 SLACK = 1e-3
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # answer may be rounding. Static grids have one absolute step, so errors are held against the usual size itself.
 FLOOR = 1e-3
 STATIC_FLOOR = 1.0
+# What weights in 8 bits lose is held against slices as they are on inputs of many kinds: a score that is near zero on
+# one kind is as far off as it is on others.
+STORED_FLOOR = 0.3
 # Slices this far below the whole output are rounding of it: engines round sigmoids below 1e-8 to 0.
 WHOLE_FLOOR = 1e-4
 # Of an output of shares (a sigmoid's, a softmax's) this much is small: 1e-6 and 1e-7 both say no.
@@ -103,6 +106,7 @@ def judge(
     *,
     static: bool = False,
     halves: bool = False,
+    stored: bool = False,
     own: Comparison | None = None,
 ) -> list[Finding]:
     """A finding for each group of slices of each float output, worst first.
@@ -110,9 +114,10 @@ def judge(
     Args:
         found: the artifact's answers to one kind of inputs. scales: usual sizes.
         limit_db: of the arithmetic. static: the artifact has static integer grids. halves: it computes in float16.
+        stored: what is judged is the loss of weights in few bits.
         own: how far the original moves by itself, see `conditioning`; the limit is not above that.
     """
-    share = STATIC_FLOOR if static else FLOOR
+    share = STATIC_FLOOR if static else STORED_FLOOR if stored else FLOOR
     findings: list[tuple[Finding, OutputError, Group | None]] = []
     for name, error in found.outputs.items():
         if not error.is_float or not error.elements:
@@ -122,7 +127,7 @@ def judge(
             findings.append((fault, error, None))
             continue
         shape = error.first.shape if error.first is not None else ()
-        for group in _groups(error):
+        for group in _groups(name, error, scales):
             size = scales.floor(name, group, share, halves=halves)
             # As a power, like the sums.
             floor = group.elements * size**2
@@ -145,11 +150,11 @@ def _fault(error: OutputError, group: Group, size: float) -> str:
     return ""
 
 
-def _groups(error: OutputError) -> Iterator[Group]:
+def _groups(name: str, error: OutputError, scales: Scales) -> Iterator[Group]:
     if not error.axes:
         yield Group(-1, (), error.elements, error.signal, error.noise)
     for axis, sums in error.axes.items():
-        yield from groups(sums, axis)
+        yield from groups(sums, axis, scales.axes.get((name, axis)))
 
 
 def _own_limit(own: Comparison | None, output: str, group: Group, floor: float) -> float:

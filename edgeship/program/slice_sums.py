@@ -85,11 +85,16 @@ class Group:
         return f"[{', '.join(_runs(self.places) if axis == self.axis else ':' for axis in range(len(shape)))}]"
 
 
-def groups(sums: SliceSums, axis: int) -> Iterator[Group]:
-    """The groups along one axis, largest slices first; slices without any signal are a group of their own."""
+def groups(sums: SliceSums, axis: int, usual: Array | None = None) -> Iterator[Group]:
+    """The groups along one axis, largest slices first; slices without any signal are a group of their own.
+
+    Args:
+        usual: sizes of the slices on inputs of many kinds, ``[size]``; their sizes in these sums when None. A score
+            that happens to be near zero on one kind of inputs is no slice of another scale.
+    """
     import numpy as np
 
-    sizes = sums.sizes
+    sizes = sums.sizes if usual is None else usual
     largest = float(sizes.max(initial=0.0))
     if largest == 0:
         steps = np.zeros(len(sizes), int)

@@ -128,6 +128,11 @@ class Trial:
         return bool(self.program.activations)
 
     @property
+    def narrow(self) -> bool:
+        """Whether weights have 8 bits or fewer."""
+        return any(encoding.bits <= 8 for encoding in self.program.record.encodings.values())
+
+    @property
     def halves(self) -> bool:
         """Whether the artifact computes in float16."""
         return self.arithmetic == "f16"
