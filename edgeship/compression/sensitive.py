@@ -175,7 +175,7 @@ def _alone(
             tensor = encoder.encode_one(layer.use, wanted[name])
             rows[name] = outputs.noise(layer.answers(torch.from_numpy(tensor.dequantize().copy()), numbers))
 
-        walk(program, batches, visit, answers=True)
+        walk(program, batches, visit, answers=True, numbers_only=False)
     return rows
 
 

@@ -188,6 +188,7 @@ def walk(
     *,
     reference: bool = False,
     answers: bool = False,
+    numbers_only: bool = True,
     folder: Path | None = None,
 ) -> None:
     """Run the program over ``batches``; before each operator with a weight, let ``visit`` replace the weight.
@@ -200,25 +201,29 @@ def walk(
         progress: called before each visit with how many there were and will be.
         reference: run the float model beside it from the first change on, for `Layer.wanted`; twice time and memory.
         answers: offer `Layer.answers`, which keeps every changed weight.
+        numbers_only: refuse batches that make NaN. Of inputs that nobody gave, zeros say, that is the model's answer.
         folder: where activations go that do not fit into memory; the system's temporary folder when None.
 
     Raises:
-        DataError: no batches, or an input of a layer that is not a number.
+        DataError: no batches, or a value that is not a number where ``numbers_only``.
     """
     import torch
 
     with torch.no_grad():
-        _Walk(Steps(program, batches), len(batches), reference, answers, folder).run(visit, progress)
+        _Walk(Steps(program, batches), len(batches), reference, answers, numbers_only, folder).run(visit, progress)
 
 
 class _Walk:
     """The state of one walk: where it is, and what is held there."""
 
-    def __init__(self, steps: Steps, count: int, reference: bool, answers: bool, folder: Path | None) -> None:
+    def __init__(
+        self, steps: Steps, count: int, reference: bool, answers: bool, numbers_only: bool, folder: Path | None
+    ) -> None:
         self.steps = steps
         self.count = count
         self.reference = reference
         self.answers = answers
+        self.numbers_only = numbers_only
         self.stops = stops_of(steps)
         met = {steps.weights[meeting.arg] for stop in self.stops for meeting in stop.meetings}
         self.last, self.needed = reach(steps, self.stops, answers)
@@ -337,7 +342,8 @@ class _Walk:
                     shelf.release(node, index)
             for node in nodes:
                 if node in values and self.last[node] >= to:
-                    _refuse_not_a_number(node, values[node])
+                    if self.numbers_only:
+                        _refuse_not_a_number(node, values[node])
                     shelf.put(node, index, values[node])
 
     def _weights(self, nodes: Iterable[Node]) -> tuple[dict[Node, torch.Tensor], dict[Node, torch.Tensor]]:

@@ -251,19 +251,21 @@ def _never_negative(module: GraphModule, node: Any, depth: int = 8) -> bool:
     if node.op != "call_function" or depth == 0:
         return False
     name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
-    if name in ("argmax", "argmin", "argsort", "bucketize", "searchsorted", "bitwise_not", "abs", "relu", "bincount"):
+    if name in ("argmax", "argmin", "argsort", "bucketize", "searchsorted", "abs", "relu", "bincount"):
         return True
     if name == "getitem":
-        return str(getattr(node.args[0].target, "__name__", "")).split(".")[0] in ("topk", "sort", "max", "min")
-    if name == "clamp" and len(node.args) > 1 and isinstance(node.args[1], (int, float)):
-        return bool(node.args[1] >= 0)
-    if name in ("clamp_min", "remainder") and isinstance(node.args[1], (int, float)):
+        maker, place = node.args
+        chosen = str(getattr(maker.target, "__name__", "")).split(".")[0] in ("topk", "sort", "max", "min")
+        # Places come second; the values are those of what they were chosen from.
+        return chosen and (place == 1 or _never_negative(module, maker.args[0], depth - 1))
+    if name in ("clamp", "clamp_min", "remainder") and len(node.args) > 1 and isinstance(node.args[1], (int, float)):
         return bool(node.args[1] >= 0)
     same = (
         "add", "mul", "view", "reshape", "unsqueeze", "squeeze", "expand", "permute", "transpose", "slice", "select",
         "floor_divide", "clone", "to", "_to_copy", "cumsum", "flatten", "repeat", "cat", "minimum", "where", "div",
     )  # fmt: skip
-    if name not in same or node.kwargs.get("rounding_mode", "floor") not in ("floor", "trunc"):
+    plain = node.kwargs.get("rounding_mode", "floor") in ("floor", "trunc") and node.kwargs.get("alpha", 1) >= 0
+    if name not in same or not plain:
         return False
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor) and value.dtype == torch.bool:

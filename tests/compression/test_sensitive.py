@@ -135,3 +135,29 @@ def test_exceptions_stay_within_their_bytes() -> None:
 
 def test_a_model_without_inputs_to_measure_on_has_no_exceptions(detector: TorchProgram) -> None:
     assert find_sensitive(detector, in_bits(detector, 8), to_float, [], 60).losses == {}
+
+
+class OfLengthOne(nn.Module):
+    """Divides by the length, which silence has not: the model answers NaN to it, or what it writes in NaN's place."""
+
+    def __init__(self, filled: bool) -> None:
+        super().__init__()
+        self.filled = filled
+        self.layers = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer = self.layers(x / x.norm(dim=-1, keepdim=True))
+        return answer.nan_to_num() if self.filled else answer
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_inputs_that_make_nan_are_left_out(filled: bool) -> None:
+    torch.manual_seed(0)
+    program = program_of(OfLengthOne(filled), 1, 32)
+    drawn = generate_batches(program.signature, 3)
+    silence = {"x": np.zeros((1, 32), np.float32)}
+    wanted = in_bits(program, 4)
+    without = find_sensitive(program, wanted, to_float, drawn, 200.0)
+    found = find_sensitive(program, wanted, to_float, [*drawn, silence], 200.0)
+    assert found.losses == pytest.approx(without.losses)
+    assert all(0 < loss < 1 for loss in found.losses.values())

@@ -78,6 +78,28 @@ def test_indices_of_run_time_count_from_the_start(index):
         assert torch.equal(want, have)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: ~y,
+        lambda y: torch.sort(y)[0],
+        lambda y: torch.topk(y, 2)[0],
+        lambda y: torch.max(y[None], 0)[0],
+        lambda y: torch.add(y.abs(), 3, alpha=-1),
+    ],
+    ids=["not", "sort", "topk", "max", "alpha"],
+)
+def test_values_that_may_be_negative_count_from_the_start(function):
+    def take(_, x, y):
+        return x[function(y)] * 1.0
+
+    x, made = torch.randn(4, 2), program(take, torch.randn(4, 2), torch.tensor([1, 2, 0]))
+    assert aten.where.self in targets(made)
+    for places in ([0, 1, 3], [-1, -3, 2]):
+        y = torch.tensor(places)
+        assert torch.equal(made.exported.module()(x, y)[0], take(None, x, y))
+
+
 def test_indices_that_cannot_be_negative_stay():
     made = program(lambda _, x: x[torch.arange(2), x.argmax(-1)] * 1.0, torch.randn(2, 4))
     assert aten.where.self not in targets(made)
@@ -97,6 +119,16 @@ def test_factors_go_into_the_weight_before_them(kind, groups, bias, operator):
 
     made = program(scaled, torch.randn(1, 4, 5, 5), layer=kind(4, 6, 3, groups=groups, bias=bias))
     assert len(targets(made)) == 1
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d])
+def test_factors_go_into_a_layer_without_a_batch(kind):
+    axes = 2 if kind.__name__.endswith("2d") else 1
+    x, layer = torch.randn(4, *[7] * axes), kind(4, 6, 3)
+    shift = torch.linspace(0.5, 3, 6).reshape(6, *[1] * axes)
+    made = program(lambda m, x: 0.5 * (m.layer(x) + shift), x, layer=layer)
+    assert len(targets(made)) == 1
+    torch.testing.assert_close(made.module()(x)[0], 0.5 * (layer(x) + shift))
 
 
 def test_factors_that_float16_would_lose_stay():
