@@ -90,7 +90,7 @@ def _of_channels(module: GraphModule, other: Any, layer: Node) -> torch.Tensor |
 
     shape = layer.meta["val"].shape
     # The weight has as many axes as an answer with a batch; without one the channels come first.
-    axis = len(shape) - layer.args[1].meta["val"].dim() + 1
+    axis = len(shape) - cast("Node", layer.args[1]).meta["val"].dim() + 1
     channels = int(shape[axis])
     if isinstance(other, (int, float)) and not isinstance(other, bool):
         return torch.full((channels,), float(other), dtype=torch.float64)

@@ -172,9 +172,15 @@ class VerifyArtifact(Pass):
         return Verdict(
             self.name, runtime.name, not reasons, "; ".join([*reasons, f"on {inputs}"]) if reasons else summary,
             self._figures(runtime, seen, trial, findings),
-            fix="" if not reasons else "look at the log; try --profile exact to see whether the encoding is the cause",
+            fix=self._fix(trial.program) if reasons else "",
             remark=findings.remark(total.snr_db),
         )  # fmt: skip
+
+    def _fix(self, program: TorchProgram) -> str:
+        """The way out of what fell short: a wider encoding where there is one."""
+        if self.activations != "float" or any(item.bits < 16 for item in program.record.encodings.values()):
+            return "look at the log; try --profile exact to see whether the encoding is the cause"
+        return "look at the log; name the other runtimes with --runtime, or move the limits of check/verify with --set"
 
     def _figures(self, runtime: Runtime, seen: _Seen, trial: Trial, findings: Findings) -> tuple[Measurement, ...]:
         how = "emulated" if runtime.execution == "emulated" else "measured"
