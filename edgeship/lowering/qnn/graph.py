@@ -25,6 +25,7 @@ def rewrite_graph(source: Path, written: Path, htp_arch: int) -> None:
     from edgeship.lowering.qnn.logs import floor_behind_logs
     from edgeship.lowering.qnn.matmul import keep_products_wide
     from edgeship.lowering.qnn.norms import quantize_norms
+    from edgeship.lowering.qnn.sigmoid import spell_out_sigmoids
     from edgeship.lowering.qnn.tanh import keep_tanh_apart
 
     model = onnx.load(source)
@@ -34,13 +35,14 @@ def rewrite_graph(source: Path, written: Path, htp_arch: int) -> None:
     quantize_norms(graph)
     keep_products_wide(graph, htp_arch)
     keep_tanh_apart(graph)
+    spell_out_sigmoids(graph)
     floor_behind_logs(graph)
     graph.finish()
     onnx.save(model, written)
 
 
 class Graph:
-    """Nodes by what they make, constants by name, and changes that take effect in `finish`."""
+    """Nodes by what they make and read, constants by name, and changes that take effect in `finish`."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model
@@ -48,6 +50,11 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = list(model.graph.node)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.made_by = {name: node for node in model.graph.node for name in node.output}
+        self.read_by: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                self.read_by.setdefault(name, []).append(node)
+        self.ends = {output.name for output in model.graph.output}
         self._shapes: dict[str, tuple[int, ...]] | None = None
         self._before: dict[str, list[onnx.NodeProto]] = {}
         self._gone: set[int] = set()

@@ -1,0 +1,64 @@
+"""Sigmoids whose answers an output shows are spelled out for Hexagon; those within a network are not."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from edgeship.core.model import TensorSpec, TorchModel
+from edgeship.core.passes import Context
+from edgeship.passes.lower.onnx_to_qnn import OnnxToQnn
+from edgeship.passes.lower.torch_to_onnx import TorchToOnnx
+from edgeship.program.export import make_program
+from edgeship.runtimes.qnn.runtime import RUNTIME
+
+pytest.importorskip("onnxruntime_qnn")
+
+
+class Head(nn.Module):
+    """Boxes of pixels beside rare scores, behind a SiLU.
+
+    Args:
+        bias: of the scores before their sigmoid.
+    """
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.body, self.box, self.score, self.kind = (
+            nn.Conv2d(*sizes, 1) for sizes in ((3, 8), (8, 4), (8, 1), (8, 3))
+        )
+        nn.init.constant_(self.score.bias, bias)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.silu(self.body(image))
+        sure = self.score(y).sigmoid()
+        # [1, 4 + 1 + 3, H, W] -> [1, H * W, 8]
+        return torch.cat([self.box(y) * 40, sure, sure * self.kind(y).sigmoid()], 1).flatten(2).transpose(1, 2)
+
+
+def ratio_db(wanted: np.ndarray, found: np.ndarray) -> float:
+    return float(10 * np.log10(np.square(wanted).mean() / np.square(found - wanted).mean()))
+
+
+@pytest.mark.parametrize("size", [1, 40], ids=["usual", "where the exponential overflows float16"])
+def test_rare_scores_are_right_on_hexagon(tmp_path: Path, size: float) -> None:
+    torch.manual_seed(0)
+    head, image = Head(-4.0).eval(), size * torch.randn(1, 3, 8, 8)
+    program = make_program(head, [TensorSpec("image", "f32", (1, 3, 8, 8))], [image])
+    program.save(tmp_path / "program")
+    for name in ("onnx", "qnn"):
+        (tmp_path / name).mkdir()
+    lowered = TorchToOnnx().run(TorchModel(tmp_path / "program", program.signature), Context(tmp_path / "onnx"))
+    artifact = OnnxToQnn(soc_model=57, htp_arch=75).run(lowered, Context(tmp_path / "qnn"))
+    written = onnx.load(tmp_path / "qnn" / "model_qnn" / "model.qdq.onnx")
+    kinds = [node.op_type for node in written.graph.node]
+    # The SiLU keeps its own.
+    assert (kinds.count("Sigmoid"), kinds.count("Exp")) == (1, 2)
+    with torch.no_grad():
+        wanted = head(image).numpy()
+    with RUNTIME.open(artifact) as session:
+        (found,) = session.run({"image": image.numpy()}).values()
+    assert min(ratio_db(wanted[..., place], found[..., place]) for place in range(8)) > 40
