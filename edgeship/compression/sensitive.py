@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgeship.compression.encode import Encoder
 from edgeship.compression.walk import Layer, Steps, walk
 from edgeship.core.encodings import stored_bits
+from edgeship.core.weights import Float
 from edgeship.program.slices import NOTHING, Slice, slices_of
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ SAMPLES = 12
 BUDGET = 1e11
 # A weight that makes less than this share of the error in the slice that it would help is no exception.
 DOMINATES = 0.05
-# What all exceptions together may add to the encoded bytes, for 8 bits and for fewer; and what they may in small
-# models, three quarters as much again at most.
+# What all exceptions together may add to the bytes of all weights, for 8 bits and for fewer; and what they may in small
+# models, three quarters as much again at most. Weights that stay in float (of a GRU, say) count as float16.
 SHARE, SHARE_OF_SHORT = 0.08, 0.20
 FEW_BYTES = 256_000
 # A slice of fewer numbers than these says little in one sample.
@@ -88,7 +89,7 @@ def find_sensitive(
     losses = {name: float(row.max(initial=0)) for name, row in rows.items()}
     total = np.sum(list(rows.values()), axis=0)
     before = _decibels(total)
-    spare = _room(uses, wanted)
+    spare = _room(program.record.inventory.weights, wanted)
     kept: dict[str, Encoding] = {}
     while float(total.max(initial=0)) > allowed:
         best = _best(
@@ -133,10 +134,10 @@ def _bytes(use: WeightUse, encoding: Encoding) -> int:
     return -(-stored_bits(encoding, use, encoding.bits) // 8)
 
 
-def _room(uses: Mapping[str, WeightUse], wanted: Mapping[str, Encoding]) -> int:
+def _room(uses: Sequence[WeightUse], wanted: Mapping[str, Encoding]) -> int:
     """Bytes that exceptions may add."""
     short = any(encoding.bits < 8 for encoding in wanted.values())
-    stored = sum(_bytes(use, wanted[name]) for name, use in uses.items())
+    stored = sum(_bytes(use, wanted.get(use.name, Float(16))) for use in uses)
     return max(min(FEW_BYTES, 3 * stored // 4), int((SHARE_OF_SHORT if short else SHARE) * stored))
 
 

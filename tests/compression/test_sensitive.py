@@ -133,6 +133,27 @@ def test_exceptions_stay_within_their_bytes() -> None:
     assert list(found.kept) == ["2.weight"]
 
 
+class Steps(nn.Module):
+    """A small layer in front of recurrent weights that no runtime encodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.cell = nn.Linear(16, 24), nn.GRU(24, 48, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.cell(torch.log(self.first(x).square() + 1e-4))[0]
+        return answer
+
+
+def test_weights_that_stay_in_float_leave_room_for_the_layer_before_them() -> None:
+    torch.manual_seed(0)
+    program = program_of(Steps(), 1, 10, 16)
+    wanted = in_bits(program, 4)
+    assert list(wanted) == ["first.weight"]
+    found = find_sensitive(program, wanted, to_float, generate_batches(program.signature, 3), 40)
+    assert list(found.kept) == ["first.weight"]
+
+
 def test_a_model_without_inputs_to_measure_on_has_no_exceptions(detector: TorchProgram) -> None:
     assert find_sensitive(detector, in_bits(detector, 8), to_float, [], 60).losses == {}
 

@@ -172,13 +172,15 @@ class VerifyArtifact(Pass):
         return Verdict(
             self.name, runtime.name, not reasons, "; ".join([*reasons, f"on {inputs}"]) if reasons else summary,
             self._figures(runtime, seen, trial, findings),
-            fix=self._fix(trial.program) if reasons else "",
+            fix=self._fix(trial) if reasons else "",
             remark=findings.remark(total.snr_db),
         )  # fmt: skip
 
-    def _fix(self, program: TorchProgram) -> str:
-        """The way out of what fell short: a wider encoding where there is one."""
-        if self.activations != "float" or any(item.bits < 16 for item in program.record.encodings.values()):
+    def _fix(self, trial: Trial) -> str:
+        """The way out of what fell short: data for grids that had none, then a wider encoding where there is one."""
+        if trial.static and self.calibration is None:
+            return "give --calibration DATA: without it the grids must hold whatever may come; or try --profile exact"
+        if trial.static or any(item.bits < 16 for item in trial.program.record.encodings.values()):
             return "look at the log; try --profile exact to see whether the encoding is the cause"
         return "look at the log; name the other runtimes with --runtime, or move the limits of check/verify with --set"
 

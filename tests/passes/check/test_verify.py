@@ -102,7 +102,16 @@ def test_one_changed_integer_fails_and_names_its_weight(case):
     verdict = case.verify()
     assert not verdict.passed
     assert "weight 2.weight is not stored as decided: values: 1 of 80 numbers differ" in verdict.summary
-    assert verdict.fix
+    assert "--profile exact" in verdict.fix
+
+
+def test_what_is_exact_already_is_not_sent_to_exact(case):
+    name = stored(case, "2.weight")
+    change(case, name, lambda array: array + 5)
+    verdict = dataclasses.replace(case, reference=case.original).verify()
+    assert not verdict.passed
+    assert "exact" not in verdict.fix
+    assert "--runtime" in verdict.fix
 
 
 def test_a_changed_scale_fails(case):
