@@ -1,6 +1,6 @@
 """Place weights in an ONNX graph exactly as decided: float16 with Cast, integers in one of four forms.
 
-  - static activations: DequantizeLinear, which ONNX Runtime and QNN make integer kernels of;
+  - what reads static activations: DequantizeLinear, which ONNX Runtime and QNN make integer kernels of;
   - products and lookups that compute on packed integers: `edgeship.lowering.onnx.blocks`;
   - 8 bits with float activations, and of convolutions: `edgeship.lowering.onnx.widened`;
   - everything else: DequantizeLinear, which runs with the layer.
@@ -17,7 +17,7 @@ from edgeship.core.model import Placement
 from edgeship.core.weights import AffineTensor, EncodedTensor, FloatTensor
 from edgeship.errors import EncodingError, LoweringError
 from edgeship.lowering.onnx.blocks import store_blocks
-from edgeship.lowering.onnx.edit import lazy_tensor, made_later
+from edgeship.lowering.onnx.edit import lazy_tensor, made_later, quantizer
 from edgeship.lowering.onnx.embedding import gather_integers
 from edgeship.lowering.onnx.linear import is_linear, untranspose
 from edgeship.lowering.onnx.widened import widen_at_load
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from edgeship.core.runtimes import ActivationMode
     from edgeship.program.program import TorchProgram
+
+_PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 
 
 def place_weights(
@@ -69,11 +71,25 @@ def place_weights(
         if tensor is None:
             _store_float(model, value, name, program, transposed)
             continue
-        # A convolution that dequantizes at every run is slower than one in float32, whatever activations may be.
-        widened = not static and (activations != "dynamic" or not transposed)
-        stored = _store(model, value, name, tensor, transposed, explicit_zero=static, widened=widened)
+        # A convolution that dequantizes at every run is slower than one in float32, whatever activations may be; so is
+        # what stays in float among static activations.
+        in_integers = static and not _in_float(value)
+        widened = not in_integers and (activations != "dynamic" or not transposed)
+        stored = _store(model, value, name, tensor, transposed, explicit_zero=in_integers, widened=widened)
         placements.append(Placement(name, stored, (1, 0) if transposed else None))
     return tuple(placements)
+
+
+def _in_float(value: ir.Value) -> bool:
+    """Whether every operator that reads a weight computes in float: a product whose other operand is on no grid, a
+    lookup whose rows get none. Only beside a grid does ONNX Runtime leave the integers packed."""
+
+    def on_a_grid(node: ir.Node) -> bool:
+        if node.op_type == "Gather":
+            return any(use.node.op_type == "QuantizeLinear" for use in node.outputs[0].uses())
+        return node.op_type not in _PRODUCTS or quantizer(node.inputs[0]) is not None
+
+    return not any(on_a_grid(use.node) for use in value.uses())
 
 
 def _fused_wrongly(value: ir.Value, tensor: EncodedTensor | None) -> bool:
