@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from edgeship.core.passes import Context
 from edgeship.core.profile import DataRef
 from edgeship.core.weights import Affine
 from edgeship.errors import UsageError
-from edgeship.passes.check.verify import VerifyArtifact
+from edgeship.passes.check.verify import MIN_SNR_DB, VerifyArtifact, _near
 from edgeship.passes.lower.torch_to_onnx import TorchToOnnx
 from edgeship.program.export import make_program
+from edgeship.program.judging import Scales
 from edgeship.program.program import TorchProgram
+from edgeship.program.trial import GIVEN, Kind
 
 
 @dataclasses.dataclass
@@ -369,3 +372,19 @@ def test_what_calibration_saw_is_not_compared_on(case, tmp_path):
     given = data_of(40, tmp_path)
     verdict = case.verify(data=given, calibration=given)
     assert verdict.summary.endswith("16 inputs (8 given, 8 generated) and 8 kinds of probes")
+
+
+@pytest.mark.parametrize(("arithmetic", "limit"), [("dynamic", 12), ("f16", 30)])
+def test_a_small_slice_is_held_to_what_dynamic_activations_leave_of_it(arithmetic, limit):
+    """The reference rounds no activations: what is lost to it in a slice is what is lost to the original."""
+    draw = np.random.default_rng(0)
+    size = np.repeat([1.0, 0.05], 32)
+    kind = Kind()
+    for _ in range(8):
+        wanted = (size * draw.standard_normal((1, 64))).astype(np.float32)
+        noise = 0.05 * 10 ** (-15 / 20) * draw.standard_normal((1, 64))
+        kind.lowering.add({"y": wanted}, {"y": (wanted + noise).astype(np.float32)})
+    trial = SimpleNamespace(arithmetic=arithmetic, static=False, halves=False)
+    (found,) = _near(trial, GIVEN, kind, Scales(), MIN_SNR_DB[arithmetic])
+    assert found.where == "[:, 32..63]"
+    assert (found.limit_db, found.passed) == (limit, limit == 12)
