@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MAX_SNR_DB = 200.0
 # How much of an output is kept, to count its distinct values.
 KEPT_ELEMENTS = 2_000_000
+# Larger outputs are compared a part at a time.
+PART_ELEMENTS = 1 << 21
 
 
 @dataclass
@@ -52,7 +54,25 @@ class OutputError:
             self.is_float = bool(np.issubdtype(wanted.dtype, np.floating))
         elif not self.varies:
             scale = max(float(np.abs(self.first).max(initial=0)), 1e-30)
-            self.varies = float(np.abs(wanted.astype(np.float64) - self.first).max(initial=0)) > 1e-6 * scale
+            moved = wanted if self.is_float else wanted.astype(np.float64)
+            self.varies = float(np.abs(moved - self.first).max(initial=0)) > 1e-6 * scale
+        long = next((axis for axis, size in enumerate(wanted.shape) if size > 1), None)
+        if long is None or wanted.size <= PART_ELEMENTS:
+            self._add_part(wanted, found, slices, long, 0)
+        else:
+            # Logits of a text are hundreds of millions of bytes in float64: a part at a time.
+            rows = max(1, PART_ELEMENTS * wanted.shape[long] // wanted.size)
+            for first in range(0, wanted.shape[long], rows):
+                part = (*(slice(None),) * long, slice(first, first + rows))
+                self._add_part(wanted[part], found[part], slices, long, first)
+        if self.is_float and slices and sum(item.size for item in self.kept) + found.size <= KEPT_ELEMENTS:
+            self.kept.append(np.array(found))
+
+    def _add_part(self, wanted: Array, found: Array, slices: bool, long: int | None, first: int) -> None:
+        """Add a sample, or the part of one that begins at ``first`` along the axis ``long``."""
+        import numpy as np
+
+        shape = self.first.shape if self.first is not None else wanted.shape
         if self.is_float and not bool(np.isfinite(wanted).all()):
             answered = np.isfinite(wanted)
             self.unanswered += int(wanted.size - answered.sum())
@@ -65,12 +85,10 @@ class OutputError:
         self.max_error = max(self.max_error, float(np.abs(difference).max(initial=0)))
         self.elements += int(wanted.size)
         self.different += int(np.count_nonzero(difference))
-        if self.is_float and slices:
-            for axis, size in enumerate(wanted.shape):
-                if size > 1:
-                    self.axes.setdefault(axis, SliceSums(size)).add(axis, wanted, difference, found)
-            if sum(item.size for item in self.kept) + found.size <= KEPT_ELEMENTS:
-                self.kept.append(np.array(found))
+        for axis, size in enumerate(shape if self.is_float and slices else ()):
+            if size > 1:
+                sums = self.axes.setdefault(axis, SliceSums(size))
+                sums.add(axis, wanted, difference, found, first if axis == long else 0)
 
     @property
     def snr_db(self) -> float:

@@ -34,19 +34,26 @@ class SliceSums:
         self.signal, self.noise = np.zeros(size), np.zeros(size)
         self.low, self.high = np.full(size, np.inf), np.full(size, -np.inf)
         self.found_low, self.found_high = np.full(size, np.inf), np.full(size, -np.inf)
-        self.elements = 0
+        self._numbers = 0
 
-    def add(self, axis: int, wanted: Array, difference: Array, found: Array) -> None:
-        """Add one sample, ``[..., size, ...]``."""
+    def add(self, axis: int, wanted: Array, difference: Array, found: Array, first: int = 0) -> None:
+        """Add one sample, ``[..., size, ...]``, or the part of one that begins at slice ``first``."""
         import numpy as np
 
         others = tuple(place for place in range(wanted.ndim) if place != axis)
-        self.signal += (wanted**2).sum(others)
-        self.noise += (difference**2).sum(others)
-        self.low, self.high = np.minimum(self.low, wanted.min(others)), np.maximum(self.high, wanted.max(others))
-        self.found_low = np.minimum(self.found_low, found.min(others))
-        self.found_high = np.maximum(self.found_high, found.max(others))
-        self.elements += wanted.size // len(self.signal)
+        here = slice(first, first + wanted.shape[axis])
+        self.signal[here] += (wanted**2).sum(others)
+        self.noise[here] += (difference**2).sum(others)
+        self.low[here] = np.minimum(self.low[here], wanted.min(others))
+        self.high[here] = np.maximum(self.high[here], wanted.max(others))
+        self.found_low[here] = np.minimum(self.found_low[here], found.min(others))
+        self.found_high[here] = np.maximum(self.found_high[here], found.max(others))
+        self._numbers += wanted.size
+
+    @property
+    def elements(self) -> int:
+        """Numbers in each slice."""
+        return self._numbers // len(self.signal)
 
     @property
     def sizes(self) -> Array:

@@ -67,3 +67,22 @@ def test_a_handful_of_numbers_is_no_group():
     wanted = np.array([[100.0, 100.0, 100.0, 0.1]])
     (one,) = groups(sums_of(wanted, wanted, 1), 1)
     assert one.elements == 4
+
+
+def test_a_large_output_in_parts_sums_to_the_same(monkeypatch):
+    from edgeship.program import compare
+
+    rng = np.random.default_rng(0)
+    wanted = rng.standard_normal((1, 7, 33)).astype(np.float32)
+    found = (wanted + 0.1 * rng.standard_normal(wanted.shape)).astype(np.float32)
+    whole, parts = compare.OutputError(), compare.OutputError()
+    whole.add(wanted, found)
+    monkeypatch.setattr(compare, "PART_ELEMENTS", 50)
+    parts.add(wanted, found)
+    assert parts.snr_db == pytest.approx(whole.snr_db)
+    assert parts.elements == whole.elements
+    for axis in (1, 2):
+        assert parts.axes[axis].elements == whole.axes[axis].elements
+        assert np.allclose(parts.axes[axis].signal, whole.axes[axis].signal)
+        assert np.allclose(parts.axes[axis].noise, whole.axes[axis].noise)
+        assert np.array_equal(parts.axes[axis].found_high, whole.axes[axis].found_high)
