@@ -498,7 +498,10 @@ class _MinjaWriter(_Writer):
         from jinja2 import nodes
 
         plain = super()._express_getitem(node)
-        place = node.arg.value if isinstance(node.arg, nodes.Const) else None
+        negative = isinstance(node.arg, nodes.Neg)
+        number = node.arg.node if isinstance(node.arg, nodes.Neg) else node.arg
+        place = number.value if isinstance(number, nodes.Const) else None
+        place = -place if negative and isinstance(place, int) else place
         if not isinstance(place, int) or (isinstance(node.node, nodes.Name) and node.node.name == "messages"):
             return plain
         # A letter of a text is none there, a part of a text is a text.

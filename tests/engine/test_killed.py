@@ -150,6 +150,7 @@ def other_source(place: Path) -> tuple[object, ...]:
     return (f"{place}/other.py:model", "--input", "x:f32[1,8]", "--target", "linux-x86", "--runtime", "onnx")
 
 
+@pytest.mark.heavy
 def test_two_builds_in_two_namespaces_of_processes(namespace, tiny_order, tmp_path):
     """Both with the same process numbers, the same cache and the same output."""
     work = tmp_path / "work"
@@ -181,6 +182,7 @@ def test_one_of_two_namespaces_is_killed(namespace, tiny_order, tmp_path, seed):
     assert list((work / "cache" / "running").iterdir()) == []
 
 
+@pytest.mark.heavy
 def test_eviction_beside_a_build(tiny_order, tmp_path):
     """Builds with no room in the cache, side by side: each sweeps away what it can, and none what another uses."""
     work = tmp_path / "work"

@@ -52,7 +52,9 @@ class Deep(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("where", [0, 17, 39])
+@pytest.mark.parametrize(
+    "where", [17, pytest.param(0, marks=pytest.mark.heavy), pytest.param(39, marks=pytest.mark.heavy)]
+)
 def test_the_operator_is_named(where, tmp_path):
     torch.manual_seed(0)
     program = make_program(Deep(where), [TensorSpec("x", "f32", (1, 8))], [torch.randn(1, 8)])

@@ -94,6 +94,7 @@ def test_two_bits_are_raised_until_the_gate_holds(cli, root, tmp_path):
     assert all(loss is not None for loss in losses)
 
 
+@pytest.mark.heavy
 def test_a_gate_that_bits_cannot_meet_fails_with_the_ranking(cli, root, tmp_path):
     ran = build(cli, root, tmp_path / "b", "--set", "compress/prune.sparsity=0.95", "--max-drop", "0.1%")
     assert ran.code == 1

@@ -57,7 +57,9 @@ def _written(folder, inputs):
     return [first], wanted
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name == "t5" else pytest.param(name, marks=pytest.mark.heavy) for name in NAMES]
+)
 def test_two_networks_write_what_transformers_writes(name, folder, parts):
     encoder, decoder, inputs = parts(name)
     first, wanted = _written(folder(name), inputs)
@@ -97,6 +99,7 @@ def test_they_write_it_in_every_runtime(name, runtime, folder, parts, tmp_path):
         assert list(generate(host, first, NEW)) == wanted
 
 
+@pytest.mark.heavy
 def test_both_parts_are_built_and_written_with(folder, parts, cli, tmp_path):
     _, _, inputs = parts("t5")
     first, wanted = _written(folder("t5"), inputs)
@@ -145,7 +148,8 @@ def test_both_parts_are_built_and_written_with(folder, parts, cli, tmp_path):
             pass
 
 
-@pytest.mark.parametrize("part", ["decoder", pytest.param("encoder", marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("part", ["decoder", "encoder"])
 def test_apple_has_them_in_half(part, folder, cli, tmp_path):
     given = ("--target", "iphone15pro", "--runtime", "coreml,coreai", "-o", tmp_path / "b")
     ran = cli("build", folder("bart"), "--part", part, *given, "--input", f"input_ids:i64[1,{READ}]")

@@ -204,6 +204,7 @@ def write_adapter(folder, layers, seed, rank=3, dtype=None):
     return folder
 
 
+@pytest.mark.heavy
 def test_adapters_beside_a_base_write_what_merged_ones_write(
     family, decoder_model, lowered, continued, tmp_path
 ) -> None:

@@ -377,6 +377,7 @@ def deadly(patch: pytest.MonkeyPatch, moment: int, exchange: bool) -> list[str]:
     return calls
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("exchange", [True, False])
 @pytest.mark.parametrize(
     "first", [0, pytest.param(1, marks=pytest.mark.heavy), pytest.param(2, marks=pytest.mark.heavy)]
