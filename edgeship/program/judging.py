@@ -91,9 +91,11 @@ class Scales:
         """Size below which an answer in a group is rounding, by the usual size of its slices and of the output."""
         import numpy as np
 
-        sizes = self.axes.get((output, group.axis))
-        known = 0.0 if sizes is None else float(np.sqrt(np.mean(np.square(sizes[list(group.places)]))))
-        whole = self.whole.get(output, 0.0)
+        sizes, whole = self.axes.get((output, group.axis)), self.whole.get(output, 0.0)
+        # An output of one number has no axes: it is its only slice.
+        known = whole if group.axis < 0 else 0.0
+        if sizes is not None:
+            known = float(np.sqrt(np.mean(np.square(sizes[list(group.places)]))))
         least = min(SMALLEST_HALF, SMALL_SHARE * whole) if halves else 0.0
         return max(share * known, WHOLE_FLOOR * whole, least, SHARE_FLOOR if output in self.shares else 0.0)
 

@@ -119,3 +119,15 @@ def test_shares_far_below_a_hundredth_say_no_either_way():
     assert not judge("zeros", comparison, scales_of(comparison), 70.0)[0].passed
     gone = compared([np.full((1, 4, 32), 0.05)], [np.zeros((1, 4, 32))])
     assert not judge("zeros", gone, shares, 18.0)[0].passed
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 64)])
+def test_what_weights_lose_is_held_against_the_usual_answer_of_one_number_too(shape):
+    rng = np.random.default_rng(0)
+    usual = [0.5 * rng.random(shape) for _ in range(16)]
+    scales = scales_of(compared(usual, usual))
+    quiet = compared([np.full(shape, 0.003)], [np.full(shape, 0.003) + 5e-4 * rng.choice([-1, 1], shape)])
+    assert judge("0..1", quiet, scales, 18.0, stored=True)[0].passed
+    assert not judge("0..1", quiet, scales, 18.0)[0].passed
+    wrong = compared([np.full(shape, 0.3)], [np.full(shape, 0.2)])
+    assert not judge("0..1", wrong, scales, 18.0, stored=True)[0].passed
