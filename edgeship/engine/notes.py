@@ -59,7 +59,7 @@ def _unseen(request: Request) -> str:
     form = "are quantized while running" if got == "dynamic" else f"are {got}"
     return (
         f"{request.runtime}: no data say what inputs look like, so activations {form}; profile {request.profile.name} "
-        "would have static 8-bit ones, which are faster: give --calibration DATA"
+        "would have static 8-bit ones, where they are quicker: give --calibration DATA"
     )
 
 

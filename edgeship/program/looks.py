@@ -57,8 +57,8 @@ class Look:
 
     def __str__(self) -> str:
         return (
-            f"the first layer ({self.layer}) answers them with {self.spread:.2g} times the spread that it had in "
-            f"training, its mean {self.shift:.2g} spreads away"
+            f"the first layer ({self.layer}) answers them with {self.spread:.3g} times the spread that it had in "
+            f"training, its mean {self.shift:.3g} spreads away"
         )
 
 
