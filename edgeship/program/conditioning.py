@@ -41,10 +41,11 @@ class Trembling:
 
     Args:
         program: what is asked; its activation grids, if any, are left out.
-        unit: relative, see `UNIT`.
+        unit: relative, see `UNIT`. weights: weights are moved too, as rounding them does.
     """
 
-    def __init__(self, program: TorchProgram, unit: float) -> None:
+    def __init__(self, program: TorchProgram, unit: float, *, weights: bool = False) -> None:
+        self._weights = weights
         self._signature = program.signature
         self._unit = unit
         filled = program.filled()
@@ -56,7 +57,7 @@ class Trembling:
         import numpy as np
         import torch
 
-        unit, normed = self._unit, self._normed
+        unit, normed, weights = self._unit, self._normed, self._weights
         peak = Peak()
         generator = torch.Generator().manual_seed(0)
 
@@ -68,6 +69,8 @@ class Trembling:
             def run_node(self, n: Node) -> Any:
                 nonlocal peak
                 value = super().run_node(n)
+                if weights and n.op == "get_attr" and _is_float(value) and value.dim() > 1:
+                    return moved(value)
                 if n.op not in ("placeholder", "call_function") or not _is_float(value) or _is_moving(n):
                     return value
                 finite = value[torch.isfinite(value)]

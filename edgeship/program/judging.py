@@ -23,8 +23,8 @@ STATIC_FLOOR = 1.0
 STORED_FLOOR = 0.3
 # Slices this far below the whole output are rounding of it: engines round sigmoids below 1e-8 to 0.
 WHOLE_FLOOR = 1e-4
-# Of an output of shares (a sigmoid's, a softmax's) this much is small: 1e-6 and 1e-7 both say no.
-SHARE_FLOOR = 1e-2
+# Of an output of shares (a sigmoid's, a softmax's) this much is small: 1e-6 and 1e-4 both say no.
+SHARE_FLOOR = 5e-2
 # The smallest normal number of float16: accelerators round what is below to 0. Not for outputs that are small as a
 # whole, of which it may take this share.
 SMALLEST_HALF, SMALL_SHARE = 2.0**-14, 0.05
@@ -163,14 +163,23 @@ def _own_limit(own: Comparison | None, output: str, group: Group, floor: float) 
     if own is None:
         return MAX_SNR_DB
     error = own.outputs[output]
-    noise = error.noise if group.axis < 0 else _sum(error.axes.get(group.axis), group)
     if error.not_finite:
         return -MAX_SNR_DB
-    return ratio_db(max(group.signal, floor), noise) - ROOM_DB
+    signal, noise = (error.signal, error.noise) if group.axis < 0 else _sums(error.axes.get(group.axis), group)
+    # It may have been asked fewer inputs than the artifact.
+    share = error.elements / max(group.elements, 1) if group.axis < 0 else _share(error.axes.get(group.axis), group)
+    return ratio_db(max(signal, share * floor), noise) - ROOM_DB
 
 
-def _sum(sums: SliceSums | None, group: Group) -> float:
-    return 0.0 if sums is None else float(sums.noise[list(group.places)].sum())
+def _sums(sums: SliceSums | None, group: Group) -> tuple[float, float]:
+    if sums is None:
+        return 0.0, 0.0
+    places = list(group.places)
+    return float(sums.signal[places].sum()), float(sums.noise[places].sum())
+
+
+def _share(sums: SliceSums | None, group: Group) -> float:
+    return 1.0 if sums is None else sums.elements * len(group.places) / max(group.elements, 1)
 
 
 def _varies(error: OutputError, group: Group) -> bool:

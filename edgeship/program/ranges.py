@@ -52,7 +52,7 @@ def with_ranges(specs: Sequence[TensorSpec], exported: ExportedProgram) -> tuple
     found = []
     for spec, node in zip(specs, nodes, strict=True):
         if spec.dtype in INTEGERS and spec.high is None:
-            low, high = integer_range(node, spec)
+            low, high = integer_range(node, spec, exported)
             spec = replace(spec, low=float(low), high=float(high))
         found.append(spec)
     return tuple(found)
@@ -68,12 +68,22 @@ def outputs_of_shares(program: TorchProgram) -> frozenset[str]:
 
 def _is_share(node: Node) -> bool:
     name = _name(node)
-    if name in ("sigmoid", "softmax", "_softmax"):
+    if name in ("sigmoid", "softmax", "_softmax") or _is_written_softmax(node):
         return True
     return name in _MOVING and bool(node.all_input_nodes) and all(_is_share(arg) for arg in node.all_input_nodes)
 
 
-def integer_range(node: Node, spec: TensorSpec) -> tuple[int, int]:
+def _is_written_softmax(node: Node) -> bool:
+    """Whether it is ``exp(x) / sum(exp(x))``."""
+    if _name(node) != "div" or _name(cast("Node", node.args[0])) != "exp":
+        return False
+    total = cast("Node", node.args[1])
+    while getattr(total, "op", "") == "call_function" and _name(total) in _MOVING:
+        total = total.all_input_nodes[0]
+    return getattr(total, "op", "") == "call_function" and _name(total) == "sum" and total.args[0] is node.args[0]
+
+
+def integer_range(node: Node, spec: TensorSpec, exported: ExportedProgram) -> tuple[int, int]:
     """The narrowest range that any use of an input allows, inclusive."""
     ends: list[tuple[int, int]] = []
     waiting: list[tuple[Node, _Use]] = [(node, _Use(1, 0))]
@@ -87,7 +97,7 @@ def integer_range(node: Node, spec: TensorSpec) -> tuple[int, int]:
             if _counts_from_end(user, current):
                 waiting += [(user, use)] if _name(user) == "where" else []
                 continue
-            shown = _shown(user, current)
+            shown = _shown(user, current) or _compared_with(user, current, exported)
             if shown is not None:
                 ends.append(use.ends(*shown))
             else:
@@ -112,6 +122,23 @@ def _counts_from_end(user: Node, given: Node) -> bool:
     return parts and bool(wheres) and all(_name(item) == "where" and _counts_from_end(item, given) for item in wheres)
 
 
+def _compared_with(user: Node, given: Node, exported: ExportedProgram) -> tuple[int, int] | None:
+    """The ends of a constant that it is compared with, as a one-hot encoding does; None for other operators."""
+    import torch
+
+    if _name(user) not in ("eq", "ne") or len(user.args) < 2:
+        return None
+    other = user.args[1] if user.args[0] is given else user.args[0]
+    name = exported.graph_signature.inputs_to_buffers.get(str(getattr(other, "name", "")))
+    value = exported.state_dict.get(name) if name is not None else None
+    if value is None and name is not None:
+        constant = exported.constants.get(name)
+        value = constant if isinstance(constant, torch.Tensor) else None
+    if value is None or value.is_floating_point() or value.dtype == torch.bool or value.numel() < 2:
+        return None
+    return int(value.min()), int(value.max())
+
+
 def _shown(user: Node, given: Node) -> tuple[int, int] | None:
     """The range that an operator takes of what it is given; None when it hands it on or shows nothing."""
     name, args = _name(user), user.args
@@ -127,6 +154,8 @@ def _shown(user: Node, given: Node) -> tuple[int, int] | None:
         return int(args[1]), int(args[2])  # type: ignore[arg-type]
     if name in _ASKING:
         number = args[1] if len(args) > 1 else 0
+        if name in ("eq", "ne") and not isinstance(number, (int, float)):
+            return None
         if isinstance(number, (int, float)) and number not in (0, 1):
             return int(number) - 1, int(number) + 1
         return 0, 1

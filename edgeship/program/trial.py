@@ -82,6 +82,7 @@ class Trial:
         not_asked: kinds that the original cannot run on, with its words.
         positions: of texts. close: those left out because experts are chosen by a hair. crowded: those that would have
             been, in texts with so many that all were compared.
+        by_hand: the limit to the reference is the user's own, and is not lowered.
     """
 
     program: TorchProgram
@@ -101,6 +102,7 @@ class Trial:
     positions: int = 0
     close: int = 0
     crowded: int = 0
+    by_hand: bool = False
     _plain: list[tuple[Batch, Any, Any]] = field(default_factory=list)
 
     @classmethod
@@ -147,9 +149,10 @@ class Trial:
         self._ask_usual(session, model, questions, ctx)
         if self.large or self.program.record.decoder is not None:
             return
-        unit = UNIT.get(self.arithmetic, UNIT["dynamic"])
-        moved = Trembling(self.original, unit)
-        moved_total = moved if self.weights_unit == unit else Trembling(self.original, self.weights_unit)
+        moved = Trembling(self.original, UNIT.get(self.arithmetic, UNIT["dynamic"]))
+        moved_total = Trembling(self.original, self.weights_unit, weights=True)
+        if NOISE in self.kinds:
+            self._condition_noise(questions.drawn[:FEW], moved, moved_total)
         for done, (name, batch) in enumerate(questions.probes.items()):
             ctx.progress(done, len(questions.probes), f"comparing on {name}")
             self._ask_probe(session, model, name, batch, moved, moved_total)
@@ -177,6 +180,16 @@ class Trial:
             if done < FEW:
                 self._plain.append((batch, wanted, found))
 
+    def _condition_noise(self, batches: Sequence[Batch], moved: Trembling, moved_total: Trembling) -> None:
+        """How far the original moves by itself on noise: what was drawn is not what an app gives."""
+        kind = self.kinds[NOISE]
+        kind.own, kind.own_total = Comparison(), Comparison()
+        for batch in batches:
+            plain = self.loaded.run(batch)
+            answers, kind.peak = moved.run(batch)
+            kind.own.add(plain, answers)
+            kind.own_total.add(plain, moved_total.run(batch)[0])
+
     @staticmethod
     def _reference(reference: Reference, batch: Batch) -> dict[str, npt.NDArray[Any]]:
         try:
@@ -198,7 +211,7 @@ class Trial:
             return
         kind = Kind(own=Comparison(), own_total=Comparison(), peak=peak)
         self.kinds[name] = kind
-        own_total = own if moved_total is moved else moved_total.run(batch)[0]
+        own_total = moved_total.run(batch)[0]
         if self.static:
             from edgeship.program.saturation import beyond_grids
 

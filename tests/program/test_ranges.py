@@ -14,6 +14,7 @@ class Uses(nn.Module):
         super().__init__()
         self.kind, self.table, self.line = kind, nn.Embedding(50, 4), nn.Linear(4, 4)
         self.register_buffer("grid", torch.randn(7, 4))
+        self.register_buffer("kinds", torch.arange(2, 11))
 
     def forward(self, x, ids):
         y = self.line(x)
@@ -34,6 +35,8 @@ class Uses(nn.Module):
                 return y + ((1 - ids.float()) * -3.4e38).unsqueeze(-1).clamp(min=-1e4)
             case "clamped":
                 return y + ids.clamp(2, 9).float().unsqueeze(-1)
+            case "one hot":
+                return y + (ids.unsqueeze(-1) == self.kinds).float() @ self.line.weight.new_ones(9, 4)
             case "nothing known":
                 return y * ids.float().unsqueeze(-1)
 
@@ -42,7 +45,7 @@ class Uses(nn.Module):
     ("kind", "low", "high"),
     [
         ("table", 0, 49), ("shifted table", -10, 39), ("strided table", 1, 7), ("indexed", -7, 6), ("both", 0, 6),
-        ("mask", 0, 1), ("additive mask", 0, 1), ("clamped", 2, 9), ("nothing known", 0, 1),
+        ("mask", 0, 1), ("additive mask", 0, 1), ("clamped", 2, 9), ("one hot", 2, 10), ("nothing known", 0, 1),
     ],
 )  # fmt: skip
 def test_what_the_graph_shows(kind, low, high):
@@ -68,8 +71,10 @@ def test_outputs_that_are_shares_are_known_by_what_makes_them():
         def forward(self, x):
             score = x.sigmoid()
             joined = torch.cat([score, x.softmax(-1)], 1).permute(0, 2, 1)
-            return score.reshape(-1), joined, torch.cat([score, 640 * score], 1), x.tanh()
+            raised = (x - x.amax(-1, keepdim=True)).exp()
+            written = raised / raised.sum(-1, keepdim=True)
+            return score.reshape(-1), joined, torch.cat([score, 640 * score], 1), x.tanh(), written
 
     torch.manual_seed(0)
     program = make_program(Heads(), [TensorSpec("x", "f32", (1, 3, 4))], [torch.randn(1, 3, 4)])
-    assert outputs_of_shares(program) == {"output", "output_1"}
+    assert outputs_of_shares(program) == {"output", "output_1", "output_4"}

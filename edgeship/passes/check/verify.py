@@ -14,7 +14,7 @@ from edgeship.core.runtimes import ENGINE_PACKAGES, ActivationMode, Runtime
 from edgeship.data.probes import ORDINARY
 from edgeship.errors import UsageError
 from edgeship.program.compare import MAX_SNR_DB
-from edgeship.program.judging import LEAST_DB, Finding, Scales, judge, unanswered
+from edgeship.program.judging import LEAST_DB, ROOM_DB, Finding, Scales, judge, unanswered
 from edgeship.program.ranges import outputs_of_shares
 from edgeship.program.trial import FED_BACK, GIVEN, NOISE, Questions, Trial
 
@@ -156,6 +156,10 @@ class VerifyArtifact(Pass):
 
     def _verdict(self, runtime: Runtime, model: Artifact, seen: _Seen, trial: Trial) -> Verdict:
         arithmetic, limit = self.limit(model)
+        if NOISE in trial.kinds and (self.min_snr_db is not None or self.min_total_db is not None):
+            # A limit that was set by hand is not lowered on noise.
+            trial.kinds[NOISE].own = trial.kinds[NOISE].own_total = None
+        trial.by_hand = self.min_snr_db is not None
         findings = Findings.of(trial, limit, self.total_limit(trial.program))
         reasons = [*self._reasons(trial, seen, arithmetic, limit), *findings.reasons(arithmetic)]
         lowering, total = trial.lowering, trial.total
@@ -233,6 +237,10 @@ class VerifyArtifact(Pass):
             reasons.append(seen.problem)
         if not lowering.has_signal:
             reasons.append("the reference says nothing: its outputs do not depend on the input, or are all but zero")
+        noise = trial.kinds.get(NOISE)
+        if self.min_snr_db is None and GIVEN not in trial.kinds and noise is not None and noise.own is not None:
+            # On noise alone, no artifact must be nearer than the original is to itself.
+            limit = min(limit, noise.own.snr_db - ROOM_DB)
         if lowering.snr_db < limit:
             reasons.append(f"{lowering.snr_db:.1f} dB against the reference, {limit:g} dB wanted for {arithmetic}")
         if lowering.agreement < 0.99:
@@ -276,12 +284,12 @@ class Findings:
             far = [] if kind.beyond or kind.refused else _far(trial, name, kind, total_scales, total_limit)
             if kind.beyond:
                 dropped[name] = f"beyond what calibration saw: {kind.beyond}"
-            excuse = _excuse(trial, kind, [*near, *far])
-            if excuse:
-                dropped[name] = excuse
-            else:
-                lowering += near
-                total += far
+            for found, kept in ((near, lowering), (far, total)):
+                excuse = _excuse(trial, kind, found)
+                if excuse:
+                    dropped[name] = excuse
+                else:
+                    kept += found
         return cls(_worst_first(lowering), _worst_first(total), dropped)
 
     @property
@@ -324,11 +332,11 @@ def _near(trial: Trial, name: str, kind: Kind, scales: Scales, limit: float) -> 
     step here and there, in small slices as in large ones: there whole outputs are compared."""
     if kind.refused:
         return [Finding(name, "every output", "", -MAX_SNR_DB, limit, fault=f"not answered: {kind.refused}")]
-    if kind.own is not None and limit == MIN_SNR_DB["f32"]:
-        limit = PROBE_F32_DB
-    if trial.arithmetic == "dynamic" and limit == MIN_SNR_DB["dynamic"]:
+    if kind.own is not None and name != NOISE and trial.arithmetic == "f32" and not trial.by_hand:
+        limit = min(limit, PROBE_F32_DB)
+    if trial.arithmetic == "dynamic" and not trial.by_hand:
         # The reference rounds no activations: of a slice this is the artifact's whole loss, as against the original.
-        limit = ACTIVATIONS_TOTAL_DB
+        limit = min(limit, ACTIVATIONS_TOTAL_DB)
     return [] if trial.static else judge(name, kind.lowering, scales, limit, halves=trial.halves, own=kind.own)[:1]
 
 
@@ -339,7 +347,7 @@ def _far(trial: Trial, name: str, kind: Kind, scales: Scales, limit: float | Non
         name, kind.total, scales, wanted,
         static=trial.static, halves=trial.halves, stored=trial.narrow, own=kind.own_total,
     )[:1]  # fmt: skip
-    if trial.coarse and kind.own is not None and name != FED_BACK:
+    if trial.coarse and kind.own is not None and name not in (FED_BACK, NOISE):
         # Steps of 1/256 of what calibration saw: on other inputs it is only asked not to break.
         return [item for item in found if item.fault.startswith("NaN")]
     return found
@@ -382,7 +390,7 @@ class _Seen:
         text = f"{self.samples} inputs"
         if 0 < self.given < self.samples:
             text += f" ({self.given} given, {self.samples - self.given} generated)"
-        probes = len([name for name, kind in trial.kinds.items() if kind.own is not None])
+        probes = len([name for name, kind in trial.kinds.items() if kind.own is not None and name != NOISE])
         if probes:
             text += f" and {probes} kinds of probes"
         if trial.close:
