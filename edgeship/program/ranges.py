@@ -27,6 +27,8 @@ _MOVING = {
 }  # fmt: skip
 # Operators that ask whether something is so: what they are given is a mask or a flag.
 _ASKING = {"eq", "ne", "gt", "ge", "lt", "le", "logical_not", "logical_and", "bitwise_not", "bitwise_and", "__and__"}
+# Operators whose answer lies between the least and the largest of what they are given.
+_BETWEEN = {"mean", "amax", "amin", "maximum", "minimum", "max_pool2d", "avg_pool2d"}
 _LARGE = 1e3
 
 
@@ -70,7 +72,8 @@ def _is_share(node: Node) -> bool:
     name = _name(node)
     if name in ("sigmoid", "softmax", "_softmax") or _is_written_softmax(node):
         return True
-    return name in _MOVING and bool(node.all_input_nodes) and all(_is_share(arg) for arg in node.all_input_nodes)
+    handed = name in _MOVING or name in _BETWEEN
+    return handed and bool(node.all_input_nodes) and all(_is_share(arg) for arg in node.all_input_nodes)
 
 
 def _is_written_softmax(node: Node) -> bool:

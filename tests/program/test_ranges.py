@@ -73,8 +73,8 @@ def test_outputs_that_are_shares_are_known_by_what_makes_them():
             joined = torch.cat([score, x.softmax(-1)], 1).permute(0, 2, 1)
             raised = (x - x.amax(-1, keepdim=True)).exp()
             written = raised / raised.sum(-1, keepdim=True)
-            return score.reshape(-1), joined, torch.cat([score, 640 * score], 1), x.tanh(), written
+            return score.reshape(-1), joined, torch.cat([score, 640 * score], 1), x.tanh(), written, score.mean(1)
 
     torch.manual_seed(0)
     program = make_program(Heads(), [TensorSpec("x", "f32", (1, 3, 4))], [torch.randn(1, 3, 4)])
-    assert outputs_of_shares(program) == {"output", "output_1", "output_4"}
+    assert outputs_of_shares(program) == {"output", "output_1", "output_4", "output_5"}

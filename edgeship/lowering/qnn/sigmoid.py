@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 # Between these the exponential stays within float16; beyond them a share is below 2e-5, or as far from 1.
 LOWEST, HIGHEST = -11.0, 16.0
-# What moves, joins or picks scores, and products of scores.
+# What moves, joins, picks or averages scores, and products of scores.
 HANDING_ON = (
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Concat", "Slice", "Split", "Gather", "Identity", "Mul",
-    "ReduceMax", "Max",
+    "ReduceMax", "Max", "ReduceMean", "ReduceMin", "Min", "GlobalAveragePool", "AveragePool", "MaxPool",
 )  # fmt: skip
 
 

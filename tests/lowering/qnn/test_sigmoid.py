@@ -10,6 +10,7 @@ from torch import nn
 
 from edgeship.core.model import TensorSpec, TorchModel
 from edgeship.core.passes import Context
+from edgeship.core.registry import runtimes
 from edgeship.passes.lower.onnx_to_qnn import OnnxToQnn
 from edgeship.passes.lower.torch_to_onnx import TorchToOnnx
 from edgeship.program.export import make_program
@@ -62,3 +63,30 @@ def test_rare_scores_are_right_on_hexagon(tmp_path: Path, size: float) -> None:
     with RUNTIME.open(artifact) as session:
         (found,) = session.run({"image": image.numpy()}).values()
     assert min(ratio_db(wanted[..., place], found[..., place]) for place in range(8)) > 40
+
+
+class Mean(nn.Module):
+    """A share that an output shows as a mean over time, as voice detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv1d(8, 1, 1)
+        self.layer.bias.data.fill_(-5.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).sigmoid().mean(-1)
+
+
+def test_a_mean_of_rare_scores_is_right_on_hexagon(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = 0.1 * torch.randn(1, 8, 6)
+    program = make_program(Mean().eval(), [TensorSpec("x", "f32", (1, 8, 6))], [x])
+    program.save(tmp_path / "program")
+    for name in ("onnx", "qnn"):
+        (tmp_path / name).mkdir()
+    lowered = TorchToOnnx().run(TorchModel(tmp_path / "program", program.signature), Context(tmp_path / "onnx"))
+    artifact = OnnxToQnn(soc_model=57, htp_arch=75).run(lowered, Context(tmp_path / "qnn"))
+    with runtimes()["qnn"].open(artifact) as session:
+        (found,) = session.run({"x": x.numpy()}).values()
+    wanted = program.module()(x)[0].detach().numpy()
+    assert abs(found / wanted - 1).max() < 0.02, "its own Sigmoid is half or all of 0.007 away"
