@@ -54,7 +54,8 @@ def _kinds() -> Mapping[str, Draw]:
 
 
 def probe_batches(signature: Signature, seed: int = 0) -> list[Probe]:
-    """One probe of each kind for a model with float inputs, integers varied beside them; none without float inputs.
+    """One probe of each kind for a model with float inputs, integers varied beside them; kinds of integers for a model
+    that takes nothing else.
 
     Where an input has a range (``low``, ``high``), kinds that leave it are left out, and its ends are asked about.
     """
@@ -62,7 +63,7 @@ def probe_batches(signature: Signature, seed: int = 0) -> list[Probe]:
 
     floats = [spec for spec in signature.inputs if spec.dtype in ("f32", "f16")]
     if not floats:
-        return []
+        return _integer_probes(signature, seed)
     generator = np.random.default_rng(seed + 1)
     made: list[Probe] = []
     for kind, function in _kinds().items():
@@ -74,6 +75,37 @@ def probe_batches(signature: Signature, seed: int = 0) -> list[Probe]:
             values = {spec.name: np.full(spec.shape, getattr(spec, end)) for spec in floats}
             made.append(Probe(kind, _batch(signature, values, generator, len(made))))
     return made
+
+
+def _integer_probes(signature: Signature, seed: int) -> list[Probe]:
+    """What real bytes and tokens are, and uniform ones are not: padding throughout, a narrow band, a rising run."""
+    import numpy as np
+
+    generator = np.random.default_rng(seed + 1)
+    wide = {spec.name: spec for spec in signature.inputs if spec.high is not None and spec.high > 1}
+    if not wide:
+        return []
+
+    def between(spec: TensorSpec, first: float, last: float) -> Array:
+        low, high = int(spec.low or 0), int(spec.high or 0)
+        ends = [low + round(share * (high - low)) for share in (first, last)]
+        return np.asarray(generator.integers(ends[0], ends[1] + 1, spec.shape))
+
+    def rising(spec: TensorSpec) -> Array:
+        low, high = int(spec.low or 0), int(spec.high or 0)
+        count = int(np.prod(spec.shape))
+        return np.asarray((low + np.arange(count) % (high - low + 1)).reshape(spec.shape))
+
+    kinds: dict[str, Callable[[TensorSpec], Array]] = {
+        "the lowest integer": lambda spec: between(spec, 0, 0),
+        "the highest integer": lambda spec: between(spec, 1, 1),
+        "integers of a narrow band": lambda spec: between(spec, 0.35, 0.48),
+        "integers that rise": rising,
+    }
+    return [
+        Probe(kind, _batch(signature, {name: function(spec) for name, spec in wide.items()}, generator, place))
+        for place, (kind, function) in enumerate(kinds.items())
+    ]
 
 
 def _fits(spec: TensorSpec, values: Array) -> bool:

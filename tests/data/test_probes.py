@@ -39,8 +39,17 @@ def test_a_range_keeps_probes_inside_it_and_asks_about_its_ends():
     assert all(np.abs(probe.batch["x"]).max() <= 1.001 for probe in probes)
 
 
-def test_texts_have_no_probes_of_floats():
-    assert probe_batches(Signature((IDS, MASK), ())) == []
+def test_integers_alone_are_asked_in_kinds_of_their_own():
+    probes = {probe.kind: probe.batch for probe in probe_batches(Signature((IDS, MASK), ()))}
+    assert set(probes) == {
+        "the lowest integer", "the highest integer", "integers of a narrow band", "integers that rise"
+    }  # fmt: skip
+    assert probes["the lowest integer"]["ids"].max() == 0
+    assert probes["the highest integer"]["ids"].min() == 99
+    assert np.ptp(probes["integers of a narrow band"]["ids"]) < 20
+    assert (np.diff(probes["integers that rise"]["ids"]) == 1).all()
+    assert all(batch["ids"].dtype == np.int64 and batch["mask"].any() for batch in probes.values())
+    assert probe_batches(Signature((MASK,), ())) == []
 
 
 def test_integers_vary_beside_floats():
