@@ -343,6 +343,9 @@ def _near(trial: Trial, name: str, kind: Kind, scales: Scales, limit: float) -> 
 def _far(trial: Trial, name: str, kind: Kind, scales: Scales, limit: float | None) -> list[Finding]:
     """The worst slice against the original."""
     wanted = -MAX_SNR_DB if limit is None else limit
+    if limit == INTEGER_TOTAL_DB and name not in (GIVEN, NOISE, FED_BACK, *ORDINARY):
+        # Far from what networks are fed with, eight bits are asked not to break it, no more.
+        wanted = ACTIVATIONS_TOTAL_DB
     found = judge(
         name, kind.total, scales, wanted,
         static=trial.static, halves=trial.halves, stored=trial.narrow, own=kind.own_total,
