@@ -37,28 +37,27 @@ class Peak:
 
 
 class Trembling:
-    """The float program with every value moved by up to ``unit`` of itself, the same way in every run.
+    """The float program with every value moved by up to a share of itself, the same way in every run.
 
     Args:
         program: what is asked; its activation grids, if any, are left out.
-        unit: relative, see `UNIT`. weights: weights are moved too, as rounding them does.
     """
 
-    def __init__(self, program: TorchProgram, unit: float, *, weights: bool = False) -> None:
-        self._weights = weights
+    def __init__(self, program: TorchProgram) -> None:
         self._signature = program.signature
-        self._unit = unit
-        filled = program.filled()
-        self._module = filled.module()
+        self._module = program.filled().module()
         self._normed = _inside_norms(self._module.graph)
 
-    def run(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], Peak]:
-        """Outputs by name, and where the program is largest."""
+    def run(self, inputs: Mapping[str, Array], unit: float, *, weights: bool = False) -> tuple[dict[str, Array], Peak]:
+        """Outputs by name, and where the program is largest.
+
+        Args:
+            unit: relative, see `UNIT`. weights: weights are moved too, as rounding them does.
+        """
         import numpy as np
         import torch
 
-        unit, normed, weights = self._unit, self._normed, self._weights
-        peak = Peak()
+        normed, peak = self._normed, Peak()
         generator = torch.Generator().manual_seed(0)
 
         def moved(value: torch.Tensor) -> torch.Tensor:

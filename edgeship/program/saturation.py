@@ -20,37 +20,44 @@ MASKED = -1e4
 _CLIPPING = ("relu", "hardtanh", "clamp")
 
 
-def beyond_grids(program: TorchProgram, inputs: Mapping[str, Array]) -> str:
-    """Where a value leaves its grid by more than its width, in words; empty when none does.
+class Saturation:
+    """A program with static activations, run in float to see which values leave their grids.
 
     Args:
-        program: with static activations. inputs: by name, NumPy.
+        program: its weights are read once, whatever number of inputs is asked about.
     """
-    import numpy as np
-    import torch
 
-    grids = program.activations
-    found = ""
+    def __init__(self, program: TorchProgram) -> None:
+        self._signature, self._grids = program.signature, program.activations
+        self._module = program.filled().module()
 
-    class Watching(torch.fx.Interpreter):
-        def run_node(self, n: Node) -> Any:
-            nonlocal found
-            value = super().run_node(n)
-            grid = grids.get(n.name)
-            if found or grid is None or not isinstance(value, torch.Tensor) or _is_clipped(n):
+    def beyond(self, inputs: Mapping[str, Array]) -> str:
+        """Where a value leaves its grid by more than its width, in words; empty when none does."""
+        import numpy as np
+        import torch
+
+        grids = self._grids
+        found = ""
+
+        class Watching(torch.fx.Interpreter):
+            def run_node(self, n: Node) -> Any:
+                nonlocal found
+                value = super().run_node(n)
+                grid = grids.get(n.name)
+                if found or grid is None or not isinstance(value, torch.Tensor) or _is_clipped(n):
+                    return value
+                low, high = (grid.low - grid.zero_point) * grid.scale, (grid.high - grid.zero_point) * grid.scale
+                room = WIDTHS * (high - low)
+                lowest, highest = float(value.min()), float(value.max())
+                if highest > high + room or MASKED < lowest < low - room:
+                    end = highest if highest > high + room else lowest
+                    found = f"{n.name} reaches {end:.3g}, its grid holds {low:.3g} to {high:.3g}"
                 return value
-            low, high = (grid.low - grid.zero_point) * grid.scale, (grid.high - grid.zero_point) * grid.scale
-            room = WIDTHS * (high - low)
-            lowest, highest = float(value.min()), float(value.max())
-            if highest > high + room or MASKED < lowest < low - room:
-                end = highest if highest > high + room else lowest
-                found = f"{n.name} reaches {end:.3g}, its grid holds {low:.3g} to {high:.3g}"
-            return value
 
-    tensors = [torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in program.signature.inputs]
-    with torch.no_grad():
-        Watching(program.filled().module()).run(*tensors)
-    return found
+        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in self._signature.inputs]
+        with torch.no_grad():
+            Watching(self._module).run(*tensors)
+        return found
 
 
 def _is_clipped(node: Node) -> bool:

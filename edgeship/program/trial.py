@@ -13,6 +13,7 @@ from edgeship.errors import SourceError
 from edgeship.program.compare import Comparison, Reference
 from edgeship.program.conditioning import UNIT, Peak, Trembling
 from edgeship.program.routers import WITHIN
+from edgeship.program.saturation import Saturation
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -82,13 +83,12 @@ class Trial:
         not_asked: kinds that the original cannot run on, with its words.
         positions: of texts. close: those left out because experts are chosen by a hair. crowded: those that would have
             been, in texts with so many that all were compared.
-        by_hand: the limit to the reference is the user's own, and is not lowered.
+        by_hand: a limit is the user's own, and none is lowered.
     """
 
     program: TorchProgram
     original: TorchProgram
     arithmetic: str
-    weights_unit: float
     large: bool
     decided: Reference
     loaded: Reference
@@ -106,22 +106,27 @@ class Trial:
     _plain: list[tuple[Batch, Any, Any]] = field(default_factory=list)
 
     @classmethod
-    def start(cls, program: TorchProgram, original: TorchProgram, arithmetic: str, questions: Questions) -> Trial:
+    def start(
+        cls,
+        program: TorchProgram,
+        original: TorchProgram,
+        arithmetic: str,
+        questions: Questions,
+        *,
+        by_hand: bool = False,
+    ) -> Trial:
         """Open both references; a program too large for memory answers all usual inputs in one go."""
         from edgeship.program.streamed import is_large
 
         usual = questions.usual
-        bits = [encoding.bits for encoding in program.record.encodings.values()]
-        narrow = any(bit <= 8 for bit in bits)
-        unit = max(UNIT.get(arithmetic, UNIT["dynamic"]), UNIT["int8"] if narrow else UNIT["f16"])
         return cls(
             program,
             original,
             arithmetic,
-            unit,
             is_large(program),
             Reference(program, ahead=usual),
             Reference(original, ahead=questions.given or usual),
+            by_hand=by_hand,
         )
 
     @property
@@ -135,6 +140,16 @@ class Trial:
         return any(encoding.bits <= 8 for encoding in self.program.record.encodings.values())
 
     @property
+    def unit(self) -> float:
+        """To what share of itself the arithmetic rounds a value."""
+        return UNIT.get(self.arithmetic, UNIT["dynamic"])
+
+    @property
+    def weights_unit(self) -> float:
+        """The same with the rounding of stored weights."""
+        return max(self.unit, UNIT["int8"] if self.narrow else UNIT["f16"])
+
+    @property
     def halves(self) -> bool:
         """Whether the artifact computes in float16."""
         return self.arithmetic == "f16"
@@ -144,23 +159,25 @@ class Trial:
         """Whether its static grids have 8 bits."""
         return any(grid.bits <= 8 for grid in self.program.activations.values())
 
-    def ask(self, session: Session, model: Artifact, questions: Questions, ctx: Context) -> None:
-        """Run every question through the artifact and its references."""
-        self._ask_usual(session, model, questions, ctx)
+    def ask(
+        self, session: Session, model: Artifact, questions: Questions, ctx: Context, *, adapters: bool = False
+    ) -> None:
+        """Run every question through the artifact and its references; ``adapters``: keep what `adapt` compares with."""
+        self._ask_usual(session, model, questions, ctx, adapters)
         if self.large or self.program.record.decoder is not None:
             return
-        moved = Trembling(self.original, UNIT.get(self.arithmetic, UNIT["dynamic"]))
-        moved_total = Trembling(self.original, self.weights_unit, weights=True)
-        if NOISE in self.kinds:
-            self._condition_noise(questions.drawn[:FEW], moved, moved_total)
+        moved = Trembling(self.original)
+        saturation = Saturation(self.program) if self.static else None
+        if NOISE in self.kinds and not self.by_hand:
+            self._condition_noise(questions.drawn[:FEW], moved)
         for done, (name, batch) in enumerate(questions.probes.items()):
             ctx.progress(done, len(questions.probes), f"comparing on {name}")
-            self._ask_probe(session, model, name, batch, moved, moved_total)
+            self._ask_probe(session, model, name, batch, moved, saturation)
         if questions.states:
             ctx.progress(0, STEPS, "comparing with states fed back")
-            self._feed_back(session, model, questions, moved, moved_total)
+            self._feed_back(session, model, questions, moved)
 
-    def _ask_usual(self, session: Session, model: Artifact, questions: Questions, ctx: Context) -> None:
+    def _ask_usual(self, session: Session, model: Artifact, questions: Questions, ctx: Context, adapters: bool) -> None:
         within = WITHIN.get(self.arithmetic, WITHIN["dynamic"])
         usual, given = questions.usual, len(questions.given)
         for done, batch in enumerate(usual):
@@ -169,26 +186,31 @@ class Trial:
             wanted, plain = self._reference(self.decided, batch), self._reference(self.loaded, batch)
             found = session.run(fitted(model, batch))
             close = self._left_out(batch, within) if self.program.record.decoder is not None else None
-            for comparison in (kind.lowering, self.lowering):
-                comparison.add(clear(wanted, close), clear(found, close), slices=not self.large)
+            clear_wanted, clear_found = clear(wanted, close), clear(found, close)
+            self.lowering.add(clear_wanted, clear_found, slices=False)
+            kind.lowering.add(clear_wanted, clear_found, slices=not self.large)
             if done < given or not given:
-                self.total.add(plain, found, slices=not self.large)
+                self.total.add(plain, found, slices=False)
                 kind.total.add(plain, found, slices=not self.large)
             second = session.run_on_cpu(fitted(model, batch)) if done < FEW else None
             if second is not None:
-                self.engines.add(clear(second, close), clear(found, close))
-            if done < FEW:
+                self.engines.add(clear(second, close), clear_found, slices=False)
+            if adapters and done < FEW:
                 self._plain.append((batch, wanted, found))
 
-    def _condition_noise(self, batches: Sequence[Batch], moved: Trembling, moved_total: Trembling) -> None:
+    def _condition_noise(self, batches: Sequence[Batch], moved: Trembling) -> None:
         """How far the original moves by itself on noise: what was drawn is not what an app gives."""
         kind = self.kinds[NOISE]
         kind.own, kind.own_total = Comparison(), Comparison()
         for batch in batches:
             plain = self.loaded.run(batch)
-            answers, kind.peak = moved.run(batch)
+            answers, kind.peak = moved.run(batch, self.unit)
             kind.own.add(plain, answers)
-            kind.own_total.add(plain, moved_total.run(batch)[0])
+            kind.own_total.add(plain, self._moved_total(batch, moved))
+
+    def _moved_total(self, batch: Batch, moved: Trembling) -> dict[str, npt.NDArray[Any]]:
+        """The original with its weights and values rounded as the artifact's are."""
+        return moved.run(batch, self.weights_unit, weights=True)[0]
 
     @staticmethod
     def _reference(reference: Reference, batch: Batch) -> dict[str, npt.NDArray[Any]]:
@@ -201,21 +223,24 @@ class Trial:
             ) from error
 
     def _ask_probe(
-        self, session: Session, model: Artifact, name: str, batch: Batch, moved: Trembling, moved_total: Trembling
+        self,
+        session: Session,
+        model: Artifact,
+        name: str,
+        batch: Batch,
+        moved: Trembling,
+        saturation: Saturation | None,
     ) -> None:
         try:
             wanted, plain = self.decided.run(batch), self.loaded.run(batch)
-            own, peak = moved.run(batch)
+            own, peak = moved.run(batch, self.unit)
         except (RuntimeError, IndexError) as error:
             self.not_asked[name] = " ".join(str(error).split())[:100]
             return
         kind = Kind(own=Comparison(), own_total=Comparison(), peak=peak)
         self.kinds[name] = kind
-        own_total = moved_total.run(batch)[0]
-        if self.static:
-            from edgeship.program.saturation import beyond_grids
-
-            kind.beyond = beyond_grids(self.program, batch)
+        own_total = self._moved_total(batch, moved)
+        kind.beyond = "" if saturation is None else saturation.beyond(batch)
         try:
             found = session.run(fitted(model, batch))
         except Exception as error:  # the engines raise errors of many types; the verdict says which
@@ -223,9 +248,7 @@ class Trial:
             return
         _add(kind, plain, wanted, found, own, own_total)
 
-    def _feed_back(
-        self, session: Session, model: Artifact, questions: Questions, moved: Trembling, moved_total: Trembling
-    ) -> None:
+    def _feed_back(self, session: Session, model: Artifact, questions: Questions, moved: Trembling) -> None:
         """A sequence: each has states of its own, which begin as zeros."""
         import numpy as np
 
@@ -243,13 +266,11 @@ class Trial:
             answers = {
                 "plain": self.loaded.run(asked["plain"]),
                 "wanted": self.decided.run(asked["wanted"]),
-                "own": moved.run(asked["own"])[0],
-                "own_total": moved_total.run(asked["own_total"])[0],
+                "own": moved.run(asked["own"], self.unit)[0],
+                "own_total": self._moved_total(asked["own_total"], moved),
                 "found": session.run(fitted(model, asked["found"])),
             }
-            _add(
-                kind, answers["plain"], answers["wanted"], answers["found"], answers["own"], answers["own_total"]
-            )  # fmt: skip
+            _add(kind, **answers)
             for side, answer in answers.items():
                 sides[side] = {
                     given: as_numpy(answer[made], specs[given].numpy_dtype) for made, given in questions.states.items()
@@ -267,9 +288,10 @@ class Trial:
             for batch, wanted, found in self._plain:
                 trained, close = changed.run(batch), changed.undecided(batch, within)
                 answered = session.run(fitted(model, batch))
-                self.adapters[name].add(clear(trained, close), clear(answered, close))
-                unmoved.add(clear(trained, close), clear(found, close))
-                change.add(clear(trained, close), clear(wanted, close))
+                aim = clear(trained, close)
+                self.adapters[name].add(aim, clear(answered, close), slices=False)
+                unmoved.add(aim, clear(found, close), slices=False)
+                change.add(aim, clear(wanted, close), slices=False)
             # One that the engine ignored is no nearer than the base; one that was never trained adds nothing.
             if change.max_error > 0 and not self.adapters[name].snr_db > unmoved.snr_db:
                 self.idle.append(name)

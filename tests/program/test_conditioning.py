@@ -9,7 +9,7 @@ from edgeship.core.model import TensorSpec
 from edgeship.program.compare import Comparison
 from edgeship.program.conditioning import UNIT, Trembling
 from edgeship.program.export import make_program
-from edgeship.program.saturation import beyond_grids
+from edgeship.program.saturation import Saturation
 
 
 def program_of(module, shape=(1, 64)):
@@ -20,7 +20,7 @@ def program_of(module, shape=(1, 64)):
 def own(program, unit, x):
     comparison = Comparison()
     reference = {"output": program.module()(torch.from_numpy(x))[0].detach().numpy()}
-    moved, peak = Trembling(program, unit).run({"x": x})
+    moved, peak = Trembling(program).run({"x": x}, unit)
     comparison.add(reference, moved)
     return comparison.snr_db, peak
 
@@ -44,7 +44,7 @@ def test_a_difference_of_nearly_equal_values_moves_by_all_of_itself():
 def test_it_moves_the_same_way_twice():
     program = program_of(nn.Linear(64, 32))
     x = np.ones((1, 64), np.float32)
-    one, other = (Trembling(program, UNIT["f16"]).run({"x": x})[0]["output"] for _ in range(2))
+    one, other = (Trembling(program).run({"x": x}, UNIT["f16"])[0]["output"] for _ in range(2))
     assert np.array_equal(one, other)
 
 
@@ -77,5 +77,5 @@ def test_inputs_beyond_a_grid_are_named():
     record = dataclasses.replace(program.record, activations={name: ActivationEncoding(8, 4 / 127, 0)})
     static = dataclasses.replace(program, record=record)
     x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
-    assert beyond_grids(static, {"x": x}) == ""
-    assert beyond_grids(static, {"x": 100 * x}).startswith(f"{name} reaches ")
+    assert Saturation(static).beyond({"x": x}) == ""
+    assert Saturation(static).beyond({"x": 100 * x}).startswith(f"{name} reaches ")

@@ -108,11 +108,13 @@ class VerifyArtifact(Pass):
         program = TorchProgram.open(reference)
         problem, counted = stored_problem(runtime, model, program)
         questions = self.questions(program)
-        trial = Trial.start(program, TorchProgram.open(original), self._arithmetic(model), questions)
+        by_hand = self.min_snr_db is not None or self.min_total_db is not None
+        arithmetic = self._arithmetic(model)
+        trial = Trial.start(program, TorchProgram.open(original), arithmetic, questions, by_hand=by_hand)
         beside = {} if trial.large else runtime.read_adapters(model)
         seen = _Seen(problem, counted, len(questions.given), len(questions.usual))
         with runtime.open(model) as session:
-            trial.ask(session, model, questions, ctx)
+            trial.ask(session, model, questions, ctx, adapters=bool(beside))
             trial.adapt(session, model, beside)
         return self._verdict(runtime, model, seen, trial)
 
@@ -156,11 +158,7 @@ class VerifyArtifact(Pass):
 
     def _verdict(self, runtime: Runtime, model: Artifact, seen: _Seen, trial: Trial) -> Verdict:
         arithmetic, limit = self.limit(model)
-        if NOISE in trial.kinds and (self.min_snr_db is not None or self.min_total_db is not None):
-            # A limit that was set by hand is not lowered on noise.
-            trial.kinds[NOISE].own = trial.kinds[NOISE].own_total = None
-        trial.by_hand = self.min_snr_db is not None
-        findings = Findings.of(trial, limit, self.total_limit(trial.program))
+        findings = Findings.of(trial, limit, self.total_limit(trial.program), fixed=self.min_snr_db is not None)
         reasons = [*self._reasons(trial, seen, arithmetic, limit), *findings.reasons(arithmetic)]
         lowering, total = trial.lowering, trial.total
         inputs = seen.inputs(trial)
@@ -238,9 +236,9 @@ class VerifyArtifact(Pass):
         if not lowering.has_signal:
             reasons.append("the reference says nothing: its outputs do not depend on the input, or are all but zero")
         noise = trial.kinds.get(NOISE)
-        if self.min_snr_db is None and GIVEN not in trial.kinds and noise is not None and noise.own is not None:
-            # On noise alone, no artifact must be nearer than the original is to itself.
-            limit = min(limit, noise.own.snr_db - ROOM_DB)
+        if GIVEN not in trial.kinds and noise is not None and noise.own is not None and not trial.static:
+            # On noise alone, no artifact must be nearer than the original is to itself; but it must say something.
+            limit = min(limit, max(noise.own.snr_db - ROOM_DB, LEAST_DB))
         if lowering.snr_db < limit:
             reasons.append(f"{lowering.snr_db:.1f} dB against the reference, {limit:g} dB wanted for {arithmetic}")
         if lowering.agreement < 0.99:
@@ -264,8 +262,12 @@ class Findings:
     dropped: dict[str, str]
 
     @classmethod
-    def of(cls, trial: Trial, limit: float, total_limit: float | None) -> Findings:
-        """Judge every kind; without a limit to the original, the worst slice is found all the same."""
+    def of(cls, trial: Trial, limit: float, total_limit: float | None, *, fixed: bool = False) -> Findings:
+        """Judge every kind; without a limit to the original, the worst slice is found all the same.
+
+        Args:
+            fixed: ``limit`` is the user's own, and is not lowered on probes.
+        """
         shares = outputs_of_shares(trial.original)
         scales, total_scales = Scales(shares), Scales(shares)
         for name in (GIVEN, NOISE, *ORDINARY):
@@ -280,7 +282,7 @@ class Findings:
         lowering: list[Finding] = []
         total: list[Finding] = []
         for name, kind in trial.kinds.items():
-            near = _near(trial, name, kind, scales, limit)
+            near = _near(trial, name, kind, scales, limit, fixed=fixed)
             far = [] if kind.beyond or kind.refused else _far(trial, name, kind, total_scales, total_limit)
             if kind.beyond:
                 dropped[name] = f"beyond what calibration saw: {kind.beyond}"
@@ -327,14 +329,14 @@ class Findings:
         return ""
 
 
-def _near(trial: Trial, name: str, kind: Kind, scales: Scales, limit: float) -> list[Finding]:
+def _near(trial: Trial, name: str, kind: Kind, scales: Scales, limit: float, *, fixed: bool = False) -> list[Finding]:
     """The worst slice against the reference with the same numbers; nothing for static grids, where answers differ by a
     step here and there, in small slices as in large ones: there whole outputs are compared."""
     if kind.refused:
         return [Finding(name, "every output", "", -MAX_SNR_DB, limit, fault=f"not answered: {kind.refused}")]
-    if kind.own is not None and name != NOISE and trial.arithmetic == "f32" and not trial.by_hand:
+    if kind.own is not None and name != NOISE and trial.arithmetic == "f32" and not fixed:
         limit = min(limit, PROBE_F32_DB)
-    if trial.arithmetic == "dynamic" and not trial.by_hand:
+    if trial.arithmetic == "dynamic" and not fixed:
         # The reference rounds no activations: of a slice this is the artifact's whole loss, as against the original.
         limit = min(limit, ACTIVATIONS_TOTAL_DB)
     return [] if trial.static else judge(name, kind.lowering, scales, limit, halves=trial.halves, own=kind.own)[:1]

@@ -384,7 +384,7 @@ def test_a_small_slice_is_held_to_what_dynamic_activations_leave_of_it(arithmeti
         wanted = (size * draw.standard_normal((1, 64))).astype(np.float32)
         noise = 0.05 * 10 ** (-15 / 20) * draw.standard_normal((1, 64))
         kind.lowering.add({"y": wanted}, {"y": (wanted + noise).astype(np.float32)})
-    trial = SimpleNamespace(by_hand=False, arithmetic=arithmetic, static=False, halves=False)
+    trial = SimpleNamespace(arithmetic=arithmetic, static=False, halves=False)
     (found,) = _near(trial, GIVEN, kind, Scales(), MIN_SNR_DB[arithmetic])
     assert found.where == "[:, 32..63]"
     assert (found.limit_db, found.passed) == (limit, limit == 12)
