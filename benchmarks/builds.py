@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,3 +83,43 @@ def build(source: Sequence[str], runtime: str, options: Sequence[str] = (), keep
 def sets(**options: Any) -> list[str]:
     """``--set compress/quantize.NAME=VALUE`` for each option."""
     return [item for name, value in options.items() for item in ("--set", f"compress/quantize.{name}={value}")]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """An ``edgeship build`` in a process of its own.
+
+    Args:
+        report: as printed by ``--json``; None when the build ended before. why: the line in which it ended then.
+        code: its exit code; None when it took too long. seconds: of the whole process.
+    """
+
+    report: dict[str, Any] | None
+    why: str
+    code: int | None
+    seconds: float
+
+
+def run_build(arguments: Sequence[str], runtime: str, profile: str, output: Path, limit_seconds: float) -> Ran:
+    """Build one artifact as a user does."""
+    command = [
+        str(Path(sys.executable).parent / "edgeship"), "build", *arguments, "--target", TARGETS[runtime],
+        "--runtime", runtime, "--profile", profile, "-o", str(output), "--json",
+    ]  # fmt: skip
+    begin = time.perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return Ran(None, f"took longer than {limit_seconds:g} s", None, limit_seconds)
+    seconds = round(time.perf_counter() - begin, 1)
+    report = json.loads(done.stdout) if done.stdout.strip().startswith("{") else None
+    if report is not None and report["rows"]:
+        return Ran(report, "", done.returncode, seconds)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    why = errors[-1].removeprefix("error: ") if errors else f"exit code {done.returncode}"
+    return Ran(None, why, done.returncode, seconds)
+
+
+def portable(text: str) -> str:
+    """Without paths of the machine it ran on."""
+    return re.sub(r"(/[\w.\-]+)+/", "", text)

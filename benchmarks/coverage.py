@@ -11,18 +11,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import re
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from builds import TARGETS
+from builds import TARGETS, portable, run_build
 from models import ARCHITECTURES, SHARED, cifar_files, cifar_source
 
 from edgeship.core.units import human_bytes
@@ -76,21 +73,10 @@ def sources(folder: Path, only: str | None) -> dict[str, list[str]]:
 
 def run(arguments: list[str], runtime: str, profile: str, output: Path) -> dict[str, Any]:
     """One cell: the figures of a build, or the line in which it failed."""
-    command = [
-        str(Path(sys.executable).parent / "edgeship"), "build", *arguments, "--target", TARGETS[runtime],
-        "--runtime", runtime, "--profile", profile, "-o", str(output), "--json",
-    ]  # fmt: skip
-    begin = time.perf_counter()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return {"error": f"took longer than {LIMIT_SECONDS} s"}
-    seconds = time.perf_counter() - begin
-    report = json.loads(done.stdout) if done.stdout.strip().startswith("{") else None
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    if report is None or not report["rows"]:
-        return {"error": errors[-1].removeprefix("error: ") if errors else f"exit code {done.returncode}"}
-    row = report["rows"][0]
+    ran = run_build(arguments, runtime, profile, output, LIMIT_SECONDS)
+    if ran.report is None:
+        return {"error": ran.why}
+    row = ran.report["rows"][0]
     figures = {item["name"]: item["value"] for verdict in row["verdicts"] for item in verdict["measurements"]}
     failed = [verdict["summary"] for verdict in row["verdicts"] if not verdict["passed"]]
     return {
@@ -101,8 +87,8 @@ def run(arguments: list[str], runtime: str, profile: str, output: Path) -> dict[
         "accuracy_original": figures.get("accuracy_original"),
         "read_back": figures.get("weights_read_back"),
         "bytes": row["size_bytes"],
-        "seconds": round(seconds, 1),
-        "versions": report["versions"],
+        "seconds": ran.seconds,
+        "versions": ran.report["versions"],
     }
 
 
@@ -130,7 +116,7 @@ def write(cells: dict[str, dict[str, Any]], profile: str) -> None:
                 texts.append("not run")
                 continue
             if cell.get("error"):
-                reasons.append(f"- **{model}, {runtime}**: {_portable(cell['error'])}")
+                reasons.append(f"- **{model}, {runtime}**: {portable(cell['error'])}")
             if cell.get("lowering_db") is None:
                 texts.append("**fails** (below)")
                 continue
@@ -146,11 +132,6 @@ def write(cells: dict[str, dict[str, Any]], profile: str) -> None:
             f"Build times: {min(times):.0f} to {max(times):.0f} s a cell, whole process, steps shared by cache."
         )
     (RESULTS / "coverage.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _portable(text: str) -> str:
-    """Without paths of the machine it ran on."""
-    return re.sub(r"(/[\w.\-]+)+/", "", text)
 
 
 def main() -> None:

@@ -14,16 +14,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import re
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from builds import TARGETS
+from builds import TARGETS, portable, run_build
 from coverage import sources
 from real_models import real_models
 
@@ -48,22 +45,10 @@ that cannot be asked: the original itself moves as much when its values are roun
 
 def cell(arguments: list[str], runtime: str, profile: str, output: Path) -> dict[str, Any]:
     """One build: the worst slice, what was left out, or why there is none."""
-    command = [
-        str(Path(sys.executable).parent / "edgeship"), "build", *arguments, "--target", TARGETS[runtime],
-        "--runtime", runtime, "--profile", profile, "-o", str(output), "--json",
-    ]  # fmt: skip
-    begin = time.perf_counter()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return {"outcome": "refused", "why": f"took longer than {LIMIT_SECONDS} s", "code": None}
-    seconds = round(time.perf_counter() - begin, 1)
-    report = json.loads(done.stdout) if done.stdout.strip().startswith("{") else None
-    if report is None or not report["rows"]:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-        why = errors[-1].removeprefix("error: ") if errors else f"exit code {done.returncode}"
-        return {"outcome": "refused", "why": _portable(why), "code": done.returncode, "seconds": seconds}
-    row = report["rows"][0]
+    ran = run_build(arguments, runtime, profile, output, LIMIT_SECONDS)
+    if ran.report is None:
+        return {"outcome": "refused", "why": portable(ran.why), "code": ran.code, "seconds": ran.seconds}
+    row = ran.report["rows"][0]
     verdict = next(item for item in row["verdicts"] if item["check"] == "check/verify")
     figures = {item["name"]: item for item in verdict["measurements"]}
     worst = figures.get("worst_slice_snr")
@@ -75,7 +60,7 @@ def cell(arguments: list[str], runtime: str, profile: str, output: Path) -> dict
         "left_out": verdict["summary"].count("; left out: "),
         "remark": verdict.get("remark", ""),
         "why": "" if verdict["passed"] else verdict["summary"],
-        "seconds": seconds,
+        "seconds": ran.seconds,
     }
 
 
@@ -112,11 +97,6 @@ def _text(found: dict[str, Any] | None) -> str:
     if found["remark"]:
         text += ", marked"
     return f"**short** {text}" if found["outcome"] == "short" else text
-
-
-def _portable(text: str) -> str:
-    """Without paths of the machine it ran on."""
-    return re.sub(r"(/[\w.\-]+)+/", "", text)
 
 
 def main() -> None:

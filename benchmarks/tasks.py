@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from builds import TARGETS
+from builds import TARGETS, portable, run_build
 from real_models import Crepe, folder, real_models
 
 from edgeship.core.runtimes import as_numpy
@@ -291,14 +291,10 @@ def cell(name: str, runtime: str, profile: str, place: Path) -> dict[str, Any]:
     from edgeship.shipping.bundle import opened, read_bundle
 
     task = TASKS[name]
-    command = [
-        str(Path(sys.executable).parent / "edgeship"), "build", *real_models()[task.model].arguments, "--target",
-        TARGETS[runtime], "--runtime", runtime, "--profile", profile, "-o", str(place),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-        return {"why": lines[-1].removeprefix("error: ")[:300] if lines else f"exit code {done.returncode}"}
+    ran = run_build(real_models()[task.model].arguments, runtime, profile, place, LIMIT_SECONDS)
+    if ran.code != 0:
+        short = [] if ran.report is None else ran.report["rows"][0]["verdicts"]
+        return {"why": portable(next((item["summary"] for item in short if not item["passed"]), ran.why))[:300]}
     bundle = read_bundle(place)
     artifact = opened(bundle, bundle.manifest.artifacts[0])
     names = {spec.name: getattr(spec, "source", None) or spec.name for spec in artifact.signature.inputs}
