@@ -66,7 +66,7 @@ def with_places(prepared: Prepared, execution: Execution, report: Report, log: L
             if verdict.check == VerifyArtifact.name and figure.name == SHORT_ON
         }
         mine = _steps(prepared, row.runtime, row.target)
-        chain = [step for step in mine if step.name.startswith("lower/")]
+        chain = [step for step in mine if isinstance(execution.results.get(step.index), Artifact)]
         task = next((step.task for step in mine if isinstance(step.task, VerifyArtifact)), None)
         if not kinds or not chain or task is None or prepared.requests[0].decoder is not None:
             continue

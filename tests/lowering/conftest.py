@@ -287,3 +287,31 @@ def damaged(data: bytes, place: int) -> bytes:
 def apple() -> Any:
     """The helpers of this file."""
     return sys.modules[__name__]
+
+
+@pytest.fixture(scope="session")
+def static_program():
+    """``static_program(program, bits, seed)``: a float program of one input ``x`` with int8 weights and every activation
+    on a grid of three normal batches."""
+
+    def make(program, bits, seed):
+        from edgeship.compression.affine import quantize_nearest
+        from edgeship.compression.calibrate import decide_activations
+        from edgeship.core.weights import Affine
+        from edgeship.program.rewrites import for_static_activations
+
+        program = for_static_activations(program, bits)
+        encoded = {
+            use.name: quantize_nearest(program.weight(use.name), Affine(8), axis=use.channel_axis)
+            for use in program.record.inventory.weights
+            if use.op != "other"
+        }
+        record = dataclasses.replace(program.record, encodings={name: item.encoding for name, item in encoded.items()})
+        program = dataclasses.replace(program, encoded=encoded, record=record)
+        draw = np.random.default_rng(seed)
+        shape = program.signature.inputs[0].shape
+        batches = [{"x": draw.standard_normal(shape).astype(np.float32)} for _ in range(3)]
+        grids = decide_activations(program, batches, bits=bits, method="minmax")
+        return dataclasses.replace(program, record=dataclasses.replace(program.record, activations=grids))
+
+    return make

@@ -8,15 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgeship.compression.affine import quantize_nearest
-from edgeship.compression.calibrate import decide_activations
 from edgeship.core.model import TensorSpec
-from edgeship.core.weights import ActivationEncoding, Affine, same_numbers
+from edgeship.core.weights import ActivationEncoding, same_numbers
 from edgeship.errors import ArtifactError, LoweringError
 from edgeship.lowering.litert.flatbuffer import main_graph, parse
 from edgeship.lowering.litert.integer_kernels import operator_names
 from edgeship.passes.check.verify import stored_problem
-from edgeship.program.rewrites import for_static_activations
 from edgeship.runtimes.litert.runtime import RUNTIME
 
 # What is lowered once is used by all of them.
@@ -82,24 +79,12 @@ def _operators():
     return Operators().eval()
 
 
-def _static(model, bits):
+def _static(model, bits, static_program):
     """A program with int8 weights and every activation on a grid."""
     import torch
 
-    program = for_static_activations(
-        _program(model, torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))), bits
-    )
-    encoded = {
-        use.name: quantize_nearest(program.weight(use.name), Affine(8), axis=use.channel_axis)
-        for use in program.record.inventory.weights
-        if use.op != "other"
-    }
-    record = replace(program.record, encodings={name: tensor.encoding for name, tensor in encoded.items()})
-    program = replace(program, encoded=encoded, record=record)
-    draw = np.random.default_rng(3)
-    batches = [{"x": draw.standard_normal(SHAPE).astype(np.float32)} for _ in range(3)]
-    activations = decide_activations(program, batches, bits=bits, method="minmax")
-    return replace(program, record=replace(program.record, activations=activations))
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
+    return static_program(_program(model, x), bits, 3)
 
 
 def _program(model, x):
@@ -109,9 +94,9 @@ def _program(model, x):
 
 
 @pytest.fixture(scope="module", params=[8, 16])
-def made(request, lower_to_tflite):
+def made(request, lower_to_tflite, static_program):
     model = _operators()
-    program = _static(model, request.param)
+    program = _static(model, request.param, static_program)
     return request.param, model.names, program, lower_to_tflite(program, f"int{request.param}")
 
 

@@ -8,16 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgeship.compression.affine import quantize_nearest
-from edgeship.compression.calibrate import decide_activations
 from edgeship.core.model import TensorSpec
-from edgeship.core.weights import Affine
 from edgeship.lowering.litert import layout
 from edgeship.lowering.litert.flatbuffer import drop_unused, main_graph, parse, write
 from edgeship.lowering.litert.grids import joined_name
 from edgeship.passes.check.verify import stored_problem
 from edgeship.program.export import make_program
-from edgeship.program.rewrites import for_static_activations
 from edgeship.runtimes.litert.runtime import RUNTIME
 
 pytestmark = pytest.mark.xdist_group("litert-layout")
@@ -53,25 +49,12 @@ def _model():
     return Mixed().eval()
 
 
-def _program(bits):
+def _program(bits, static_program):
     import torch
 
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     program = make_program(_model(), [TensorSpec("x", "f32", SHAPE)], [x])
-    if not bits:
-        return program
-    program = for_static_activations(program, bits)
-    encoded = {
-        use.name: quantize_nearest(program.weight(use.name), Affine(8), axis=use.channel_axis)
-        for use in program.record.inventory.weights
-        if use.op != "other"
-    }
-    record = replace(program.record, encodings={name: tensor.encoding for name, tensor in encoded.items()})
-    program = replace(program, encoded=encoded, record=record)
-    draw = np.random.default_rng(2)
-    batches = [{"x": draw.standard_normal(SHAPE).astype(np.float32)} for _ in range(3)]
-    grids = decide_activations(program, batches, bits=bits, method="minmax")
-    return replace(program, record=replace(program.record, activations=grids))
+    return static_program(program, bits, 2) if bits else program
 
 
 def _kinds(model, graph):
@@ -80,8 +63,8 @@ def _kinds(model, graph):
 
 
 @pytest.mark.parametrize("bits", [0, 8, 16])
-def test_a_graph_in_one_layout_answers_the_same_bits(bits, lower_to_tflite, monkeypatch, tmp_path):
-    program = _program(bits)
+def test_a_graph_in_one_layout_answers_the_same_bits(bits, lower_to_tflite, static_program, monkeypatch, tmp_path):
+    program = _program(bits, static_program)
     with monkeypatch.context() as patch:
         patch.setattr(layout, "keep_layout", lambda model, graph: None)
         patch.setattr(layout, "fold_pads", lambda model, graph: None)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from edgeship.compression.affine import quantize_nearest
-from edgeship.compression.calibrate import decide_activations
 from edgeship.core.model import TensorSpec
-from edgeship.core.weights import Affine
 from edgeship.lowering.onnx import activations
 from edgeship.lowering.onnx.activations import store_activations
 from edgeship.lowering.onnx.export import export_graph
@@ -19,7 +15,6 @@ from edgeship.lowering.onnx.folds import fold_pads
 from edgeship.lowering.onnx.save import save_model
 from edgeship.lowering.onnx.weights import place_weights
 from edgeship.program.export import make_program
-from edgeship.program.rewrites import for_static_activations
 
 SHAPE = (1, 4, 9, 10)
 
@@ -76,24 +71,13 @@ def _answers(path, x):
 
 
 @pytest.fixture(scope="module")
-def programs():
+def programs(static_program):
     """The float program, and the same with int8 weights and grids."""
     import torch
 
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     plain = make_program(_model(), [TensorSpec("x", "f32", SHAPE)], [x])
-    program = for_static_activations(plain, 8)
-    encoded = {
-        use.name: quantize_nearest(program.weight(use.name), Affine(8), axis=use.channel_axis)
-        for use in program.record.inventory.weights
-        if use.op != "other"
-    }
-    record = replace(program.record, encodings={name: tensor.encoding for name, tensor in encoded.items()})
-    program = replace(program, encoded=encoded, record=record)
-    draw = np.random.default_rng(2)
-    batches = [{"x": draw.standard_normal(SHAPE).astype(np.float32)} for _ in range(3)]
-    grids = decide_activations(program, batches, bits=8, method="minmax")
-    return plain, replace(program, record=replace(program.record, activations=grids))
+    return plain, static_program(plain, 8, 2)
 
 
 def test_static_graphs_without_their_clips_and_pads_answer_the_same_bits(programs, tmp_path, monkeypatch):
