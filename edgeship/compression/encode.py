@@ -16,6 +16,7 @@ from edgeship.compression.palette import palettize
 from edgeship.core.weights import (
     Affine,
     AffineTensor,
+    Dense,
     EncodedTensor,
     Encoding,
     Float,
@@ -166,13 +167,18 @@ class Encoder:
         # What pruning made zero stays zero, stored or not. A palette stored densely has no entry kept for it: there
         # zeros are values like any other, and get the entry nearest to them.
         masked = use.name in self.program.record.pruned and not isinstance(encoding, Palette)
+        if not isinstance(encoding, Dense):
+            values = encoding.encode(
+                weight.numpy(), axis=use.channel_axis, clip=self.method != "nearest", name=use.name
+            )
+            return values
         return self._plain(use, weight, encoding, layer, weight != 0 if masked else None)
 
     def _plain(
         self,
         use: WeightUse,
         weight: torch.Tensor,
-        encoding: Float | Affine | Palette,
+        encoding: Dense,
         layer: Layer | None,
         mask: torch.Tensor | None,
     ) -> Plain:

@@ -8,7 +8,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
@@ -16,6 +16,17 @@ from edgeship.errors import ArtifactError, EdgeshipError, UsageError
 
 T = TypeVar("T")
 MAX_TOML_BYTES = 1 << 20
+# Base class -> what finds the class of a kind, where packages may add more.
+_open: dict[type, Callable[[str], type]] = {}
+
+
+def open_union(base: type, of_kind: Callable[[str], type]) -> None:
+    """Read a ``base`` in records as the class that its ``kind`` names.
+
+    Args:
+        of_kind: the class of a kind; raises `UsageError` when there is none.
+    """
+    _open[base] = of_kind
 
 
 def to_plain(value: Any) -> Any:
@@ -51,6 +62,11 @@ def _convert(hint: Any, data: Any, where: str) -> Any:
         return _convert_union(args, data, where)
     if dataclasses.is_dataclass(hint):
         return _convert_record(cast(type, hint), data, where)
+    if isinstance(hint, type) and hint in _open:
+        kind = data.get("kind") if isinstance(data, Mapping) else None
+        if not isinstance(kind, str):
+            raise UsageError(f"{where}: expected a table with a kind, found {data!r}")
+        return _convert_record(_open[hint](kind), data, where)
     if origin is tuple:
         if not isinstance(data, (list, tuple)):
             raise UsageError(f"{where}: expected a list, found {data!r}")

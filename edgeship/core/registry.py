@@ -1,7 +1,8 @@
 """What is there: passes, runtimes, devices, targets and profiles, built in by folder and added by entry points.
 
 Entry point groups: ``edgeship.passes``, ``edgeship.runtimes`` and ``edgeship.devices`` name an object (a Pass subclass,
-a Runtime, a Device); ``edgeship.targets`` and ``edgeship.profiles`` name a function returning a folder of TOML files.
+a Runtime, a Device), ``edgeship.encodings`` a family (a subclass of Encoding); ``edgeship.targets`` and
+``edgeship.profiles`` name a function returning a folder of TOML files.
 A plug-in that fails to load is kept as `Broken` for ``doctor`` and never stops a build.
 """
 
@@ -11,44 +12,32 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
-import os
 import pkgutil
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edgeship.core.device import Device
+from edgeship.core.encodings import families
 from edgeship.core.passes import Pass
+from edgeship.core.plugins import Broken, loaded, refuse, refused
 from edgeship.core.profile import Profile
 from edgeship.core.records import read_toml, suggest
 from edgeship.core.runtimes import Runtime
 from edgeship.core.target import Target
 from edgeship.errors import UsageError
 
+__all__ = ["Broken", "broken", "devices", "find", "passes", "profiles", "runtimes", "targets"]
+
 T = TypeVar("T")
 STAGES = ("load", "compress", "lower", "check", "ship")
 
 
-@dataclass(frozen=True)
-class Broken:
-    """A plug-in that could not be loaded."""
-
-    group: str
-    name: str
-    reason: str
-
-
-_broken: dict[tuple[str, str], Broken] = {}
-
-
 def broken() -> tuple[Broken, ...]:
     """Plug-ins that failed to load, after everything was asked for once."""
-    for ask in (passes, runtimes, devices, targets, profiles):
+    for ask in (passes, runtimes, devices, targets, profiles, families):
         ask()
-    return tuple(_broken.values())
+    return refused()
 
 
 @cache
@@ -62,10 +51,10 @@ def passes() -> dict[str, type[Pass]]:
             for value in vars(module).values():
                 if isinstance(value, type) and issubclass(value, Pass) and value.__module__ == module.__name__:
                     found[value.name] = value
-    for name, value in _plugins("edgeship.passes"):
+    for name, value in loaded("edgeship.passes"):
         reason = _unfit_pass(value) or (f"{value.name} exists already" if value.name in found else "")
         if reason:
-            _broken["edgeship.passes", name] = Broken("edgeship.passes", name, reason)
+            refuse("edgeship.passes", name, reason)
         else:
             found[value.name] = value
     return found
@@ -112,12 +101,12 @@ def _instances(group: str, cls: type[T]) -> dict[str, T]:
             for value in vars(importlib.import_module(place)).values():
                 if isinstance(value, cls):
                     found[_name(value)] = value
-    for name, value in _plugins(f"edgeship.{group}"):
+    for name, value in loaded(f"edgeship.{group}"):
         reason = "" if isinstance(value, cls) and _name(value) else f"is not a {cls.__name__} with a name"
         if not reason and _name(value) in found:
             reason = f"{_name(value)} exists already"
         if reason:
-            _broken[f"edgeship.{group}", name] = Broken(f"edgeship.{group}", name, reason)
+            refuse(f"edgeship.{group}", name, reason)
         else:
             found[_name(value)] = value
     return found
@@ -131,7 +120,7 @@ def _records(group: str, cls: type[T]) -> dict[str, T]:
     found: dict[str, T] = {}
     for path in sorted(_toml_folder(group).glob("*.toml")):
         found[path.stem] = read_toml(cls, path)
-    for name, value in _plugins(f"edgeship.{group}"):
+    for name, value in loaded(f"edgeship.{group}"):
         try:
             added = {path.stem: read_toml(cls, path) for path in sorted(Path(value()).glob("*.toml"))}
             twice = sorted(added.keys() & found.keys())
@@ -139,7 +128,7 @@ def _records(group: str, cls: type[T]) -> dict[str, T]:
                 raise UsageError(f"{twice[0]} exists already")
             found.update(added)
         except Exception as error:
-            _broken[f"edgeship.{group}", name] = Broken(f"edgeship.{group}", name, str(error) or type(error).__name__)
+            refuse(f"edgeship.{group}", name, str(error) or type(error).__name__)
     return found
 
 
@@ -162,15 +151,3 @@ def _toml_folder(group: str) -> Path:
     package = Path(__file__).resolve().parents[1]
     shipped, checkout = package / group, package.parent / group
     return shipped if shipped.is_dir() else checkout
-
-
-def _plugins(group: str) -> Iterator[tuple[str, Any]]:
-    if os.environ.get("EDGESHIP_NO_PLUGINS"):
-        return
-    for point in metadata.entry_points(group=group):
-        try:
-            value = point.load()
-        except (Exception, SystemExit) as error:
-            _broken[group, point.name] = Broken(group, point.name, f"{type(error).__name__}: {error}")
-        else:
-            yield point.name, value

@@ -14,7 +14,7 @@ from edgeship.core.decoder import Decoder
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Signature, TorchModel
 from edgeship.core.records import read_json, write_json
-from edgeship.core.weights import ActivationEncoding, Affine, EncodedTensor, Float, Palette, Sparse
+from edgeship.core.weights import ActivationEncoding, EncodedTensor, Encoding
 from edgeship.errors import ArtifactError, LoweringError, SourceError, WeightsError
 from edgeship.program.looks import Expected
 from edgeship.program.stored import ENCODED, EncodedStore, link, open_floats, save_encoded, save_floats
@@ -50,11 +50,11 @@ class ProgramRecord:
 
     signature: Signature
     inventory: Inventory
-    encodings: dict[str, Float | Affine | Palette | Sparse] = field(default_factory=dict)
+    encodings: dict[str, Encoding] = field(default_factory=dict)
     activations: dict[str, ActivationEncoding] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     history: tuple[str, ...] = ()
-    assignment: dict[str, Float | Affine | Palette | Sparse] = field(default_factory=dict)
+    assignment: dict[str, Encoding] = field(default_factory=dict)
     curve: tuple[tuple[int, float], ...] = ()
     pruned: dict[str, float] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)

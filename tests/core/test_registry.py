@@ -7,7 +7,7 @@ from importlib import metadata
 
 import pytest
 
-from edgeship.core import registry
+from edgeship.core import plugins, registry
 from edgeship.errors import UsageError
 
 GOOD = """
@@ -55,9 +55,9 @@ def plug(tmp_path, monkeypatch):
 
 
 def forget():
-    for ask in (registry.passes, registry.runtimes, registry.targets, registry.profiles):
+    for ask in (registry.passes, registry.runtimes, registry.targets, registry.profiles, registry.families):
         ask.cache_clear()
-    registry._broken.clear()
+    plugins._broken.clear()
 
 
 def test_a_pass_from_another_package_is_there(plug):

@@ -38,7 +38,7 @@ def refusal_before_ios18(encoding: Encoding) -> str:
     if isinstance(encoding, Palette):
         fits = encoding.bits in OLD_PALETTES and encoding.group_channels is None
         return "" if fits else f"it has {palettes}"
-    fits = encoding.bits == 8 and encoding.granularity != "group"
+    fits = isinstance(encoding, Affine) and encoding.bits == 8 and encoding.granularity != "group"
     return "" if fits else f"it has int8 per tensor or channel, and {palettes}"
 
 
