@@ -227,7 +227,7 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     requests: list[Request] = []
     for target in chosen:
         for name in _engines(order.runtimes or target.runtime_names, language, asked=bool(order.runtimes)):
-            if name not in target.runtime_names and runtimes()[name].language_of not in target.runtime_names:
+            if not runtimes()[name].runs_on(target):
                 continue
             requests.append(
                 Request(
@@ -240,9 +240,8 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
                 )
             )  # fmt: skip
     for name in order.runtimes:
-        if not any(name in (request.runtime, runtimes()[request.runtime].language_of) for request in requests):
-            family = runtimes()[name].language_of or name
-            able = [target.name for target in targets().values() if family in target.runtime_names]
+        if not any(name in (request.runtime, runtimes()[request.runtime].format.name) for request in requests):
+            able = [target.name for target in targets().values() if runtimes()[name].runs_on(target)]
             raise UsageError(
                 f"{', '.join(order.targets)} does not run {name}", fix=f"add --target {able[0]}" if able else ""
             )
@@ -250,7 +249,7 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
         runtimes()[request.runtime].versions()
         if order.kv_cache is not None:
             runtimes()[request.runtime].cache_of(order.kv_cache, request.choice)
-        if adapters and not runtimes()[request.runtime].adapters:
+        if adapters and not runtimes()[request.runtime].engine.adapters:
             raise UsageError(
                 f"{runtimes()[request.runtime].title} loads no adapters beside a model",
                 fix=f"--lora merges one, or leave {request.runtime} out with --runtime",
@@ -313,15 +312,17 @@ def _windows(data: DataRef | None, model: TorchModel, cache: Cache) -> DataRef |
 
 def _engines(names: Sequence[str], language: bool, *, asked: bool) -> list[str]:
     """The runtimes that take a source: those for networks, or the engines for language models of the same formats."""
-    engines = {runtime.language_of: runtime.name for runtime in runtimes().values() if runtime.language_of}
+    # A format's own engine comes before those of plug-ins.
+    engines = {item.format.name: item.name for item in reversed(runtimes().values()) if item.engine.for_language}
     chosen = []
     for name in names:
-        if not language and runtimes()[name].language_of:
+        for_language = runtimes()[name].engine.for_language
+        if for_language and not language:
             raise UsageError(
                 f"{runtimes()[name].title} runs language models only",
-                fix=f"use --runtime {runtimes()[name].language_of}",
+                fix=f"use --runtime {runtimes()[name].format.name}",
             )
-        if not language or runtimes()[name].language_of:
+        if for_language or not language:
             chosen.append(name)
         elif name in engines:
             chosen.append(engines[name])

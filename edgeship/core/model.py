@@ -232,12 +232,3 @@ class QnnDecoder(Artifact):
     kind: ClassVar[str] = "QnnDecoder"
     runtime: ClassVar[str] = "qnn-lm"
     suffix: ClassVar[str] = ""
-
-
-ARTIFACTS: dict[str, type[Artifact]] = {
-    cls.kind: cls
-    for cls in (
-        OnnxModel, CoreMLModel, CoreAIModel, TFLiteModel, QnnModel,
-        GenaiModel, LiteRTLMModel, CoreMLDecoder, CoreAIDecoder, QnnDecoder,
-    )
-}  # fmt: skip

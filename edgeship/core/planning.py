@@ -8,6 +8,7 @@ from typing import Literal, cast, get_args
 
 from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, short_name
 from edgeship.core.inventory import Inventory, WeightOp, WeightUse
+from edgeship.core.model import Artifact
 from edgeship.core.profile import Request
 from edgeship.core.records import suggest
 from edgeship.core.weights import Affine, Encoding, Float, Palette, Sparse
@@ -27,6 +28,17 @@ def refusal(request: Request, op: WeightOp, encoding: Encoding) -> str:
     runtime = runtimes()[request.runtime]
     held = runtime.holds(op, encoding, request.choice.activations)
     return held or runtime.refused_by_system(encoding, request.target, request.options)
+
+
+def other_runtime(request: Request, kind: type[Artifact]) -> str:
+    """Empty when the runtime of a request opens artifacts of a kind, or has its own made from them; else for which
+    runtimes they are."""
+    from edgeship.core.registry import runtimes
+
+    if runtimes()[request.runtime].opens(kind):
+        return ""
+    names = [name for name, runtime in runtimes().items() if runtime.opens(kind)]
+    return f"only for runtime{'s' if len(names) > 1 else ''} {' and '.join(names)}"
 
 
 # What --keep may say of a weight, the first when it says nothing.

@@ -66,9 +66,9 @@ class Profile:
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
             raise UsageError(f"max_drop {self.max_drop:g} is no share", fix="write 0.01 for one point of a hundred")
 
-    def choice(self, runtime: str, family: str = "") -> Choice:
-        """The choice for one runtime; what a language engine has no word of its own for is its ``family``'s."""
-        return self.runtimes.get(runtime, self.runtimes.get(family, self.default))
+    def choice(self, runtime: str, format: str = "") -> Choice:
+        """The choice for one runtime: its own, or that of its ``format``, or what every runtime gets."""
+        return self.runtimes.get(runtime, self.runtimes.get(format, self.default))
 
 
 @dataclass(frozen=True)
@@ -133,22 +133,22 @@ class Request:
         """How any profile wants them for this runtime.
 
         A static 8-bit grid has no basis where no data say what inputs look like; then the runtime's own next best is
-        taken (`Runtime.unseen`). A profile that wants the quickest gets what measured times of layers say of the model.
+        taken (`Engine.unseen`). A profile that wants the quickest gets what measured times of layers say of the model.
         A source that is quantized already is computed as its maker decided, where the runtime can.
         """
         from edgeship.core.registry import runtimes
         from edgeship.core.speed import quickest
 
         runtime = runtimes().get(self.runtime)
-        choice = profile.choice(self.runtime, runtime.language_of if runtime else "")
         if runtime is None:
-            return choice
+            return profile.choice(self.runtime)
+        choice, engine = profile.choice(self.runtime, runtime.format.name), runtime.engine
         given = self.inventory.activations if self.inventory is not None else ""
-        if given and (given != "dynamic" or "dynamic" in runtime.computes):
-            able = given in runtime.computes
+        if given and (given != "dynamic" or "dynamic" in engine.computes):
+            able = given in engine.computes
             return replace(choice, activations=given if able else "float")  # type: ignore[arg-type]
         if choice.activations == "int8" and self.calibration is None:
-            choice = replace(choice, activations=runtime.unseen)
+            choice = replace(choice, activations=engine.unseen)
         if not choice.quickest or self.inventory is None:
             return choice
         return replace(choice, activations=quickest(self.runtime, self.inventory, choice.activations))

@@ -52,8 +52,8 @@ def notes_of(
 
 def _unseen(request: Request) -> str:
     """Why activations are not in static 8 bits though the profile wants them so; empty when they are."""
-    family = runtimes()[request.runtime].language_of
-    wanted, got = request.profile.choice(request.runtime, family).activations, request.choice.activations
+    format = runtimes()[request.runtime].format
+    wanted, got = request.profile.choice(request.runtime, format.name).activations, request.choice.activations
     if wanted == got:
         return ""
     form = "are quantized while running" if got == "dynamic" else f"are {got}"
@@ -65,11 +65,11 @@ def _unseen(request: Request) -> str:
 
 def _quickest(request: Request) -> str:
     """Why the profile's activations gave way to quicker ones; empty when they did not."""
-    family = runtimes()[request.runtime].language_of
-    asked = request.profile.choice(request.runtime, family)
+    runtime = runtimes()[request.runtime]
+    asked = request.profile.choice(request.runtime, runtime.format.name)
     got = request.choice.activations
     unseen = request.calibration is None and asked.activations == "int8"
-    wanted = runtimes()[request.runtime].unseen if unseen else asked.activations
+    wanted = runtime.engine.unseen if unseen else asked.activations
     if not asked.quickest or got == wanted or request.inventory is None:
         return ""
     times = [predicted(request.runtime, request.inventory, mode) for mode in (got, wanted)]
