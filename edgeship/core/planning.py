@@ -123,14 +123,14 @@ def planned_encoding(request: Request) -> str:
     form = given.get("form", "")
     if form in ("float16", "float32") or (isinstance(base, Float) and not form):
         return form or short_name(base)
-    bits = given.get("bits", "8" if isinstance(base, Float) else str(base.bits))
+    bits = given.get("bits", 8 if isinstance(base, Float) else base.bits)
     if form == "palette" or (isinstance(base, Palette) and not form):
         channels = given.get("group_channels", base.group_channels if isinstance(base, Palette) else None)
         return short_name(encoding_named(f"palette{bits}{f'-c{channels}' if channels else ''}"))
     grid = base if isinstance(base, Affine) else Affine()
     granularity = given.get("granularity", grid.granularity)
-    size = given.get("group_size", str(grid.group_size or 32))
-    symmetric = given["symmetric"].lower() == "true" if "symmetric" in given else grid.symmetric
+    size = given.get("group_size") or grid.group_size or 32
+    symmetric = given.get("symmetric", grid.symmetric)
     reach = {"group": f"-g{size}", "tensor": "-tensor"}.get(granularity, "")
     return short_name(encoding_named(f"int{bits}{reach}{'' if symmetric else '-asym'}"))
 

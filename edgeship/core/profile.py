@@ -94,7 +94,7 @@ class Request:
 
     Args:
         inventory: weights and operators of the loaded model; None while the loader itself is planned.
-        options: ``--set`` values by pass name and field.
+        options: what the user set of passes, by pass name and field, in the field's own type (`core.settings`).
         raised: what the accuracy gate gave back: (weight, short name of its encoding), for this route only.
         keep: weights that the user wants in an encoding of their own: (weight, its short name).
         spare_bytes: what the size gate took from the budget of ``auto``, for this route only.
@@ -113,7 +113,7 @@ class Request:
     metric: str | None = None
     max_size_bytes: int | None = None
     max_drop: float | None = None
-    options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     load: Mapping[str, Any] = field(default_factory=dict)
     raised: tuple[tuple[str, str], ...] = ()
     keep: tuple[tuple[str, str], ...] = ()

@@ -203,7 +203,7 @@ class Runtime(ABC):
             )
         return asked or self.engine.caches[0]
 
-    def refused_by_system(self, encoding: Encoding, target: Target, options: Mapping[str, Mapping[str, str]]) -> str:
+    def refused_by_system(self, encoding: Encoding, target: Target, options: Mapping[str, Mapping[str, Any]]) -> str:
         """Empty when the oldest system that is built for has the encoding too; else what it has instead.
 
         Args:

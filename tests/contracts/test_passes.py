@@ -36,7 +36,7 @@ def requests():
                 for runtime in [ENGINES[name] for name in names if name in ENGINES] if form in FORMS[-2:] else names:
                     for data in (None, DataRef("d.npz", "1")):
                         yield Request(source, target, runtime, profile, INVENTORY, data, data, load=load)
-                        asked = {"compress/prune": {"sparsity": "0.5"}, "compress/smooth": {}, "compress/finetune": {}}
+                        asked = {"compress/prune": {"sparsity": 0.5}, "compress/smooth": {}, "compress/finetune": {}}
                         yield Request(source, target, runtime, profile, INVENTORY, data, data, options=asked, load=load)
 
 

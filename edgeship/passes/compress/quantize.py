@@ -143,7 +143,7 @@ class QuantizeWeights(Pass):
             symmetric=encoding.symmetric,
         )
         asked = request.options.get(cls.name, {})
-        wide = asked.get("bits", str(encoding.bits)) == "8" and asked.get("form", "int") == "int"
+        wide = asked.get("bits", encoding.bits) == 8 and asked.get("form", "int") == "int"
         return replace(fields, method=wide_method(request)) if wide else fields
 
     def confirm(self, request: Request) -> None:

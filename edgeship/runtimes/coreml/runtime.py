@@ -94,7 +94,7 @@ class CoreMLRuntime(Runtime):
         """See `edgeship.runtimes.coreml.forms`; `refused_by_system` for what iOS 16 and 17 lack."""
         return refusal(op, encoding, activations)
 
-    def refused_by_system(self, encoding: Encoding, target: Target, options: Mapping[str, Mapping[str, str]]) -> str:
+    def refused_by_system(self, encoding: Encoding, target: Target, options: Mapping[str, Mapping[str, Any]]) -> str:
         """Before iOS 18 Core ML has fewer forms."""
         oldest = str(target.setting("coreml.minimum_deployment_target", "iOS17"))
         oldest = options.get("lower/torch_to_coreml", {}).get("target", oldest)
