@@ -64,6 +64,8 @@ def finetune(
     """
     import torch
 
+    from edgeship.compat.torch import seeded
+
     if not batches:
         raise DataError("training needs at least one sample", fix="give --calibration DATA")
     if steps < 1 or samples < 1 or lr <= 0:
@@ -75,8 +77,7 @@ def finetune(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order = _endless(len(batches), seed)
     # A user's step may draw numbers too; theirs repeat, and the caller's state stays.
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
+    with seeded(seed), torch.enable_grad():
         for step in range(steps):
             optimizer.zero_grad()
             total = 0.0
@@ -152,10 +153,11 @@ def _straight_through(value: torch.Tensor, encoding: Affine, axis: int, clip: bo
 def _with_fake_activations(program: TorchProgram) -> torch.nn.Module:
     """The program with its activation grids, each pair of operators as one that has a gradient."""
     import torch
-    import torch.ao.quantization.fx._decomposed
+
+    from edgeship.compat.torch import pair_operators
 
     module = program.quantized().module()
-    ops = torch.ops.quantized_decomposed
+    ops = pair_operators()
     for node in list(module.graph.nodes):
         if node.target != ops.dequantize_per_tensor.default:
             continue

@@ -17,20 +17,9 @@ if TYPE_CHECKING:
 @lru_cache(maxsize=1)
 def _onednn() -> Any | None:
     """The product by oneDNN of two strided matrices, where torch has it."""
-    import torch
+    from edgeship.compat.torch import onednn_linear
 
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return None
-    call = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if call is None:
-        return None
-    probe = torch.eye(2)
-    try:
-        same = torch.equal(call(probe, probe, None, "none", [], ""), probe)
-    except (RuntimeError, NotImplementedError, TypeError):
-        # An internal operator: a build without it, or with another signature, has the plain product left.
-        return None
-    return call if same else None
+    return onednn_linear()
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -137,10 +137,12 @@ def _values(program: TorchProgram) -> list[str]:
     """Nodes that compute one float tensor, in order."""
     import torch
 
+    from edgeship.compat.torch import is_view
+
     found = []
     for node in program.exported.graph.nodes:
         value = node.meta.get("val")
-        moving = isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
+        moving = is_view(node.target)
         is_value = node.op == "call_function" and isinstance(value, torch.Tensor) and value.is_floating_point()
         if is_value and not moving and any(size > 0 for size in value.shape):
             found.append(node.name)

@@ -176,9 +176,9 @@ def _make_real(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], name
         value = torch.nn.Parameter(weights[name].float(), requires_grad=False)
         old = getattr(model.get_submodule(owner), leaf)
         for module in model.modules():
-            for held, parameter in module._parameters.items():
+            for held, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
                 if parameter is old:
-                    module._parameters[held] = value
+                    setattr(module, held, value)
 
 
 def _missing(model: torch.nn.Module, exported: Any) -> set[str]:

@@ -117,13 +117,12 @@ def _range(model: Any, name: str) -> tuple[float | None, float | None]:
 @contextmanager
 def _seeded() -> Iterator[None]:
     """Optimum draws from Python's and torch's own generators, which must give the same tensors in every run."""
-    import torch
+    from edgeship.compat.torch import seeded
 
     state = random.getstate()
     random.seed(0)
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             yield
     finally:
         random.setstate(state)

@@ -19,13 +19,16 @@ def call_factory(reference: str) -> torch.nn.Module:
     """
     import torch
 
-    torch.manual_seed(0)
-    function = load_function(reference)
-    try:
-        module = function()
-    except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise SourceError(f"{reference} failed: {reason}", fix="run it with python to see where") from error
+    from edgeship.compat.torch import seeded
+
+    # The file may draw numbers while it is imported, and the function goes on from there.
+    with seeded(0):
+        function = load_function(reference)
+        try:
+            module = function()
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise SourceError(f"{reference} failed: {reason}", fix="run it with python to see where") from error
     if not isinstance(module, torch.nn.Module):
         raise SourceError(f"{reference} returned {type(module).__name__}", fix="return an nn.Module")
     return module

@@ -60,6 +60,8 @@ def load_folder(folder: Path, given: Sequence[TensorSpec] = ()) -> LoadedFolder:
     import torch
     import transformers
 
+    from edgeship.compat.torch import seeded
+
     config_data = _read_json(folder / "config.json")
     if "auto_map" in config_data and config_data.get("model_type") not in transformers.CONFIG_MAPPING:
         raise UnsafeSourceError(
@@ -79,11 +81,11 @@ def load_folder(folder: Path, given: Sequence[TensorSpec] = ()) -> LoadedFolder:
     if model_class is None:
         raise SourceError(f"{folder}: transformers has no class {name}", fix="mend architectures in config.json")
     check_shards(folder)
-    torch.manual_seed(0)
     try:
-        model, loading = model_class.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
+        with seeded(0):
+            model, loading = model_class.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            )
     except Exception as error:  # safetensors, JSON, shape and config errors of many types
         raise WeightsError(
             f"{folder} cannot be loaded: {' '.join(str(error).split())[:240]}", fix="download the folder again"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,43 +71,23 @@ def build_hollow(config: Any) -> torch.nn.Module:
     import torch
     import transformers
 
+    from edgeship.compat.torch import on_meta_device
     from edgeship.llm.modules import make_plain
 
-    with _weightless():
+    with on_meta_device():
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     hollow: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
-        for name, held in module._parameters.items():
-            if held is not None:
-                if id(held) not in hollow:
-                    zero = torch.zeros(()).expand(held.shape)
-                    hollow[id(held)] = torch.nn.Parameter(zero, requires_grad=False)
-                module._parameters[name] = hollow[id(held)]
+        for name, held in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if id(held) not in hollow:
+                zero = torch.zeros(()).expand(held.shape)
+                hollow[id(held)] = torch.nn.Parameter(zero, requires_grad=False)
+            setattr(module, name, hollow[id(held)])
     model.eval()
     model.tie_weights()
     model.edgeship_transposed = make_plain(model)  # type: ignore[assignment]
     model.config.use_cache = True
     return model  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _weightless() -> Iterator[None]:
-    """Parameters made inside are on the meta device, so that making and initializing them takes neither memory nor
-    time; buffers are made as always."""
-    import torch
-
-    original = torch.nn.Module.register_parameter
-
-    def register(module: torch.nn.Module, name: str, value: torch.nn.Parameter | None) -> None:
-        original(module, name, value)
-        if value is not None:
-            module._parameters[name] = torch.nn.Parameter(value.to("meta"), requires_grad=False)
-
-    torch.nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        torch.nn.Module.register_parameter = original  # type: ignore[method-assign]
 
 
 def describe(config: Any, heads: dict[int, tuple[int, int, int]], folder: Path) -> Decoder:

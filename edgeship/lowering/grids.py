@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
-
+from edgeship.compat.torch import pair_operators
 from edgeship.errors import LoweringError
 
 if TYPE_CHECKING:
@@ -14,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch.fx import Graph, Node
 
-ops = torch.ops.quantized_decomposed
+ops = pair_operators()
 
 
 def quantized(graph: Graph) -> list[str]:

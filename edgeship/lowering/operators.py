@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._decomp import decomposition_table
 from torch.nn import functional
 
+from edgeship.compat.torch import decomposition_of
 from edgeship.errors import UnsupportedOpError
 from edgeship.program.provenance import where
 
@@ -64,7 +64,7 @@ def rewritten(
         if not lacking:
             return exported
         for node in lacking:
-            rule = decomposition_table.get(node.target) or defaults.get(node.target)
+            rule = decomposition_of(node.target) or defaults.get(node.target)
             if rule is None or node.target in rewrites:
                 raise _unsupported(node, title)
             table[node.target] = rule

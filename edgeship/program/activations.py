@@ -21,14 +21,13 @@ def insert_pairs(program: ExportedProgram, activations: Mapping[str, ActivationE
     Graph outputs read the dequantized value too. Raises `LoweringError` when a name is not in the graph.
     """
     import torch
-    import torch.ao.quantization.fx._decomposed
 
-    program = copy.copy(program)
+    from edgeship.compat.torch import pair_operators, replaced
+
     module = copy.deepcopy(program.graph_module)
-    program._graph_module = module
     graph = module.graph
     nodes = {node.name: node for node in graph.nodes}
-    ops = torch.ops.quantized_decomposed
+    ops = pair_operators()
     renamed: dict[str, str] = {}
     for name, encoding in activations.items():
         if name not in nodes:
@@ -51,8 +50,7 @@ def insert_pairs(program: ExportedProgram, activations: Mapping[str, ActivationE
     for spec in signature.output_specs:
         if getattr(spec.arg, "name", None) in renamed:
             spec.arg.name = renamed[spec.arg.name]
-    program._graph_signature = signature
-    return program
+    return replaced(program, graph_module=module, graph_signature=signature)
 
 
 def take_pairs(program: ExportedProgram) -> dict[str, ActivationEncoding]:
@@ -61,10 +59,9 @@ def take_pairs(program: ExportedProgram) -> dict[str, ActivationEncoding]:
     `insert_pairs` of the result makes the same numbers. A value that something reads as it was before its pair, or in
     a second grid, gets a reshape of its own to carry the pair.
     """
-    import torch
-    import torch.ao.quantization.fx._decomposed
+    from edgeship.compat.torch import pair_operators
 
-    ops = torch.ops.quantized_decomposed
+    ops = pair_operators()
     graph = program.graph_module.graph
     grids: dict[Node, ActivationEncoding] = {}
     for quantize in [node for node in graph.nodes if node.target == ops.quantize_per_tensor.default]:

@@ -117,8 +117,7 @@ def _names_in(entries: Zipped, place: str) -> list[str]:
 
 
 def _read(entries: Zipped, *, own: bool) -> ExportedProgram:
-    from torch._export.serde import schema
-    from torch._export.serde.serialize import ExportedProgramDeserializer
+    from edgeship.compat.torch import archive_schema, deserialized
 
     what = entries.what
     if "archive_format" not in entries or entries.read("archive_format", 16) != b"pt2":
@@ -126,7 +125,7 @@ def _read(entries: Zipped, *, own: bool) -> ExportedProgram:
         reason = "it is of the form that torch wrote until 2.7" if old else "it holds no archive_format"
         raise SourceError(f"{what} is not a readable .pt2: {reason}", fix="export it again with this torch")
     reader = _Records(what, keep=_ALL_TEXTS if own else _TEXTS)
-    program = reader.read(schema.ExportedProgram, _json(entries, MODEL))
+    program = reader.read(archive_schema().ExportedProgram, _json(entries, MODEL))
     dialects = [name for name in program.verifiers if name in ("ATEN", "TRAINING")]
     # Ranges are left over from sizes that tracing settled: no expression is in the graph.
     program = replace(program, guards_code=[], range_constraints={}, verifiers=dialects)
@@ -134,7 +133,7 @@ def _read(entries: Zipped, *, own: bool) -> ExportedProgram:
     constants = _payload(entries, reader, "constants", own=own)
     samples = _samples(entries)
     try:
-        return ExportedProgramDeserializer().deserialize(program, weights, constants, samples)
+        return deserialized(program, weights, constants, samples)
     except RecursionError:
         raise
     except Exception as error:  # records that contradict each other break torch in many ways
@@ -161,8 +160,9 @@ class _Records:
     """JSON to torch's schema, with every leaf of the type that the schema says and every text checked."""
 
     def __init__(self, what: str, keep: tuple[str, ...]) -> None:
-        from torch._export.serde import schema
+        from edgeship.compat.torch import archive_schema
 
+        schema = archive_schema()
         self.what, self.keep, self.nodes = what, keep, 0
         self.checks: Mapping[type, Callable[[Any], Any]] = {
             schema.SymExpr: lambda item: self.dynamic(item.expr_str),
@@ -216,12 +216,12 @@ class _Records:
         self.damaged(f"{str(data)[:40]!r} is no {getattr(kind, '__name__', kind)}")
 
     def _record(self, kind: type, data: Any, depth: int) -> Any:
-        from torch._export.serde.union import _Union
+        from edgeship.compat.torch import is_union
 
         if not isinstance(data, dict):
             self.damaged(f"{str(data)[:40]!r} is no {kind.__name__}")
         hints = _hints(kind)
-        if issubclass(kind, _Union):
+        if is_union(kind):
             key = next(iter(data), "")
             if len(data) != 1 or key not in hints:
                 self.damaged(f"{key[:40]!r} is no form of {kind.__name__}")
@@ -392,29 +392,31 @@ class _Records:
 
 @lru_cache(maxsize=1)
 def _operators() -> frozenset[str]:
-    import torch
+    from edgeship.compat.torch import operator_names, pair_operators
 
-    return frozenset(torch._C._dispatch_get_all_op_names())
+    pair_operators()
+    return operator_names()
 
 
 @lru_cache(maxsize=256)
 def _hints(kind: type) -> dict[str, Any]:
     """Types of a record's fields, without the numbers that the schema gives them."""
-    from torch._export.serde import schema
+    from edgeship.compat.torch import archive_schema
 
-    hints = typing.get_type_hints(kind, globalns=vars(schema))
+    hints = typing.get_type_hints(kind, globalns=vars(archive_schema()))
     return {item.name: hints[item.name] for item in fields(kind)}  # type: ignore[arg-type]
 
 
 def _payload(entries: Zipped, reader: _Records, part: str, *, own: bool) -> dict[str, Any]:
     """Weights or constants by name. Those of one file share its memory, as they did when they were saved."""
     import torch
-    from torch._export.serde import schema
+
+    from edgeship.compat.torch import archive_schema
 
     legacy = f"data/{part}/model.pt"
     if legacy in entries:
         raise SourceError(f"{entries.what} keeps its {part} in the form of an older torch", fix="export it again")
-    table = reader.read(schema.PayloadConfig, _json(entries, f"data/{part}/model_{part}_config.json")).config
+    table = reader.read(archive_schema().PayloadConfig, _json(entries, f"data/{part}/model_{part}_config.json")).config
     stored: dict[str, torch.Tensor] = {}
     found: dict[str, Any] = {}
     expanded = 0
@@ -452,9 +454,9 @@ def _payload(entries: Zipped, reader: _Records, part: str, *, own: bool) -> dict
 
 
 def _dtype(code: int) -> torch.dtype:
-    from torch._export.serde.serialize import deserialize_scalar_type
+    from edgeship.compat.torch import dtype_of_code
 
-    return deserialize_scalar_type(typing.cast(Any, code))
+    return dtype_of_code(code)
 
 
 def _pickled(entries: Zipped, place: str) -> str:

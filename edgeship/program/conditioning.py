@@ -95,9 +95,11 @@ def _is_moving(node: Node) -> bool:
     """Whether an operator only hands values on: rounding them again would move them twice."""
     import torch
 
+    from edgeship.compat.torch import is_view
+
     if node.target in (torch.ops.aten.reshape.default, torch.ops.aten.cat.default, torch.ops.aten.clone.default):
         return True
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
+    return is_view(node.target)
 
 
 def _inside_norms(graph: Any) -> set[Node]:

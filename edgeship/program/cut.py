@@ -30,11 +30,11 @@ def cut_at(program: TorchProgram, names: Sequence[str]) -> TorchProgram:
     import torch
     from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
 
+    from edgeship.compat.torch import replaced, structure_of
     from edgeship.program.export import dtype_of
     from edgeship.program.inventory import take_inventory
 
-    exported = copy.copy(program.exported)
-    module = copy.deepcopy(exported.graph_module)
+    module = copy.deepcopy(program.exported.graph_module)
     nodes: dict[str, Node] = {node.name: node for node in module.graph.nodes}
     for name in names:
         if not isinstance(nodes[name].meta.get("val") if name in nodes else None, torch.Tensor):
@@ -43,16 +43,14 @@ def cut_at(program: TorchProgram, names: Sequence[str]) -> TorchProgram:
     next(node for node in module.graph.nodes if node.op == "output").args = (chosen,)
     module.graph.eliminate_dead_code()
     module.recompile()
-    exported._graph_module = module
-    signature = copy.deepcopy(exported.graph_signature)
+    signature = copy.deepcopy(program.exported.graph_signature)
     signature.output_specs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name=name), None) for name in names]
-    exported._graph_signature = signature
-    calls = copy.deepcopy(exported.module_call_graph)
+    calls = copy.deepcopy(program.exported.module_call_graph)
     root = calls[0].signature
     if root is not None:
-        root.out_spec = torch.utils._pytree.tree_structure(tuple(0 for _ in names))
+        root.out_spec = structure_of(tuple(0 for _ in names))
         root.outputs = [TensorArgument(name=name) for name in names]
-    exported._module_call_graph = calls
+    exported = replaced(program.exported, graph_module=module, graph_signature=signature, module_call_graph=calls)
     outputs = tuple(
         TensorSpec(name, dtype_of(node.meta["val"]), tuple(node.meta["val"].shape))
         for name, node in zip(names, chosen, strict=True)

@@ -143,6 +143,8 @@ class _Wrapper:
     def __new__(cls, module: torch.nn.Module, call: Callable[..., Any] | None) -> Any:
         import torch
 
+        from edgeship.compat.torch import leaves_of
+
         class Flat(torch.nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -150,7 +152,7 @@ class _Wrapper:
 
             def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
                 result = self.model(*tensors) if call is None else call(self.model, *tensors)
-                leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+                leaves = [leaf for leaf in leaves_of(result) if isinstance(leaf, torch.Tensor)]
                 return tuple(leaves)
 
         return Flat().eval()
@@ -187,10 +189,11 @@ def _changed(name: str, index: int, wrapper: Any, examples: Sequence[torch.Tenso
     """Why an output of the export is not the module's: the module itself may not answer the same twice."""
     import torch
 
+    from edgeship.compat.torch import seeded
+
     answers = []
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for seed in (1, 2):
-            torch.manual_seed(seed)
+    for seed in (1, 2):
+        with torch.no_grad(), seeded(seed):
             answers.append(wrapper(*(example.clone() for example in examples))[index])
     if torch.equal(*answers):
         return SourceError(f"output {name} changed when the model was exported", fix="report this as a bug")

@@ -28,7 +28,7 @@ def fold_constants(module: GraphModule) -> None:
     # Every layer of a language model makes the same mask and rotations again.
     names: dict[tuple[object, ...], str] = {}
     # This may run more than once.
-    first = sum(name.startswith("folded_") for name in module._buffers)
+    first = sum(name.startswith("folded_") for name, _ in module.named_buffers(recurse=False, remove_duplicate=False))
     for node in list(module.graph.nodes):
         value = known.get(node)
         if node.op != "call_function" or not isinstance(value, torch.Tensor) or value.numel() > MAX_FOLDED_ELEMENTS:
@@ -222,11 +222,11 @@ def attach_over(module: torch.nn.Module, target: str, value: torch.Tensor) -> No
 
     *path, leaf = target.split(".")
     for part in path:
-        if part not in module._modules:
+        if not isinstance(getattr(module, part, None), torch.nn.Module):
             module.add_module(part, torch.nn.Module())
         module = getattr(module, part)
-    module._parameters.pop(leaf, None)
-    module._buffers.pop(leaf, None)
+    if hasattr(module, leaf):
+        delattr(module, leaf)
     module.register_parameter(leaf, torch.nn.Parameter(value, requires_grad=False))
 
 

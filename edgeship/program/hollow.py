@@ -5,11 +5,11 @@ A converter then never drags float copies of the weights through its stages; pea
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 
+from edgeship.compat.torch import replaced
 from edgeship.core.weights import FloatTensor
 from edgeship.errors import LoweringError
 
@@ -38,7 +38,6 @@ def hollow(
     Raises:
         LoweringError: a weight is larger than float16's 65504.
     """
-    exported = copy.copy(program.exported)
     state: dict[str, torch.Tensor] = {}
     for name, old in program.exported.state_dict.items():
         tied = program.record.aliases.get(name, name)
@@ -50,8 +49,7 @@ def hollow(
             if value.is_floating_point():
                 value = (_fitted(tied, value) if for_float16 else value).to(dtype)
         state[name] = torch.nn.Parameter(value, requires_grad=False) if isinstance(old, torch.nn.Parameter) else value
-    exported._state_dict = state
-    return exported
+    return replaced(program.exported, state_dict=state)
 
 
 def _fitted(name: str, value: torch.Tensor) -> torch.Tensor:

@@ -125,9 +125,11 @@ def _peak_live_elements(nodes: list[Node], names: dict[str, str]) -> int:
 def _is_view(node: Node) -> bool:
     import torch
 
+    from edgeship.compat.torch import is_view
+
     if node.target == torch.ops.aten.reshape.default:
         return True
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
+    return is_view(node.target)
 
 
 def _shape(node: Node) -> tuple[int, ...]:

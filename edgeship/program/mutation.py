@@ -102,4 +102,6 @@ def _shared(node: Node) -> Node | None:
 
 
 def _schema(node: Node) -> Any:
-    return getattr(node.target, "_schema", None)
+    from edgeship.compat.torch import schema_of
+
+    return schema_of(node.target)

@@ -115,6 +115,8 @@ def _flatten_signature(module: GraphModule, names: tuple[str, ...], prefix: str)
     import torch
     from torch.fx import Graph, GraphModule
 
+    from edgeship.compat.torch import leaves_of
+
     graph = Graph()
     holder = torch.nn.Module()
     mapping: dict[Node, Node] = {}
@@ -133,7 +135,7 @@ def _flatten_signature(module: GraphModule, names: tuple[str, ...], prefix: str)
         elif node.op == "call_module":
             continue
         elif node.op == "output":
-            leaves = torch.utils._pytree.tree_leaves(node.args)
+            leaves = leaves_of(node.args)
             graph.output(tuple(mapping[leaf] for leaf in leaves))
         else:
             mapping[node] = graph.node_copy(node, lambda n: mapping[n])
@@ -255,7 +257,8 @@ def _is_same_copy(node: Node) -> bool:
 def _drop_unused_tensors(module: GraphModule) -> None:
     used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
     for owner_name, owner in list(module.named_modules()):
-        for table in (owner._parameters, owner._buffers):
-            for leaf in list(table):
-                if f"{owner_name}.{leaf}".removeprefix(".") not in used:
-                    del table[leaf]
+        parameters = owner.named_parameters(recurse=False, remove_duplicate=False)
+        buffers = owner.named_buffers(recurse=False, remove_duplicate=False)
+        for leaf in [name for name, _ in (*parameters, *buffers)]:
+            if f"{owner_name}.{leaf}".removeprefix(".") not in used:
+                delattr(owner, leaf)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -134,7 +133,8 @@ class TorchProgram:
         """The exported program with every weight at its dequantized value, in float32. Shares no state with ours."""
         import torch
 
-        program = copy.copy(self.exported)
+        from edgeship.compat.torch import replaced
+
         state: dict[str, torch.Tensor] = {}
         for name, old in self.exported.state_dict.items():
             tied = self.record.aliases.get(name, name)
@@ -146,8 +146,7 @@ class TorchProgram:
             state[name] = (
                 torch.nn.Parameter(value, requires_grad=False) if isinstance(old, torch.nn.Parameter) else value
             )
-        program._state_dict = state
-        return program
+        return replaced(self.exported, state_dict=state)
 
     def quantized(self) -> ExportedProgram:
         """`filled`, with ``quantized_decomposed`` quantize/dequantize pairs after each node in `activations`."""
@@ -179,12 +178,14 @@ class TorchProgram:
         (weights.json), encoded.safetensors and program.json."""
         import torch
 
+        from edgeship.compat.torch import replaced
+
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(self.held, StoredGraph):
             link(self.held.path, folder / GRAPH)
         else:
-            hollow = copy.copy(self.held)
-            hollow._state_dict = {name: _placeholder(value) for name, value in self.held.state_dict.items()}
+            placeholders = {name: _placeholder(value) for name, value in self.held.state_dict.items()}
+            hollow = replaced(self.held, state_dict=placeholders)
             torch.export.save(hollow, folder / GRAPH)
         save_floats(self.weights, folder)
         save_encoded(self.encoded, folder / ENCODED)

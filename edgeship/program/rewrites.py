@@ -32,9 +32,13 @@ def for_static_activations(program: TorchProgram, bits: int = 16) -> TorchProgra
     ``x * sigmoid(x)``, ``rsqrt`` is a division and 16-bit clips are minima and maxima: 16-bit reciprocals and clips are
     silently wrong on Hexagon.
     """
-    exported = copy.copy(program.exported)
-    exported._graph_module = copy.deepcopy(exported.graph_module)
-    exported._graph_signature = copy.deepcopy(exported.graph_signature)
+    from edgeship.compat.torch import replaced
+
+    exported = replaced(
+        program.exported,
+        graph_module=copy.deepcopy(program.exported.graph_module),
+        graph_signature=copy.deepcopy(program.exported.graph_signature),
+    )
     weights = dict(program.weights)
     graph = exported.graph_module.graph
     index_as_view(exported)
@@ -42,7 +46,7 @@ def for_static_activations(program: TorchProgram, bits: int = 16) -> TorchProgra
     for name in finite_masks(exported, masked):
         key = exported.graph_signature.inputs_to_buffers[name]
         weights[key] = weights[key].clamp(min=masked)
-        exported._state_dict = {**exported.state_dict, key: weights[key]}
+        exported = replaced(exported, state_dict={**exported.state_dict, key: weights[key]})
     drop_idle_masks(exported)
     divide_by_roots(graph)
     reshape_freely(graph)

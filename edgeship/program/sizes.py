@@ -35,19 +35,18 @@ def guarded_sizes(where: str = "the model") -> Iterator[None]:
 
 def _guard(where: str) -> Any:
     import torch
-    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from edgeship.compat.torch import FakeTensor, FakeTensorMode, TorchDispatchMode, is_view, leaves_of, map_tensors
 
     def reckoned(function: Any, args: Any, kwargs: Any) -> None:
         """Run an operator on tensors without numbers; raise when one of its results is too large."""
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         try:
             with mode:
-                fake_args, fake_kwargs = torch.utils._pytree.tree_map_only(
-                    torch.Tensor, lambda item: item if isinstance(item, FakeTensor) else mode.from_tensor(item),
-                    (args, kwargs),
-                )  # fmt: skip
-                results = torch.utils._pytree.tree_leaves(function(*fake_args, **fake_kwargs))
+                fake_args, fake_kwargs = map_tensors(
+                    lambda item: item if isinstance(item, FakeTensor) else mode.from_tensor(item), (args, kwargs)
+                )
+                results = leaves_of(function(*fake_args, **fake_kwargs))
         except Exception:
             return  # its size depends on its numbers, or it fails: it says so itself when it runs
         for result in results:
@@ -57,7 +56,7 @@ def _guard(where: str) -> Any:
     class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
-            if _at_most(args, kwargs) > _HARMLESS_BYTES and not func.is_view:
+            if _at_most(args, kwargs) > _HARMLESS_BYTES and not is_view(func):
                 reckoned(func, args, kwargs)
             return func(*args, **kwargs)
 

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from onnx import TensorProto
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils.weak import WeakIdKeyDictionary
 
+from edgeship.compat.torch import FakeTensor, WeakIdKeyDictionary
 from edgeship.core.weights import Affine, AffineTensor, Granularity, expand_blocks
 from edgeship.errors import WeightsError
 from edgeship.frontends.onnx.dtypes import SUB_BYTE_BITS, integer_range
@@ -152,7 +151,7 @@ class ConstantStore:
         *folders, leaf = path.split(".")
         home = self.root
         for folder in folders:
-            if folder not in home._modules:
+            if not isinstance(getattr(home, folder, None), nn.Module):
                 home.add_module(folder, nn.Module())
             home = home.get_submodule(folder)
         if parameter:

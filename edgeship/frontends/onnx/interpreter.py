@@ -9,10 +9,9 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.utils.weak import WeakIdKeyDictionary
 
 import edgeship.frontends.onnx.ops  # noqa: F401 - fills the registry
+from edgeship.compat.torch import DataDependentOutputException, DynamicOutputShapeException, WeakIdKeyDictionary
 from edgeship.errors import EdgeshipError, SourceError
 from edgeship.frontends.onnx import registry
 from edgeship.frontends.onnx.call import OpCall

@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers the operators of a pair
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
-from torch.utils.weak import WeakIdKeyDictionary
 
+from edgeship.compat.torch import FakeTensor, FakeTensorMode, WeakIdKeyDictionary, pair_operators
 from edgeship.data.specs import in_command
 from edgeship.frontends.onnx.constants import ConstantStore, is_real
 from edgeship.frontends.onnx.dtypes import TORCH_DTYPE, integer_range
@@ -135,7 +133,7 @@ class Recorder(TorchFunctionMode):
         # Signed integers with the zero point moved along: the same grid.
         zero = grid.zero_point - (integer_range(grid.elem_type)[0] - low)
         numbers = (grid.scale, zero, low, high, torch.int8 if bits == 8 else torch.int16)
-        ops = torch.ops.quantized_decomposed
+        ops = pair_operators()
         integers = self.graph.call_function(ops.quantize_per_tensor.default, (self._nodes[value], *numbers))
         restored = self.graph.call_function(ops.dequantize_per_tensor.default, (integers, *numbers))
         integers.meta[SHAPE] = restored.meta[SHAPE] = tuple(value.shape)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
 
+from edgeship.compat.torch import pair_operators
 from edgeship.lowering.coreai.rewrites import in_coreai_operators
 from edgeship.lowering.grids import quantized, quantizers
 from edgeship.program.activations import insert_pairs
@@ -158,7 +158,7 @@ def _compute_in_half(module: GraphModule, wide: Mapping[Node, None]) -> None:
         if node.op == "call_function" and node not in wide:
             node.args = tuple(_half_dtype(item) for item in node.args)
             node.kwargs = {key: _half_dtype(item) for key, item in node.kwargs.items()}
-            if node.target == torch.ops.quantized_decomposed.dequantize_per_tensor.default:
+            if node.target == pair_operators().dequantize_per_tensor.default:
                 node.kwargs = {**node.kwargs, "out_dtype": torch.float16}
         value = node.meta.get("val")
         if node.op == "placeholder" and isinstance(value, torch.Tensor) and value.is_floating_point():

@@ -11,6 +11,7 @@ import torch
 from coreai_torch import get_decomp_table
 from coreai_torch._aten_to_core import _aten_to_core_resolver
 
+from edgeship.compat.torch import is_operator
 from edgeship.lowering.operators import (
     Rewrite,
     average_pool,
@@ -49,7 +50,7 @@ def in_coreai_operators(exported: ExportedProgram) -> ExportedProgram:
 
 
 def _known(node: Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not is_operator(node.target):
         return True
     namespace, _, key = str(node.target).partition(".")
     # The converter is told about these by us.

@@ -13,6 +13,7 @@ from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_O
 from coremltools.converters.mil.frontend.torch.utils import sanitize_op_kind
 from torch.nn import functional
 
+from edgeship.compat.torch import is_operator
 from edgeship.lowering.operators import (
     Rewrite,
     index_copy,
@@ -124,5 +125,5 @@ def _spell_out_pools(exported: ExportedProgram) -> None:
 
 
 def _known(node: Node) -> bool:
-    name = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else getattr(node.target, "__name__", "")
+    name = str(node.target) if is_operator(node.target) else getattr(node.target, "__name__", "")
     return sanitize_op_kind(name) in _TORCH_OPS_REGISTRY

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from edgeship.compat.torch import is_mutable
 from edgeship.core.model import Signature, TensorSpec
 from edgeship.errors import EdgeshipError, LoweringError
 from edgeship.llm.attention import additive_mask
@@ -98,7 +99,7 @@ class StepGraphs:
 
 def _writes(node: torch.fx.Node) -> bool:
     """Whether an operator changes a tensor in place; without their table, decompositions make such ones return it."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return is_mutable(node.target)
 
 
 def _drop_unused(graph: torch.fx.Graph) -> None:

@@ -41,10 +41,10 @@ def _one_reader_each(module: GraphModule) -> None:
 
     litert-torch 0.9's layout pass forgets the shape of one that it moves, and stops at its second reader.
     """
-    import torch
+    from edgeship.compat.torch import pair_operators
 
     for node in list(module.graph.nodes):
-        if node.target != torch.ops.quantized_decomposed.dequantize_per_tensor.default:
+        if node.target != pair_operators().dequantize_per_tensor.default:
             continue
         for user in list(node.users)[1:]:
             if user.op == "output":

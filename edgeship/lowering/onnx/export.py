@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import re
 import warnings
@@ -57,11 +56,12 @@ def export_graph(program: TorchProgram) -> tuple[ir.Model, dict[str, ir.Value]]:
 
 def _hollow(program: TorchProgram) -> ExportedProgram:
     """The program with weights as stride-0 placeholders, except small constants that the optimizer should see."""
-    hollow = copy.copy(program.exported)
+    from edgeship.compat.torch import replaced
+
     state: dict[str, Any] = {}
     for name, value in program.exported.state_dict.items():
         state[name] = program.weight(name) if _visible(program, name, value) else value
-    hollow._state_dict = state
+    hollow = replaced(program.exported, state_dict=state)
     if program.activations:
         return insert_pairs(hollow, program.activations)
     from edgeship.lowering.onnx.rewrites import in_onnx_operators

@@ -138,6 +138,7 @@ class CalibrateActivations(Pass):
 
     def _as_given(self, loaded: TorchProgram, ctx: Context) -> TorchModel:
         """The program in its static form, with the source's grids on the nodes that they were on."""
+        from edgeship.compat.torch import replaced
         from edgeship.program.activations import insert_pairs, spread_grids, take_pairs
         from edgeship.program.inventory import take_inventory
         from edgeship.program.program import REMARK
@@ -145,9 +146,11 @@ class CalibrateActivations(Pass):
 
         paired = replace(loaded, held=insert_pairs(loaded.exported, loaded.activations))
         static = for_static_activations(paired, max(grid.bits for grid in loaded.activations.values()))
-        exported = copy.copy(static.exported)
-        exported._graph_module = copy.deepcopy(exported.graph_module)
-        exported._graph_signature = copy.deepcopy(exported.graph_signature)
+        exported = replaced(
+            static.exported,
+            graph_module=copy.deepcopy(static.exported.graph_module),
+            graph_signature=copy.deepcopy(static.exported.graph_signature),
+        )
         grids = spread_grids(exported, take_pairs(exported), clips=not self.clips_apart)
         there = len(grids)
         grids = {name: grid for name, grid in grids.items() if self._holds(grid)}

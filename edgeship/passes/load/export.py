@@ -45,6 +45,7 @@ class LoadExport(Pass):
         """Load the archive and bring it into normal form; shapes and examples are the archive's own."""
         import torch
 
+        from edgeship.compat.torch import leaves_of, structure_of, with_structure
         from edgeship.core.model import TensorSpec
         from edgeship.data.specs import with_notes
         from edgeship.program.export import dtype_of, make_program
@@ -57,15 +58,15 @@ class LoadExport(Pass):
         if exported.example_inputs is None:
             raise SourceError(f"{model.path} holds no example inputs", fix="save it with torch.export.save as exported")
         args, kwargs = exported.example_inputs
-        tensors = torch.utils._pytree.tree_leaves((args, kwargs))
+        tensors = leaves_of((args, kwargs))
         names = exported.graph_signature.user_inputs
         specs = with_notes(
             [TensorSpec(str(n), dtype_of(t), tuple(t.shape)) for n, t in zip(names, tensors, strict=True)], self.notes
         )
-        structure = torch.utils._pytree.tree_structure((args, kwargs))
+        structure = structure_of((args, kwargs))
 
         def call(module: torch.nn.Module, *leaves: torch.Tensor) -> Any:
-            positional, named = torch.utils._pytree.tree_unflatten(list(leaves), structure)
+            positional, named = with_structure(leaves, structure)
             return module(*positional, **named)
 
         inner = exported.module(check_guards=False)

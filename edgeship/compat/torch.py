@@ -1,0 +1,242 @@
+"""What edgeship takes from torch that torch does not document. Written for torch 2.9 to 2.14.
+
+Most of it ends when `torch.export` can change a program in place: today an `ExportedProgram` has no public way to get
+another graph, and its archive no public reader that runs nothing of the file.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram, ExportGraphSignature, ModuleCallEntry
+    from torch.fx import GraphModule
+
+__all__ = [
+    "DataDependentOutputException",
+    "DynamicOutputShapeException",
+    "FakeTensor",
+    "FakeTensorMode",
+    "TorchDispatchMode",
+    "WeakIdKeyDictionary",
+    "archive_schema",
+    "decomposition_of",
+    "deserialized",
+    "dtype_of_code",
+    "is_mutable",
+    "is_operator",
+    "is_union",
+    "is_view",
+    "leaves_of",
+    "map_tensors",
+    "on_meta_device",
+    "onednn_linear",
+    "operator_names",
+    "pair_operators",
+    "replaced",
+    "schema_of",
+    "seeded",
+    "structure_of",
+    "with_structure",
+]
+
+
+# Operators
+
+
+def is_operator(target: object) -> bool:
+    """Whether what a node calls is one overload of a registered operator, and no Python function."""
+    return isinstance(target, torch._ops.OpOverload)
+
+
+def is_view(target: object) -> bool:
+    """Whether an operator only looks at the memory of its input in another way."""
+    return isinstance(target, torch._ops.OpOverload) and bool(target.is_view)
+
+
+def schema_of(target: object) -> Any | None:
+    """The ``FunctionSchema`` of an operator, which says what is aliased and what is written; None for a function."""
+    return getattr(target, "_schema", None)
+
+
+def is_mutable(target: object) -> bool:
+    """Whether an operator writes into one of its inputs."""
+    return isinstance(target, torch._ops.OpOverload) and bool(target._schema.is_mutable)
+
+
+def operator_names() -> frozenset[str]:
+    """Every operator that the dispatcher knows, as ``namespace::name.overload``."""
+    return frozenset(torch._C._dispatch_get_all_op_names())
+
+
+def pair_operators() -> Any:
+    """``torch.ops.quantized_decomposed``, registered: quantize and dequantize of a tensor by a fixed grid."""
+    importlib.import_module("torch.ao.quantization.fx._decomposed")
+    return torch.ops.quantized_decomposed
+
+
+def decomposition_of(target: object) -> Callable[..., Any] | None:
+    """The rule by which torch spells an operator out in others; beyond `torch.export.default_decompositions`."""
+    from torch._decomp import decomposition_table
+
+    return decomposition_table.get(cast("Any", target))
+
+
+def onednn_linear() -> Callable[..., Any] | None:
+    """OneDNN's linear layer, ``(input, weight, bias, "none", [], "")``; None where this build of torch has none."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    call = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if call is None:
+        return None
+    probe = torch.eye(2)
+    try:
+        same = torch.equal(call(probe, probe, None, "none", [], ""), probe)
+    except (RuntimeError, NotImplementedError, TypeError):
+        # A build without it, or with another signature.
+        return None
+    return cast("Callable[..., Any]", call) if same else None
+
+
+# Nested inputs and outputs
+
+
+def leaves_of(tree: object) -> list[Any]:
+    """What nested lists, tuples and dicts hold, in torch's order."""
+    return _pytree.tree_leaves(tree)
+
+
+def structure_of(tree: object) -> Any:
+    """How nested lists, tuples and dicts are nested: a ``TreeSpec``."""
+    return _pytree.tree_structure(tree)
+
+
+def with_structure(leaves: Sequence[Any], structure: Any) -> Any:
+    """Leaves nested as `structure_of` says."""
+    return _pytree.tree_unflatten(list(leaves), structure)
+
+
+def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
+    """The same nesting with each tensor replaced by what a function makes of it."""
+    return _pytree.tree_map_only(torch.Tensor, function, tree)
+
+
+# Exported programs
+
+
+def replaced(
+    exported: ExportedProgram,
+    *,
+    graph_module: GraphModule | None = None,
+    graph_signature: ExportGraphSignature | None = None,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    module_call_graph: list[ModuleCallEntry] | None = None,
+) -> ExportedProgram:
+    """A shallow copy of a program with some of its parts exchanged; ``exported`` stays as it is.
+
+    Parts that are not given are shared, the graph too: give a copy of it before changing it.
+    """
+    made = copy.copy(exported)
+    if graph_module is not None:
+        made._graph_module = graph_module
+    if graph_signature is not None:
+        made._graph_signature = graph_signature
+    if state_dict is not None:
+        made._state_dict = dict(state_dict)
+    if module_call_graph is not None:
+        made._module_call_graph = module_call_graph
+    return made
+
+
+# Archives of programs
+
+
+def archive_schema() -> types.ModuleType:
+    """The dataclasses of a ``.pt2``'s JSON."""
+    return importlib.import_module("torch._export.serde.schema")
+
+
+def is_union(kind: type) -> bool:
+    """Whether a class of `archive_schema` holds one of several forms, made by its ``create``."""
+    from torch._export.serde.union import _Union
+
+    return issubclass(kind, _Union)
+
+
+def deserialized(
+    program: Any, weights: Mapping[str, torch.Tensor], constants: Mapping[str, Any], samples: Any
+) -> ExportedProgram:
+    """The program of an archive's records (`archive_schema`) and tensors. torch sees no file.
+
+    Raises:
+        Exception: of many types, where the records contradict each other.
+    """
+    from torch._export.serde.serialize import ExportedProgramDeserializer
+
+    return ExportedProgramDeserializer().deserialize(program, dict(weights), dict(constants), samples)
+
+
+def dtype_of_code(code: int) -> torch.dtype:
+    """The dtype that an archive means by a number. Raises KeyError when it means none."""
+    from torch._export.serde.serialize import deserialize_scalar_type
+
+    return deserialize_scalar_type(cast("Any", code))
+
+
+# Global state, changed for the length of a block
+
+
+# Hooks are a table that torch walks while it makes modules: two blocks at once would change it meanwhile.
+_HOOKED = threading.RLock()
+
+
+@contextmanager
+def on_meta_device() -> Iterator[None]:
+    """Parameters that this thread's modules get inside are on the meta device: making and initializing them takes
+    neither memory nor time. Buffers are made as always, and so are other threads' modules."""
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    here = threading.get_ident()
+
+    def without_numbers(module: torch.nn.Module, name: str, value: torch.nn.Parameter) -> torch.nn.Parameter | None:
+        if threading.get_ident() != here:
+            return None
+        return torch.nn.Parameter(value.to("meta"), requires_grad=False)
+
+    with _HOOKED:
+        handle = register_module_parameter_registration_hook(without_numbers)  # type: ignore[arg-type]
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers of torch start from ``seed`` inside, and go on afterwards as if nothing had been drawn.
+
+    Those of CUDA devices too where they are in use; a device that is not is not touched.
+    """
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if used else []):
+        torch.default_generator.manual_seed(seed)
+        if used:
+            torch.cuda.manual_seed_all(seed)
+        yield
