@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from edgeship.program.folding import attach_over, fetch
+from edgeship.program.folding import attach_over, fetch, name_of_bias
 
 if TYPE_CHECKING:
     import torch
@@ -124,8 +124,7 @@ def _fold_into(module: GraphModule, layer: Node, factor: torch.Tensor, shift: to
     offset = (0 if held is None else held) * factor + shift
     if bias is None and not bool((offset != 0).any()):
         return
-    owner = name.rpartition(".")[0]
-    bias_name = str(bias.target) if bias is not None else f"{owner}.bias" if owner else f"{name}_bias"
+    bias_name = str(bias.target) if bias is not None else name_of_bias(module, layer)
     attach_over(module, bias_name, offset.to(old.dtype))
     with module.graph.inserting_before(weight if bias is None else bias):
         bias_node = module.graph.get_attr(bias_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import operator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -135,8 +136,7 @@ def fold_batch_norms(module: GraphModule) -> None:
         offset = -value(mean) if bias is None else bias - value(mean)  # type: ignore[operator]
         offset = offset * factor + (0 if shift is None else value(shift))
         attach_over(module, str(weight.target), folded.to(old.dtype))
-        name = str(weight.target).rpartition(".")[0]
-        bias_name = f"{name}.bias" if name else f"{weight.target}_bias"
+        bias_name = name_of_bias(module, layer)
         attach_over(module, bias_name, offset.to(old.dtype))
         with module.graph.inserting_before(layer):
             bias_node = module.graph.get_attr(bias_name)
@@ -228,6 +228,35 @@ def attach_over(module: torch.nn.Module, target: str, value: torch.Tensor) -> No
     if hasattr(module, leaf):
         delattr(module, leaf)
     module.register_parameter(leaf, torch.nn.Parameter(value, requires_grad=False))
+
+
+def name_of_bias(module: GraphModule, layer: Node) -> str:
+    """Where a layer's bias goes: beside its weight, under a name that nothing else reads.
+
+    Weights may be called ``a.0`` and ``a.1``, as in files of other makers: ``a.bias`` is then the first one's only.
+    """
+    weight = str(cast("Node", layer.args[1]).target)
+    bias = cast("Node | None", layer.args[2] if len(layer.args) > 2 else None)
+    owner = weight.rpartition(".")[0]
+    names = itertools.chain(
+        [f"{owner}.bias" if owner else f"{weight}_bias", f"{weight}_bias"],
+        (f"{weight}_bias{place}" for place in itertools.count(1)),
+    )
+    own = None if bias is None or not _read_once(module, bias) else str(bias.target)
+    return next(name for name in names if name == own or not _holds(module, name))
+
+
+def _read_once(module: GraphModule, constant: Node) -> bool:
+    readers = [node for node in module.graph.nodes if node.op == "get_attr" and node.target == constant.target]
+    return len(readers) == 1 and len(constant.users) == 1
+
+
+def _holds(module: torch.nn.Module, target: str) -> bool:
+    try:
+        fetch(module, target)
+    except AttributeError:
+        return False
+    return True
 
 
 class quiet_get_attr:
