@@ -102,6 +102,8 @@ POOLS = (
 )
 # The smallest number that float16 holds with all its bits.
 LEAST = 2.0**-14
+# Axes of a batch of images.
+IMAGE = 4
 # Where the padding stands among the arguments of a pool.
 PADDING = 3
 
@@ -110,6 +112,7 @@ def in_coreml_operators(exported: ExportedProgram) -> ExportedProgram:
     """The program in operators that coremltools converts. Raises `UnsupportedOpError` naming one that it cannot."""
     program = rewritten(exported, _known, REWRITES, "Core ML")
     _spell_out_pools(program)
+    _spell_out_prelus(program)
     return program
 
 
@@ -122,6 +125,38 @@ def _spell_out_pools(exported: ExportedProgram) -> None:
         stride = node.args[2] if len(node.args) > 2 and node.args[2] else kernel
         node.args = (node.args[0], kernel, stride, [0] * len(kernel))
     exported.graph_module.recompile()
+
+
+def _spell_out_prelus(exported: ExportedProgram) -> None:
+    """Write a leaky ReLU with learned slopes in plain operators where Core ML's own does not take it: it wants slopes
+    that are constants, one for all, or one a channel of an image."""
+    user_inputs = set(exported.graph_signature.user_inputs)
+    for node in list(exported.graph.nodes):
+        if node.target != aten.prelu.default:
+            continue
+        x, slope = node.args[0].meta["val"], node.args[1]
+        constant = slope.op in ("placeholder", "get_attr") and slope.name not in user_inputs
+        if constant and (x.dim() == IMAGE or (slope.meta["val"].numel() == 1 and x.dim() in (1, 2, 3, 5))):
+            continue
+        # One slope a channel, and channels lie along the second axis.
+        shape = [-1, *[1] * (x.dim() - 2)] if slope.meta["val"].numel() > 1 else [1] * x.dim()
+        with exported.graph.inserting_before(node):
+            spread = _computed(exported, aten.reshape.default, slope, shape)
+            below = _computed(exported, aten.mul.Tensor, node.args[0], spread)
+            positive = _computed(exported, aten.gt.Scalar, node.args[0], 0)
+            found = _computed(exported, aten.where.self, positive, node.args[0], below)
+        # [C] -> [C, 1, ..], beside x of [N, C, ..]
+        node.replace_all_uses_with(found)
+        exported.graph.erase_node(node)
+        found.name = node.name
+    exported.graph_module.recompile()
+
+
+def _computed(exported: ExportedProgram, target: Any, *args: Any) -> Node:
+    """A new operator, with the shape and dtype of what it computes."""
+    node = exported.graph.call_function(target, args)
+    node.meta["val"] = target(*(arg.meta["val"] if isinstance(arg, torch.fx.Node) else arg for arg in args))
+    return node
 
 
 def _known(node: Node) -> bool:

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from edgeship.core.model import TensorSpec
 from edgeship.errors import UnsupportedOpError
 from edgeship.passes.lower.torch_to_coreml import TorchToCoreML
+from edgeship.program.export import make_program
 from edgeship.runtimes.coreml.runtime import RUNTIME
 
 HEADS = (1, 2, 8, 4)
@@ -83,6 +85,32 @@ class Bits(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + ((x * 4).to(torch.int32) & 3)
+
+
+class Leaky(torch.nn.Module):
+    """Leaky ReLUs with slopes of their own, and one with slopes that are computed."""
+
+    def __init__(self, slopes: list[int]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.slopes = torch.nn.ParameterList([torch.nn.Parameter(torch.randn(count)) for count in slopes])
+
+    def forward(self, slope: torch.Tensor, *xs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = [functional.prelu(x, own) for x, own in zip(xs, self.slopes, strict=True)]
+        return (*found, *(functional.prelu(x, 0.5 * slope) for x in xs if x.dim() > 1))
+
+
+def test_slopes_of_a_leaky_relu_for_every_rank(lower, apple) -> None:
+    """Core ML's own operator takes one slope, or one for each channel of an image."""
+    shapes = [(4, 6, 3, 5, 2)[:rank] for rank in range(1, 6) for _ in range(1 if rank == 1 else 2)]
+    # One slope for all, and one a channel.
+    model = Leaky([1] + [1, 6] * 4)
+    specs = [TensorSpec("slope", "f32", (6,)), *(TensorSpec(f"x{n}", "f32", shape) for n, shape in enumerate(shapes))]
+    program = make_program(model, specs, [torch.randn(spec.shape) for spec in specs])
+    artifact = lower(program, TorchToCoreML("iOS17"))
+    found = apple.decibels_by_output(RUNTIME, artifact, program)
+    assert len(found) == 17
+    assert min(found.values()) > 60, found
 
 
 def test_an_operator_without_lowering_is_named_with_its_place(lower, apple) -> None:
