@@ -16,6 +16,8 @@ class Benchmark(Pass):
     """Time the artifact on this host where that means something; say why not elsewhere."""
 
     name: ClassVar[str] = "ship/benchmark"
+    tools: ClassVar[tuple[str, ...]] = ("onnxruntime", "ai-edge-litert")
+
     local: ClassVar[bool] = True
 
     runtime: str = ""
