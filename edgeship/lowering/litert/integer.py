@@ -130,7 +130,11 @@ class IntegerGraph:
         maker, target = self._sole_maker(source), self._target(result)
         if maker is None or target is None or self._grid_of(source) != target:
             return False
-        if self.grids.get(maker.outputs[0]) != target or maker.builtinOptions.fusedActivationFunction:
+        if maker.builtinOptions.fusedActivationFunction:
+            return False
+        # A maker that stays in float clips before its result is put on the grid: the same integers, since what lies
+        # beyond the clip lands on the level of its end either way.
+        if self.grids.get(maker.outputs[0], target) != target:
             return False
         maker.builtinOptions.fusedActivationFunction = table.CLIPS[name]
         self.integer[result] = self.integer[source]

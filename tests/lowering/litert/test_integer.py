@@ -202,3 +202,39 @@ def test_an_unknown_activation_is_named(layers_program, lower_to_tflite):
     record = replace(layers_program.record, activations={"gone": ActivationEncoding(8, 0.1, 0)})
     with pytest.raises(LoweringError, match="activation gone"):
         lower_to_tflite(replace(layers_program, record=record), "int8")
+
+
+@pytest.mark.parametrize("clip", ["relu", "relu6"])
+def test_a_layer_kept_in_float_clips_before_its_result_is_put_on_a_grid(clip, static_program, lower_to_tflite):
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(getattr(functional, clip)(self.first(x)))
+
+    torch.manual_seed(3)
+    program = _static(Layers().eval(), 8, static_program)
+    # Without a grid for its input the first layer computes in float.
+    grids = {name: grid for name, grid in program.activations.items() if name != "x"}
+    program = replace(program, record=replace(program.record, activations=grids))
+    artifact = lower_to_tflite(program, f"float-{clip}")
+
+    graph, names = _graph(artifact)
+    assert not {"RELU", "RELU6"} & set(names)
+    assert names.count("QUANTIZE") == 1
+    assert RUNTIME.read_activations(artifact) == grids
+    x = 8 * np.random.default_rng(5).standard_normal(SHAPE).astype(np.float32)
+    with RUNTIME.open(artifact) as session:
+        have = session.run({"x": x})
+    with torch.no_grad():
+        want = program.module()(torch.from_numpy(x))
+    (end,) = next(node for node in program.exported.graph.nodes if node.op == "output").args[0]
+    for spec, value in zip(program.signature.outputs, want if isinstance(want, tuple) else (want,), strict=True):
+        steps = np.abs(value.numpy() - have[spec.name]) / grids[end.name].scale
+        assert steps.max() <= 1.01
