@@ -225,7 +225,7 @@ def test_a_layer_kept_in_float_clips_before_its_result_is_put_on_a_grid(clip, st
     program = replace(program, record=replace(program.record, activations=grids))
     artifact = lower_to_tflite(program, f"float-{clip}")
 
-    graph, names = _graph(artifact)
+    _, names = _graph(artifact)
     assert not {"RELU", "RELU6"} & set(names)
     assert names.count("QUANTIZE") == 1
     assert RUNTIME.read_activations(artifact) == grids
