@@ -36,12 +36,14 @@ def columns() -> dict[str, str]:
     """Column -> its engine: those that can compute in either width once for each."""
     found: dict[str, str] = {}
     for name, runtime in runtimes().items():
-        if runtime.language_of in ("coreml", "coreai"):
+        if not runtime.engine.for_language:
+            continue
+        if runtime.format.float_bits == 16:
             found |= {f"{name} {width}": name for width in ("float32", "float16")}
-        elif runtime.language_of == "qnn":
+        elif "int16" in runtime.engine.computes:
             # Hexagon has no float language model: the steps before their grids, and as they run.
             found |= {f"{name} {form}": name for form in ("steps", "W8A16")}
-        elif runtime.language_of:
+        else:
             found[name] = name
     return found
 

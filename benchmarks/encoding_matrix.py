@@ -182,7 +182,7 @@ class Outcome:
 
 def networks() -> list[str]:
     """Runtimes that take any network. Engines for language models store as their family does, in the same formats."""
-    return sorted(name for name, runtime in runtimes().items() if not runtime.language_of)
+    return sorted(name for name, runtime in runtimes().items() if not runtime.engine.for_language)
 
 
 def cells(runtime: str, *, quick: bool = False) -> list[Cell]:

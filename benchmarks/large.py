@@ -158,13 +158,13 @@ def speeds(folder: Path, size: str) -> dict[str, Any]:
 
 def time_one(out: Path) -> tuple[float, float]:
     """In a process of its own: prefill and decode tokens a second of one artifact."""
-    from edgeship.core.model import ARTIFACTS, GenaiModel, Signature
+    from edgeship.core.model import GenaiModel, Signature
     from edgeship.core.records import from_plain
-    from edgeship.core.registry import runtimes
+    from edgeship.core.registry import artifacts, runtimes
 
     if (out / ARTIFACT).is_file():
         known = json.loads((out / ARTIFACT).read_text())
-        artifact: Any = from_plain(ARTIFACTS[known["kind"]], known)
+        artifact: Any = from_plain(artifacts()[known["kind"]], known)
     else:
         artifact = GenaiModel(out / "builder", Signature((), ()), facts={"context": str(CONTEXT)})
     prompt = [17 * i % 251 for i in range(PROMPT)]

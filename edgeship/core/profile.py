@@ -9,7 +9,7 @@ from typing import Any
 from edgeship.core.decoder import CacheType, Decoder
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Source
-from edgeship.core.runtimes import ActivationMode, Runtime
+from edgeship.core.runtimes import ActivationMode
 from edgeship.core.target import Target
 from edgeship.errors import UsageError
 

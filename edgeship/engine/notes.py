@@ -60,8 +60,8 @@ def _unseen(request: Request) -> str:
     bits = wanted.activations.removeprefix("int")
     if wanted.weights != got.weights:
         return (
-            f"{head}, and no range is known of {_some(request.unbounded)}: a static grid loses what is small beside "
-            f"its step, so weights and activations are float16; with data weights have 8 bits and activations {bits}: "
+            f"{head}, and no range is known of {_some(request.unbounded)}: a static grid loses what is small beside its "
+            f"step, so weights and activations are float16; with data weights have 8 bits and activations {bits}: "
             f"{way_out}"
         )
     form = "are quantized while running" if got.activations == "dynamic" else f"are {got.activations}"
