@@ -178,18 +178,18 @@ def open_conversation(
     from edgeship.shipping.bundle import check_whole, opened, read_bundle
 
     bundle = read_bundle(bundle_path)
-    engines = [record for record in bundle.manifest.artifacts if runtimes()[record.runtime].language_of]
+    engines = [record for record in bundle.manifest.artifacts if runtimes()[record.runtime].engine.for_language]
     if not engines:
         raise UsageError(
             f"{bundle_path} holds no language model to talk to",
             fix="build one from a Hugging Face folder; with the two parts of an encoder-decoder Python writes",
         )
-    named = [item for item in engines if runtime in (item.runtime, runtimes()[item.runtime].language_of)]
+    named = [item for item in engines if runtime in (item.runtime, runtimes()[item.runtime].format.name)]
     if runtime is not None and not named:
         raise UsageError(
             f"{bundle_path} has nothing for {runtime}", fix=f"it has {', '.join(e.runtime for e in engines)}"
         )
-    timed = [item for item in engines if runtimes()[item.runtime].timed]
+    timed = [item for item in engines if not runtimes()[item.runtime].engine.untimed]
     record = (named or timed or engines)[0]
     check_whole(bundle)
     engine = runtimes()[record.runtime]
@@ -242,7 +242,7 @@ def _artifact(bundle_path: Path, runtime: str | None) -> Artifact:
     if not found:
         names = ", ".join(item.runtime for item in there)
         raise UsageError(f"{bundle_path} has nothing for {runtime}", fix=f"it has {names}")
-    record = next((item for item in found if runtimes()[item.runtime].timed), found[0])
+    record = next((item for item in found if not runtimes()[item.runtime].engine.untimed), found[0])
     runtimes()[record.runtime].versions()
     return opened(bundle, record)
 

@@ -48,7 +48,7 @@ def test_each_passes_every_check(rows, runtime):
     }
     assert all(verdict["passed"] for verdict in row["verdicts"])
     found = figures(row)
-    emulated = runtimes()[runtime].execution == "emulated"
+    emulated = runtimes()[runtime].engine.execution == "emulated"
     assert found["samples"]["value"] >= (4 if emulated else 16)
     assert found["weights_read_back"]["value"] == 7
     assert row["weights"] == "int8 per channel"
@@ -65,14 +65,14 @@ def test_each_keeps_the_accuracy_within_half_a_point(rows, runtime):
 def test_an_estimate_is_never_told_as_a_measurement(rows):
     for runtime, row in rows.items():
         latency = figures(row)["latency_p50"]
-        if runtimes()[runtime].timed:
+        if not runtimes()[runtime].engine.untimed:
             assert latency["how"] == "measured"
             assert latency["value"] > 0
         else:
             assert latency["value"] is None
-            assert latency["note"] == runtimes()[runtime].untimed_reason
+            assert latency["note"] == runtimes()[runtime].engine.untimed
         assert figures(row)["accuracy"]["how"] == (
-            "emulated" if runtimes()[runtime].execution == "emulated" else "measured"
+            "emulated" if runtimes()[runtime].engine.execution == "emulated" else "measured"
         )
 
 

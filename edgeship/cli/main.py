@@ -179,6 +179,7 @@ def _order(
     **rest: Any,
 ) -> Any:
     from edgeship.api import BuildOrder
+    from edgeship.core.settings import parse_settings
     from edgeship.core.units import parse_bytes, parse_fraction
 
     texts = {"--runtime": runtimes, "--output": output, "--max-size": max_size, "--max-drop": max_drop}
@@ -186,13 +187,6 @@ def _order(
     for option, text in texts.items():
         if text is not None and not text.strip(" ,"):
             raise UsageError(f"{option} is empty", fix="leave it out, or give it a value")
-    options: dict[str, dict[str, str]] = {}
-    for setting in settings:
-        left, equals, value = setting.partition("=")
-        task, dot, field = left.rpartition(".")
-        if not equals or not dot:
-            raise UsageError(f"--set {setting!r} is not pass.field=value", fix="write compress/quantize.bits=8")
-        options.setdefault(task, {})[field] = value
     return BuildOrder(
         source,
         tuple(name.strip() for item in targets for name in item.split(",")),
@@ -200,7 +194,7 @@ def _order(
         output=Path(output) if output else None,
         max_size_bytes=parse_bytes(max_size) if max_size else None,
         max_drop=parse_fraction(max_drop) if max_drop else None,
-        options=options,
+        options=parse_settings(settings),
         use_cache=not no_cache,
         **rest,
     )

@@ -36,22 +36,18 @@ def encoding_of(choice: Choice) -> Encoding:
     return encoding_named(choice.weights)
 
 
-def in_halves(runtime: str) -> bool:
-    """Whether a runtime computes in float16, so that weights that nothing encodes are stored in it."""
-    return runtime in ("coreml", "coreai")
-
-
 def predict(
     inventory: Inventory, runtime: Runtime, choice: Choice, *, tied: Collection[str] = frozenset()
 ) -> Footprint:
-    """The footprint before anything is built. Weights that compression leaves alone are float32 (float16 in Core ML
-    and Core AI, which compute in it).
+    """The footprint before anything is built. Weights that compression leaves alone are floats, as wide as the runtime
+    computes in.
 
     Args:
         tied: weights that are stored under another's name.
     """
-    planned = {use.name: _planned(choice, use) for use in inventory.weights if use.op != "other"}
-    return footprint(inventory, runtime, planned, choice.activations, halves=in_halves(runtime.name), tied=tied)
+    encodings = {use.name: planned(choice, use) for use in inventory.weights if use.op != "other"}
+    halves = runtime.float_bits(choice) == 16
+    return footprint(inventory, runtime, encodings, choice.activations, halves=halves, tied=tied)
 
 
 def footprint(
@@ -85,12 +81,12 @@ def footprint(
         if use.looked_up and use.op == "linear":
             bits += runtime.table_bits(encoding, activations)
         resident += use.elements * bits // 8
-    width = {"int8": 1, "int16": 2}.get(activations, 2 if halves else 4)
-    working = inventory.peak_activation_elements * width
-    return Footprint(stored, resident, working, runtime.overhead_bytes)
+    working = inventory.peak_activation_elements * runtime.activation_bits(activations, rest.bits) // 8
+    return Footprint(stored, resident, working, runtime.engine.overhead_bytes)
 
 
-def _planned(choice: Choice, use: WeightUse) -> Encoding:
+def planned(choice: Choice, use: WeightUse) -> Encoding:
+    """The encoding that a profile's words mean for one weight; of ``auto`` the smallest that it may choose."""
     if (use.looked_up or use.op == "embedding") and choice.embeddings:
         return fitted(encoding_named(choice.embeddings), use)
     return fitted(encoding_of(choice), use)

@@ -49,11 +49,6 @@ class TensorSpec:
         return next((values[name] for name in self.spellings if name in values), None)
 
     @property
-    def is_float(self) -> bool:
-        """Whether it holds floats, of any width."""
-        return self.dtype in ("f32", "f16")
-
-    @property
     def numpy_dtype(self) -> str:
         """The NumPy name of the dtype."""
         return NUMPY_DTYPES[self.dtype]
@@ -237,12 +232,3 @@ class QnnDecoder(Artifact):
     kind: ClassVar[str] = "QnnDecoder"
     runtime: ClassVar[str] = "qnn-lm"
     suffix: ClassVar[str] = ""
-
-
-ARTIFACTS: dict[str, type[Artifact]] = {
-    cls.kind: cls
-    for cls in (
-        OnnxModel, CoreMLModel, CoreAIModel, TFLiteModel, QnnModel,
-        GenaiModel, LiteRTLMModel, CoreMLDecoder, CoreAIDecoder, QnnDecoder,
-    )
-}  # fmt: skip

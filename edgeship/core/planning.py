@@ -8,6 +8,7 @@ from typing import Literal, cast, get_args
 
 from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, short_name
 from edgeship.core.inventory import Inventory, WeightOp, WeightUse
+from edgeship.core.model import Artifact
 from edgeship.core.profile import Request
 from edgeship.core.records import suggest
 from edgeship.core.weights import Affine, Encoding, Float, Palette, Sparse
@@ -27,6 +28,17 @@ def refusal(request: Request, op: WeightOp, encoding: Encoding) -> str:
     runtime = runtimes()[request.runtime]
     held = runtime.holds(op, encoding, request.choice.activations)
     return held or runtime.refused_by_system(encoding, request.target, request.options)
+
+
+def other_runtime(request: Request, kind: type[Artifact]) -> str:
+    """Empty when the runtime of a request opens artifacts of a kind, or has its own made from them; else for which
+    runtimes they are."""
+    from edgeship.core.registry import runtimes
+
+    if runtimes()[request.runtime].opens(kind):
+        return ""
+    names = [name for name, runtime in runtimes().items() if runtime.opens(kind)]
+    return f"only for runtime{'s' if len(names) > 1 else ''} {' and '.join(names)}"
 
 
 # What --keep may say of a weight, the first when it says nothing.
@@ -111,14 +123,14 @@ def planned_encoding(request: Request) -> str:
     form = given.get("form", "")
     if form in ("float16", "float32") or (isinstance(base, Float) and not form):
         return form or short_name(base)
-    bits = given.get("bits", "8" if isinstance(base, Float) else str(base.bits))
+    bits = given.get("bits", 8 if isinstance(base, Float) else base.bits)
     if form == "palette" or (isinstance(base, Palette) and not form):
         channels = given.get("group_channels", base.group_channels if isinstance(base, Palette) else None)
         return short_name(encoding_named(f"palette{bits}{f'-c{channels}' if channels else ''}"))
     grid = base if isinstance(base, Affine) else Affine()
     granularity = given.get("granularity", grid.granularity)
-    size = given.get("group_size", str(grid.group_size or 32))
-    symmetric = given["symmetric"].lower() == "true" if "symmetric" in given else grid.symmetric
+    size = given.get("group_size") or grid.group_size or 32
+    symmetric = given.get("symmetric", grid.symmetric)
     reach = {"group": f"-g{size}", "tensor": "-tensor"}.get(granularity, "")
     return short_name(encoding_named(f"int{bits}{reach}{'' if symmetric else '-asym'}"))
 

@@ -66,9 +66,9 @@ class Profile:
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
             raise UsageError(f"max_drop {self.max_drop:g} is no share", fix="write 0.01 for one point of a hundred")
 
-    def choice(self, runtime: str, family: str = "") -> Choice:
-        """The choice for one runtime; what a language engine has no word of its own for is its ``family``'s."""
-        return self.runtimes.get(runtime, self.runtimes.get(family, self.default))
+    def choice(self, runtime: str, format: str = "") -> Choice:
+        """The choice for one runtime: its own, or that of its ``format``, or what every runtime gets."""
+        return self.runtimes.get(runtime, self.runtimes.get(format, self.default))
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,13 @@ class Request:
 
     Args:
         inventory: weights and operators of the loaded model; None while the loader itself is planned.
-        options: ``--set`` values by pass name and field.
+        options: what the user set of passes, by pass name and field, in the field's own type (`core.settings`).
         raised: what the accuracy gate gave back: (weight, short name of its encoding), for this route only.
         keep: weights that the user wants in an encoding of their own: (weight, its short name).
         spare_bytes: what the size gate took from the budget of ``auto``, for this route only.
         rank: the accuracy gate fell short: measure what each layer costs.
         context: positions that a language model's artifact keeps, when the user said. decoder: of that model.
         kv_cache: how it keeps keys and values, when the user said. adapters: that ship beside it.
-        unbounded: float inputs of the loaded model of which nothing says what range they have.
     """
 
     source: Source
@@ -114,7 +113,7 @@ class Request:
     metric: str | None = None
     max_size_bytes: int | None = None
     max_drop: float | None = None
-    options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     load: Mapping[str, Any] = field(default_factory=dict)
     raised: tuple[tuple[str, str], ...] = ()
     keep: tuple[tuple[str, str], ...] = ()
@@ -124,7 +123,6 @@ class Request:
     decoder: Decoder | None = None
     kv_cache: CacheType | None = None
     adapters: tuple[AdapterRef, ...] = ()
-    unbounded: tuple[str, ...] = ()
 
     @property
     def choice(self) -> Choice:
@@ -135,41 +133,22 @@ class Request:
         """How any profile wants them for this runtime.
 
         A static 8-bit grid has no basis where no data say what inputs look like; then the runtime's own next best is
-        taken (`Runtime.unseen`), and with an input of unknown range its `Runtime.unbounded`. A profile that wants the
-        quickest gets what measured times of layers say of the model.
+        taken (`Engine.unseen`). A profile that wants the quickest gets what measured times of layers say of the model.
         A source that is quantized already is computed as its maker decided, where the runtime can.
         """
         from edgeship.core.registry import runtimes
         from edgeship.core.speed import quickest
 
         runtime = runtimes().get(self.runtime)
-        choice = profile.choice(self.runtime, runtime.language_of if runtime else "")
         if runtime is None:
-            return choice
+            return profile.choice(self.runtime)
+        choice, engine = profile.choice(self.runtime, runtime.format.name), runtime.engine
         given = self.inventory.activations if self.inventory is not None else ""
-        if given and (given != "dynamic" or "dynamic" in runtime.computes):
-            able = given in runtime.computes
+        if given and (given != "dynamic" or "dynamic" in engine.computes):
+            able = given in engine.computes
             return replace(choice, activations=given if able else "float")  # type: ignore[arg-type]
-        if self.calibration is None:
-            choice = self._without_data(choice, runtime)
+        if choice.activations == "int8" and self.calibration is None:
+            choice = replace(choice, activations=engine.unseen)
         if not choice.quickest or self.inventory is None:
             return choice
         return replace(choice, activations=quickest(self.runtime, self.inventory, choice.activations))
-
-    def _without_data(self, choice: Choice, runtime: Runtime) -> Choice:
-        """What a runtime computes with where no data say what inputs look like."""
-        if choice.activations == "int8":
-            choice = replace(choice, activations=runtime.unseen)
-        # Who asks for a grid, or for how weights are stored, means it.
-        said = {"compress/calibrate", "compress/quantize"}.intersection(self.options)
-        if choice.activations != "int16" or runtime.unbounded == "int16" or not self.unbounded or said:
-            return choice
-        if choice.weights != "int8" and not (choice.weights == "auto" and self._halves_fit()):
-            # A profile of fewer bits is about its size.
-            return choice
-        return replace(choice, activations=runtime.unbounded, weights="float16", candidates=())
-
-    def _halves_fit(self) -> bool:
-        """Whether all weights in float16 are within the bytes there are."""
-        limit = self.max_size_bytes or int(self.target.app_memory_bytes.value)
-        return self.inventory is not None and 2 * self.inventory.parameters <= limit

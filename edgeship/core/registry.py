@@ -1,4 +1,5 @@
-"""What is there: passes, runtimes, devices, targets and profiles, built in by folder and added by entry points.
+"""What is there: passes, runtimes, devices, targets and profiles, built in by folder and added by entry points; and
+from passes and runtimes the kinds of models that steps make, the cache reads and a bundle holds.
 
 Entry point groups: ``edgeship.passes``, ``edgeship.runtimes`` and ``edgeship.devices`` name an object (a Pass subclass,
 a Runtime, a Device), ``edgeship.encodings`` a family (a subclass of Encoding); ``edgeship.targets`` and
@@ -13,12 +14,14 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edgeship.core.device import Device
 from edgeship.core.encodings import families
+from edgeship.core.model import Artifact, Model, TextWindows
 from edgeship.core.passes import Pass
 from edgeship.core.plugins import Broken, loaded, refuse, refused
 from edgeship.core.profile import Profile
@@ -53,6 +56,7 @@ def passes() -> dict[str, type[Pass]]:
                     found[value.name] = value
     for name, value in loaded("edgeship.passes"):
         reason = _unfit_pass(value) or (f"{value.name} exists already" if value.name in found else "")
+        reason = reason or _unfit_kind(value, found.values())
         if reason:
             refuse("edgeship.passes", name, reason)
         else:
@@ -63,7 +67,22 @@ def passes() -> dict[str, type[Pass]]:
 @cache
 def runtimes() -> dict[str, Runtime]:
     """Every runtime by name."""
-    return _instances("runtimes", Runtime)  # type: ignore[type-abstract]
+    return _instances("runtimes", Runtime, _unfit_runtime)  # type: ignore[type-abstract]
+
+
+@cache
+def artifacts() -> dict[str, type[Artifact]]:
+    """What a bundle can hold, by kind: the artifact of every runtime."""
+    return {runtime.artifact.kind: runtime.artifact for runtime in runtimes().values()}
+
+
+@cache
+def kinds() -> dict[str, type[Model]]:
+    """Every model that a step can make, by kind: what passes say that they make, and what runtimes open."""
+    made = [cls.edges()[1] for cls in passes().values()]
+    models: list[type[Model]] = [TextWindows, *artifacts().values()]
+    models += [cls for cls in made if isinstance(cls, type) and issubclass(cls, Model)]
+    return {cls.kind: cls for cls in models}
 
 
 @cache
@@ -91,8 +110,14 @@ def find(kind: str, known: dict[str, T], name: str) -> T:
     return known[name]
 
 
-def _instances(group: str, cls: type[T]) -> dict[str, T]:
-    """One instance a module of ``edgeship/<group>/`` (a folder keeps it in ``runtime.py``), then those of plug-ins."""
+def _instances(
+    group: str, cls: type[T], unfit: Callable[[T, Mapping[str, T]], str] = lambda value, found: ""
+) -> dict[str, T]:
+    """One instance a module of ``edgeship/<group>/`` (a folder keeps it in ``runtime.py``), then those of plug-ins.
+
+    Args:
+        unfit: why an instance cannot be used beside those that were found; empty when it can.
+    """
     found: dict[str, T] = {}
     package = importlib.import_module(f"edgeship.{group}")
     for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda item: item.name):
@@ -105,6 +130,7 @@ def _instances(group: str, cls: type[T]) -> dict[str, T]:
         reason = "" if isinstance(value, cls) and _name(value) else f"is not a {cls.__name__} with a name"
         if not reason and _name(value) in found:
             reason = f"{_name(value)} exists already"
+        reason = reason or unfit(value, found)
         if reason:
             refuse(f"edgeship.{group}", name, reason)
         else:
@@ -144,6 +170,36 @@ def _unfit_pass(value: Any) -> str:
         value.shape()
     except Exception as error:
         return f"the annotations of run cannot be read: {type(error).__name__}: {error}"
+    return ""
+
+
+def _unfit_kind(cls: type[Pass], others: Iterable[type[Pass]]) -> str:
+    """Why what a pass makes cannot be told from what another makes; empty when it can."""
+    made = cls.edges()[1]
+    if not (isinstance(made, type) and issubclass(made, Model)):
+        return ""
+    if "kind" not in vars(made):
+        return f"{made.__name__} has no kind of its own"
+    known = [other.edges()[1] for other in others]
+    twice = any(getattr(other, "kind", "") == made.kind and other is not made for other in known)
+    return f"it makes another {made.kind} than there is" if twice else ""
+
+
+def _unfit_runtime(runtime: Runtime, found: Mapping[str, Runtime]) -> str:
+    """Why a runtime cannot be used beside others; empty when it can."""
+    missing = [item for item in ("title", "artifact", "format", "engine") if not hasattr(runtime, item)]
+    if missing:
+        return f"has no {missing[0]}"
+    kind = runtime.artifact
+    if not (isinstance(kind, type) and issubclass(kind, Artifact)):
+        return "its artifact is no class of Artifact"
+    if "kind" not in vars(kind) or kind.runtime != runtime.name:
+        return f"{kind.__name__} needs a kind of its own, and runtime {runtime.name!r}"
+    for other in found.values():
+        if other.artifact.kind == kind.kind:
+            return f"{other.name} opens a {kind.kind} already"
+        if other.format.name == runtime.format.name and other.format != runtime.format:
+            return f"{other.name} has another format {runtime.format.name}"
     return ""
 
 

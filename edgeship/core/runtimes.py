@@ -1,4 +1,7 @@
-"""What a runtime and a device are, to the rest of edgeship."""
+"""What a runtime is, to the rest of edgeship: a format (the file) and an engine (what runs it) with what both can do.
+
+Whatever depends on a runtime is asked of it here. Nothing else in edgeship asks for a runtime by its name.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,6 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, "npt.NDArray[Any]"]
 Execution = Literal["native", "emulated"]
-# Distributions whose versions decide what an engine answers.
-ENGINE_PACKAGES = ("onnxruntime", "coremltools", "coreai-core", "ai-edge-litert", "onnxruntime-qnn")
 ActivationMode = Literal["float", "int8", "int16", "dynamic"]
 
 
@@ -61,49 +62,110 @@ class Session(ABC):
         self.close()
 
 
+@dataclass(frozen=True)
+class Format:
+    """The file: what a target decodes, a profile names and several engines may share.
+
+    A format that keeps weights in other widths than were decided is a subclass that says so.
+
+    Args:
+        name: as targets and profiles spell it. title: for people.
+        packages: distributions that write and read it, in the order to look.
+        float_bits: of a number that nothing encodes: 16 where programs compute in float16, else 32.
+    """
+
+    name: str
+    title: str
+    packages: tuple[str, ...] = ()
+    float_bits: Literal[16, 32] = 32
+
+    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
+        """Bits a weight takes in the file: more than decided where the format lacks that width (int3 in int4)."""
+        return encoding.bits
+
+    def scale_bits(self, encoding: Encoding) -> int:
+        """Bits a scale takes in the file."""
+        return 16
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """How an engine uses a device, for an estimate of its speed there.
+
+    Args:
+        unit: what it computes on, as in the target's ``peak_ops_s``.
+        efficiency: share of the peak rate that a large convolution or matrix product reaches.
+        run_seconds: time of an empty run: dispatch, synchronisation, input and output.
+        int16: the dtype of the target whose rate 16-bit activations run at.
+    """
+
+    unit: Literal["npu", "gpu", "cpu"]
+    efficiency: float
+    run_seconds: float
+    int16: str = "f32"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs a format: the figures of it that a plan, a check or an estimate needs.
+
+    Args:
+        runs: networks, or language models with their caches.
+        packages: distributions beside the format's that it needs, looked for first.
+        extra: edgeship's pip extra that brings them all; empty when none does.
+        execution: ``native`` when a run here is the real engine, ``emulated`` when it is an emulator or evaluator.
+        untimed: why a latency taken here means nothing; empty when it means something.
+        eval_samples: how many samples an evaluation takes at most, fewer where a run here is slow.
+        overhead_bytes: what the engine itself takes in an app, for the size check; not fitted to devices yet.
+        roofline: what an estimate needs; None when nothing is known.
+        unseen: activations where a profile wants static 8-bit ones, and no data say what inputs look like.
+        computes: activations other than float ones that it can compute with.
+        clips_inside: whether an integer layer clips its result at no cost.
+        centred_int16: whether its 16-bit activations have zero point 0.
+        float_products: whether an operator with integer weights can compute in float beside static activations.
+        caches: how an engine for language models can keep keys and values, its default first.
+        cache_copies: how often keys and values are in memory: twice where a step writes others than it reads.
+        adapters: whether it loads LoRA adapters beside a model.
+    """
+
+    runs: Literal["networks", "language models"] = "networks"
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+    execution: Execution = "native"
+    untimed: str = ""
+    eval_samples: int = 2000
+    overhead_bytes: int = 30_000_000
+    roofline: Roofline | None = None
+    unseen: ActivationMode = "float"
+    computes: tuple[ActivationMode, ...] = ("int8",)
+    clips_inside: bool = True
+    centred_int16: bool = False
+    float_products: bool = True
+    caches: tuple[CacheType, ...] = ("float32",)
+    cache_copies: int = 1
+    adapters: bool = False
+
+    @property
+    def for_language(self) -> bool:
+        """Whether it runs language models."""
+        return self.runs == "language models"
+
+
 class Runtime(ABC):
     """An engine on this machine that runs one kind of artifact, and reads its weights back.
 
     Class attributes:
         name: as in ``--runtime``. title: for people. artifact: the class of models it opens.
-        packages: distributions it needs, in the order to look. extra: the pip extra that brings them.
-        execution: ``native`` when a run here is the real engine, ``emulated`` when it is an emulator or evaluator.
-        timed: whether a latency taken here means anything; else `untimed_reason` says why not.
-        eval_samples: how many samples an evaluation takes at most, fewer where a run here is slow.
-        overhead_bytes: what the engine itself takes in an app, for the size check; not fitted to devices yet.
-        unseen: activations where a profile wants static 8-bit ones, and no data say what inputs look like.
-        unbounded: activations where a profile wants 16-bit ones, and neither data nor the model say what range inputs
-            have; with ``float`` weights are float16 too.
-        computes: activations other than float ones that it can compute with.
-        clips_inside: whether an integer layer clips its result at no cost.
-        centred_int16: whether its 16-bit activations have zero point 0.
-        float_products: whether an operator with integer weights can compute in float beside static activations.
-        language_of: of an engine for language models: the runtime whose format, targets and profiles it shares.
-        caches: how such an engine can keep keys and values, its default first.
-        cache_copies: how often keys and values are in memory: twice where a step writes others than it reads.
-        adapters: whether it loads LoRA adapters beside a model.
+        format: the file. engine: what runs it.
+        through: other kinds of artifact that its own is lowered from.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     artifact: ClassVar[type[Artifact]]
-    packages: ClassVar[tuple[str, ...]]
-    extra: ClassVar[str]
-    execution: ClassVar[Execution] = "native"
-    timed: ClassVar[bool] = False
-    untimed_reason: ClassVar[str] = ""
-    eval_samples: ClassVar[int] = 2000
-    overhead_bytes: ClassVar[int] = 30_000_000
-    unseen: ClassVar[ActivationMode] = "float"
-    unbounded: ClassVar[ActivationMode] = "int16"
-    computes: ClassVar[tuple[ActivationMode, ...]] = ("int8",)
-    clips_inside: ClassVar[bool] = True
-    centred_int16: ClassVar[bool] = False
-    float_products: ClassVar[bool] = True
-    language_of: ClassVar[str] = ""
-    adapters: ClassVar[bool] = False
-    caches: ClassVar[tuple[CacheType, ...]] = ("float32",)
-    cache_copies: ClassVar[int] = 1
+    format: ClassVar[Format]
+    engine: ClassVar[Engine]
+    through: ClassVar[tuple[type[Artifact], ...]] = ()
 
     @abstractmethod
     def open(self, artifact: Artifact) -> Session:
@@ -133,15 +195,15 @@ class Runtime(ABC):
 
         Raises `UsageError` when the engine cannot keep them so.
         """
-        if asked is not None and asked not in self.caches:
-            able = " or ".join(self.caches)
+        if asked is not None and asked not in self.engine.caches:
+            able = " or ".join(self.engine.caches)
             raise UsageError(
                 f"{self.title} keeps keys and values in {able}, not in {asked}",
                 fix=f"--kv-cache {able}, or leave {self.name} out with --runtime",
             )
-        return asked or self.caches[0]
+        return asked or self.engine.caches[0]
 
-    def refused_by_system(self, encoding: Encoding, target: Target, options: Mapping[str, Mapping[str, str]]) -> str:
+    def refused_by_system(self, encoding: Encoding, target: Target, options: Mapping[str, Mapping[str, Any]]) -> str:
         """Empty when the oldest system that is built for has the encoding too; else what it has instead.
 
         Args:
@@ -160,18 +222,24 @@ class Runtime(ABC):
         return {}
 
     def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """Bits a weight takes in the file: more than decided where the format lacks that width (int3 in int4)."""
-        return encoding.bits
+        """Bits a weight takes in the file: the format's, unless this engine wants another width."""
+        return self.format.container_bits(op, encoding)
 
-    def scale_bits(self, encoding: Encoding) -> int:
-        """Bits a scale takes in the file."""
-        return 16
+    def float_bits(self, choice: Choice) -> Literal[16, 32]:
+        """Bits of a number that nothing encodes, a weight or an activation: float32 where the weights are to be so."""
+        return 32 if choice.weights == "float32" else self.format.float_bits
+
+    def activation_bits(self, activations: ActivationMode, float_bits: int) -> int:
+        """Bits of an activation in memory, where one that stays float has ``float_bits``."""
+        return {"int8": 8, "int16": 16}.get(activations, float_bits)
 
     def stored_bits(self, use: WeightUse, encoding: Encoding, sparsity: float = 0.0) -> int:
         """Bits that a weight takes in the file with scales, tables and mask; ``sparsity`` is its share of zeros."""
         from edgeship.core.encodings import stored_bits
 
-        return stored_bits(encoding, use, self.container_bits(use.op, encoding), sparsity, self.scale_bits(encoding))
+        return stored_bits(
+            encoding, use, self.container_bits(use.op, encoding), sparsity, self.format.scale_bits(encoding)
+        )
 
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """Bits a weight takes in memory while the model runs: more than stored where the engine decompresses it."""
@@ -189,6 +257,19 @@ class Runtime(ABC):
         """Whether a weight is unpacked again at every run, which takes longer than computing in float32."""
         return False
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Distributions that it needs, the engine's before the format's."""
+        return tuple(dict.fromkeys((*self.engine.packages, *self.format.packages)))
+
+    def opens(self, kind: type[Artifact]) -> bool:
+        """Whether it opens artifacts of a kind, or its own are lowered from them."""
+        return kind is self.artifact or kind in self.through
+
+    def runs_on(self, target: Target) -> bool:
+        """Whether it runs on a device: the target names it, or its format."""
+        return not {self.name, self.format.name}.isdisjoint(target.runtime_names)
+
     def versions(self) -> dict[str, str]:
         """Installed versions of the packages it needs. Raises `MissingToolError` naming the first that is absent."""
         found = {}
@@ -196,9 +277,8 @@ class Runtime(ABC):
             try:
                 found[package] = metadata.version(package)
             except metadata.PackageNotFoundError:
-                raise MissingToolError(
-                    f"{self.title} needs {package}", fix=f'pip install "edgeship[{self.extra}]"'
-                ) from None
+                wanted = f'"edgeship[{self.engine.extra}]"' if self.engine.extra else package
+                raise MissingToolError(f"{self.title} needs {package}", fix=f"pip install {wanted}") from None
         return found
 
     def require(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> None:

@@ -28,7 +28,7 @@ class Target:
     Args:
         name: as in ``--target``. title: for people.
         chip: system on chip. os: operating system with the versions that artifacts must run on, oldest first.
-        runtimes: names in order of preference.
+        runtimes: names of runtimes, or of formats for all their engines, in order of preference.
         app_memory_bytes: what one app may use before the system ends it.
         bandwidth_bytes_s: peak DRAM bandwidth.
         peak_ops_s: peak multiply-accumulates x 2 a second by unit and dtype, keys such as ``npu.int8``, ``cpu.f32``.

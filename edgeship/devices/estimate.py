@@ -4,8 +4,8 @@ Each operator takes the longer of two times: its arithmetic at a share of the un
 at the memory's bandwidth (Williams, Waterman, Patterson: "Roofline", CACM 2009). The estimate is their sum and a cost
 per run.
 
-Nothing here is fitted. The efficiencies are round figures whose origin stands beside them, and the band is wide on
-purpose. How it is made, and how far off it was, is told in ``docs/estimate.md``.
+Nothing here is fitted. What depends on a runtime is a figure of its own (`edgeship.core.runtimes.Roofline`), and the
+band is wide on purpose. How it is made, and how far off it was, is told in ``docs/estimate.md``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import ClassVar
 
 from edgeship.core.device import Device, Shipped
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
-from edgeship.core.memory import encoding_of
+from edgeship.core.memory import planned
 from edgeship.core.profile import Choice
-from edgeship.core.registry import find, targets
+from edgeship.core.registry import find, runtimes, targets
 from edgeship.core.report import Measurement
+from edgeship.core.runtimes import Runtime
 from edgeship.core.target import Target
 
 # An estimate may be this many times too high or too low.
@@ -36,37 +37,7 @@ FREE = frozenset(
 
 # An operator whose activations fit here leaves them on the chip: the tightly coupled memory of Hexagon on these chips
 # (executorch qc_schema.py; Apple publishes none, taken the same), and the smallest last-level cache (Raspberry Pi 5).
-ON_CHIP_BYTES = {"npu": 8_000_000, "cpu": 2_000_000}
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How one runtime uses a device.
-
-    Args:
-        unit: what it computes on, as in the target's ``peak_ops_s``.
-        efficiency: share of the peak rate that a large convolution or matrix product reaches.
-        run_seconds: time of an empty run: dispatch, synchronisation, input and output.
-    """
-
-    unit: str
-    efficiency: float
-    run_seconds: float
-
-
-ENGINES = {
-    # Apple's ResNet-50 on A17 Pro (Core ML Tools guide): 8.2e9 operations in 0.77 ms (W8A8) are 0.30 of the Neural
-    # Engine's peak, in 1.38 ms (float16) 0.34 of it. MobileNetV3-small takes 0.13 ms on A16, nearly all of it dispatch.
-    "coreml": Engine("npu", 0.32, 1.0e-4),
-    # No figures are published: taken as Core ML's, on the same Neural Engine.
-    "coreai": Engine("npu", 0.32, 1.0e-4),
-    # The rates in Qualcomm targets are the best that any published model reached; typical layers reach about half.
-    # The shortest run published for any model on Galaxy S24 is 0.056 ms.
-    "qnn": Engine("npu", 0.5, 5.0e-5),
-    # Unfitted: matrix kernels of XNNPACK and MLAS on hot caches, less what threads and phone clocks cost.
-    "tflite": Engine("cpu", 0.5, 2.0e-5),
-    "onnx": Engine("cpu", 0.5, 2.0e-5),
-}
+ON_CHIP_BYTES = {"npu": 8_000_000, "gpu": 2_000_000, "cpu": 2_000_000}
 
 
 def estimate(
@@ -89,55 +60,109 @@ def estimate(
         A measurement without a value, and with the reason in its note, when the runtime does not run on the target or
         the target lacks a figure.
     """
-    engine = ENGINES.get(runtime)
-    if engine is None or runtime not in target.runtime_names:
-        return _none(target, runtime, f"{runtime} does not run on {target.title}")
-    dtype, activation_bytes = _arithmetic(engine.unit, choice)
-    rate = target.peak_ops_s.get(f"{engine.unit}.{dtype}")
-    if rate is None:
-        return _none(target, runtime, f"no figure for {engine.unit}.{dtype} of {target.title}")
-    sizes = {weight.name: _read_bytes(weight, engine.unit, choice, weight_bytes or {}) for weight in inventory.weights}
-    bandwidth, speed = float(target.bandwidth_bytes_s.value), float(rate.value) * engine.efficiency
-    moving = [_traffic(op, sizes, activation_bytes, ON_CHIP_BYTES[engine.unit]) / bandwidth for op in inventory.ops]
-    computing = [2 * op.macs / speed for op in inventory.ops]
-    seconds = engine.run_seconds + sum(map(max, computing, moving))
-    return Measurement(
-        "latency_estimate",
-        1e3 * seconds,
-        "ms",
-        "estimated",
-        device=target.name,
-        runtime=runtime,
-        low=1e3 * max(seconds / BAND, sum(moving)),
-        high=1e3 * seconds * BAND,
-        note=f"roofline on the {engine.unit.upper()} in {dtype}, not fitted to measurements: may be {BAND:g} times off",
+    found = _roofline(inventory, target, runtimes()[runtime], choice, weight_bytes or {})
+    if isinstance(found, str):
+        return _none(target, runtime, found)
+    return _figure("latency_estimate", found, 1e3, "ms", target, runtime)
+
+
+def estimate_text(
+    inventory: Inventory,
+    target: Target,
+    runtime: str,
+    choice: Choice,
+    tokens: int,
+    weight_bytes: Mapping[str, int] | None = None,
+) -> tuple[Measurement, Measurement]:
+    """Tokens a second that a language model reads (``prefill``) and writes (``decode``), estimated, with their bands.
+
+    Writing takes one token at a time: the arithmetic of one, and all weights once. Caches count nothing, so this is
+    the speed at the start of a text.
+
+    Args:
+        inventory: of the model over a text of ``tokens``.
+        target, runtime, choice, weight_bytes: as for `estimate`.
+    """
+    engine, stored = runtimes()[runtime], weight_bytes or {}
+    read, written = (_roofline(inventory, target, engine, choice, stored, share) for share in (1.0, 1 / tokens))
+    if isinstance(read, str) or isinstance(written, str):
+        note = read if isinstance(read, str) else str(written)
+        return _none(target, runtime, note, "prefill"), _none(target, runtime, note, "decode")
+    return (
+        _figure("prefill", read, tokens, "tokens/s", target, runtime),
+        _figure("decode", written, 1, "tokens/s", target, runtime),
     )
 
 
-def _none(target: Target, runtime: str, note: str) -> Measurement:
-    return Measurement("latency_estimate", None, "ms", "estimated", device=target.name, runtime=runtime, note=note)
+@dataclass(frozen=True)
+class _Time:
+    """Seconds of one run, the least that moving its bytes takes, and what was computed where."""
+
+    seconds: float
+    moving: float
+    arithmetic: str
+
+    @property
+    def least(self) -> float:
+        return max(self.seconds / BAND, self.moving)
 
 
-def _arithmetic(unit: str, choice: Choice) -> tuple[str, int]:
-    """The dtype whose peak rate counts, and the bytes of one activation in memory."""
-    if unit == "npu":
-        # Hexagon runs 8-bit weights with 16-bit activations at the rate of float16 (AI Hub: 7.5 and 7.2 T/s on S24).
-        return ("int8", 1) if choice.activations == "int8" else ("f16", 2)
-    if choice.activations == "int8":
-        return ("int8", 1)
-    return ("int8", 4) if choice.activations == "dynamic" else ("f32", 4)
+def _roofline(
+    inventory: Inventory,
+    target: Target,
+    runtime: Runtime,
+    choice: Choice,
+    stored: Mapping[str, int],
+    share: float = 1.0,
+) -> _Time | str:
+    """The time of one run over a ``share`` of the text that was counted, or why there is none."""
+    if not runtime.runs_on(target):
+        return f"{runtime.name} does not run on {target.title}"
+    line = runtime.engine.roofline
+    if line is None:
+        return f"nothing is known of the speed of {runtime.title}"
+    float_bits = runtime.float_bits(choice)
+    dtype = {"int8": "int8", "dynamic": "int8", "int16": line.int16}.get(choice.activations, f"f{float_bits}")
+    rate = target.peak_ops_s.get(f"{line.unit}.{dtype}")
+    if rate is None:
+        return f"no figure for {line.unit}.{dtype} of {target.title}"
+    sizes = {weight.name: _read_bytes(weight, runtime, choice, stored) for weight in inventory.weights}
+    bandwidth, speed = float(target.bandwidth_bytes_s.value), float(rate.value) * line.efficiency
+    activation_bytes = share * runtime.activation_bits(choice.activations, float_bits) / 8
+    moving = [_traffic(op, sizes, activation_bytes, ON_CHIP_BYTES[line.unit]) / bandwidth for op in inventory.ops]
+    computing = [share * 2 * op.macs / speed for op in inventory.ops]
+    seconds = line.run_seconds + sum(map(max, computing, moving))
+    return _Time(seconds, sum(moving), f"{line.unit.upper()} in {dtype}")
 
 
-def _read_bytes(weight: WeightUse, unit: str, choice: Choice, stored: Mapping[str, int]) -> float:
-    """Bytes of a weight as the unit reads it: as stored, by default as ``choice`` (``float16``, ``int8`` ...) says."""
-    if weight.op == "other" or (unit == "cpu" and choice.activations == "float"):
-        # Biases and norms are float32; LiteRT and ONNX Runtime widen the rest to it when they load a float model.
-        return 4.0 * weight.elements
-    bits = encoding_of(choice).bits
-    return float(stored.get(weight.name, weight.elements * bits / 8))
+def _figure(name: str, time: _Time, work: float, unit: str, target: Target, runtime: str) -> Measurement:
+    """A time as a figure with its band: ``work`` milliseconds a second, or ``work`` tokens."""
+    bounds = [time.seconds, time.least, time.seconds * BAND]
+    found = [work * seconds if unit == "ms" else work / seconds for seconds in bounds]
+    note = f"roofline on the {time.arithmetic}, not fitted to measurements: may be {BAND:g} times off"
+    return Measurement(
+        name, found[0], unit, "estimated", device=target.name, runtime=runtime, low=min(found), high=max(found),
+        note=note,
+    )  # fmt: skip
 
 
-def _traffic(op: OpCost, sizes: Mapping[str, float], activation_bytes: int, on_chip_bytes: int) -> float:
+def _none(target: Target, runtime: str, note: str, name: str = "latency_estimate") -> Measurement:
+    unit = "ms" if name == "latency_estimate" else "tokens/s"
+    return Measurement(name, None, unit, "estimated", device=target.name, runtime=runtime, note=note)
+
+
+def _read_bytes(weight: WeightUse, runtime: Runtime, choice: Choice, stored: Mapping[str, int]) -> float:
+    """Bytes of a weight as the engine reads it: as stored, or wider where the engine unpacks it when it loads."""
+    if weight.op == "other":
+        return weight.elements * runtime.float_bits(choice) / 8
+    encoding = planned(choice, weight)
+    resident = runtime.resident_bits(weight.op, encoding, choice.activations)
+    if resident > runtime.container_bits(weight.op, encoding):
+        return weight.elements * resident / 8
+    return float(stored.get(weight.name, weight.elements * encoding.bits / 8))
+
+
+def _traffic(op: OpCost, sizes: Mapping[str, float], activation_bytes: float, on_chip_bytes: int) -> float:
     """Bytes that one operator moves to and from memory."""
     if op.op in FREE:
         return 0.0
@@ -156,9 +181,12 @@ class Estimate(Device):
     summary: ClassVar[str] = "a rough estimate for a target, with a wide band"
 
     def measure(self, shipped: Shipped, argument: str, seconds: float) -> tuple[Measurement, ...]:
-        """As `estimate`, with the weights as the artifact stores them."""
+        """As `estimate`, or `estimate_text` for a language model, with the weights as the artifact stores them."""
         target = find("target", targets(), argument)
         runtime = shipped.artifact.runtime
+        if runtimes()[runtime].engine.for_language:
+            tokens = shipped.artifact.signature.inputs[0].shape[-1]
+            return estimate_text(shipped.inventory, target, runtime, shipped.choice, tokens, shipped.weight_bytes)
         return (estimate(shipped.inventory, target, runtime, shipped.choice, shipped.weight_bytes),)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgeship.core.device import Device, Shipped, TextOrder
-from edgeship.core.model import ARTIFACTS, Artifact
+from edgeship.core.model import Artifact
 from edgeship.core.records import from_plain, to_plain
-from edgeship.core.registry import runtimes
+from edgeship.core.registry import artifacts, runtimes
 from edgeship.core.report import Measurement
 from edgeship.errors import ArtifactError
 
@@ -39,9 +39,10 @@ def time_artifact(
         ArtifactError: the artifact does not run.
     """
     runtime = runtimes()[artifact.runtime]
-    if not runtime.timed:
-        return (Measurement("latency_p50", None, "ms", "emulated", runtime=runtime.name, note=runtime.untimed_reason),)
-    if runtime.language_of:
+    if runtime.engine.untimed:
+        note = runtime.engine.untimed
+        return (Measurement("latency_p50", None, "ms", "emulated", runtime=runtime.name, note=note),)
+    if runtime.engine.for_language:
         text = text or TextOrder()
         return tuple(figure for depth in text.depths for figure in _time_text(artifact, text, depth))
     found = _worked(artifact, {"seconds": seconds})
@@ -146,14 +147,14 @@ def _work() -> None:
     from edgeship.data.batches import generate_batches
 
     order = json.loads(sys.stdin.read())
-    artifact = from_plain(ARTIFACTS[order["artifact"]["kind"]], order["artifact"])
+    artifact = from_plain(artifacts()[order["artifact"]["kind"]], order["artifact"])
     runtime = runtimes()[artifact.runtime]
     runtime.versions()
     batch = generate_batches(Signature(artifact.signature.inputs, ()), 1)[0]
     runtime.warm_imports()
     baseline = _peak_bytes()
     begin = time.perf_counter()
-    if runtime.language_of:
+    if runtime.engine.for_language:
         _write({**_work_text(artifact, order, begin), "peak_bytes": _peak_bytes(), "baseline_bytes": baseline})
         return
     with runtime.open_fast(artifact) as session:

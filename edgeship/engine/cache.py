@@ -26,20 +26,16 @@ from typing import Any
 
 from edgeship import __version__
 from edgeship.core.artifact import list_files, source_digest, total_bytes
-from edgeship.core.model import ARTIFACTS, Model, Signature, TextWindows, TorchModel
+from edgeship.core.model import Model, Signature, TextWindows
 from edgeship.core.owned import MARKER, Hold, claim, clear, hold, is_ours, make, remove
 from edgeship.core.passes import Pass
 from edgeship.core.records import from_plain, to_plain
-from edgeship.core.registry import runtimes
+from edgeship.core.registry import kinds, runtimes
 from edgeship.core.report import Measurements, Verdict
 from edgeship.core.units import parse_bytes
 from edgeship.errors import ChangedError, EdgeshipError, OutputError
 
 Result = Model | Verdict | Measurements
-KINDS: dict[str, type[Any]] = {
-    **ARTIFACTS,
-    **{cls.kind: cls for cls in (TorchModel, TextWindows, Verdict, Measurements)},
-}
 DEPENDENCIES = "dependencies.json"
 RESULT = "result.json"
 # In a folder of a running step: what the step writes.
@@ -324,6 +320,11 @@ def _read_stored(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def result_kinds() -> dict[str, type[Result]]:
+    """What a step can end in, and the cache can read, by kind."""
+    return {**kinds(), Verdict.kind: Verdict, Measurements.kind: Measurements}
+
+
 def logs_folder() -> Path:
     """Where logs go that belong to no bundle."""
     return default_cache_root() / "logs"
@@ -404,8 +405,7 @@ def _to_stored(folder: Path, result: Result) -> dict[str, Any]:
 
 
 def _from_stored(folder: Path, plain: dict[str, Any]) -> Result:
-    cls = KINDS[plain["kind"]]
-    result: Result = from_plain(cls, plain, RESULT)
+    result = from_plain(result_kinds()[plain["kind"]], plain, RESULT)
     if isinstance(result, Model):
         result = replace(result, path=folder / result.path)
     return result

@@ -15,7 +15,7 @@ from edgeship.core.model import Model, Source
 from edgeship.core.passes import Context, Pass
 from edgeship.core.plan import Plan, Step
 from edgeship.core.report import StepTime
-from edgeship.engine.cache import KINDS, Cache, Result
+from edgeship.engine.cache import Cache, Result, result_kinds
 from edgeship.engine.chatter import Log, silenced
 from edgeship.engine.outside import Outside
 from edgeship.errors import EdgeshipError, OutputError, meaning_of
@@ -139,7 +139,7 @@ def _run_step(step: Step, source: Source, cache: Cache, log: Log, progress: Prog
         with silenced(log):
             result = step.task.run(**inputs, ctx=context)
             step.task.ensures(result, **inputs)
-        if type(result).kind not in KINDS:
+        if result_kinds().get(type(result).kind) is not type(result):
             raise TypeError(f"{step.name} made a {type(result).__name__}, which is no result of a pass")
         # Only what was read as it was named goes in under that name.
         outside.end()

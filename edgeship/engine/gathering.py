@@ -179,7 +179,7 @@ def _row(
         size_bytes=total_bytes(artifact.path),
         weights=", ".join(kinds) or ("float16" if artifact.compute == "f16" else "float32"),
         activations=request.choice.activations if activations or request.choice.activations == "dynamic" else "float",
-        execution="emulated" if runtime.execution == "emulated" else "measured",
+        execution="emulated" if runtime.engine.execution == "emulated" else "measured",
         verdicts=tuple(verdicts),
         measurements=tuple(measurements),
     )

@@ -51,33 +51,25 @@ def notes_of(
 
 
 def _unseen(request: Request) -> str:
-    """Why activations are not static though the profile wants them so; empty when they are."""
-    family = runtimes()[request.runtime].language_of
-    wanted, got = request.profile.choice(request.runtime, family), request.choice
-    if wanted.activations == got.activations:
+    """Why activations are not in static 8 bits though the profile wants them so; empty when they are."""
+    format = runtimes()[request.runtime].format
+    wanted, got = request.profile.choice(request.runtime, format.name).activations, request.choice.activations
+    if wanted == got:
         return ""
-    head, way_out = f"{request.runtime}: no data say what inputs look like", "give --calibration DATA"
-    bits = wanted.activations.removeprefix("int")
-    if wanted.weights != got.weights:
-        return (
-            f"{head}, and no range is known of {_some(request.unbounded)}: a static grid loses what is small beside its "
-            f"step, so weights and activations are float16; with data weights have 8 bits and activations {bits}: "
-            f"{way_out}"
-        )
-    form = "are quantized while running" if got.activations == "dynamic" else f"are {got.activations}"
+    form = "are quantized while running" if got == "dynamic" else f"are {got}"
     return (
-        f"{head}, so activations {form}; profile {request.profile.name} would have static {bits}-bit ones, where they "
-        f"are quicker: {way_out}"
+        f"{request.runtime}: no data say what inputs look like, so activations {form}; profile {request.profile.name} "
+        "would have static 8-bit ones, where they are quicker: give --calibration DATA"
     )
 
 
 def _quickest(request: Request) -> str:
     """Why the profile's activations gave way to quicker ones; empty when they did not."""
-    family = runtimes()[request.runtime].language_of
-    asked = request.profile.choice(request.runtime, family)
+    runtime = runtimes()[request.runtime]
+    asked = request.profile.choice(request.runtime, runtime.format.name)
     got = request.choice.activations
     unseen = request.calibration is None and asked.activations == "int8"
-    wanted = runtimes()[request.runtime].unseen if unseen else asked.activations
+    wanted = runtime.engine.unseen if unseen else asked.activations
     if not asked.quickest or got == wanted or request.inventory is None:
         return ""
     times = [predicted(request.runtime, request.inventory, mode) for mode in (got, wanted)]

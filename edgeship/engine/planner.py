@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +10,10 @@ from edgeship.core.model import Artifact, Model, Source, TorchModel
 from edgeship.core.passes import Pass, Skip
 from edgeship.core.plan import Plan, Step, made_name
 from edgeship.core.profile import Request
-from edgeship.core.records import from_plain, suggest, to_plain
+from edgeship.core.records import from_plain, to_plain
 from edgeship.core.registry import find, passes, runtimes
+from edgeship.core.settings import typed_value
 from edgeship.errors import EdgeshipError, UsageError
-
-# No option of a pass means a number above this; NaN means nothing.
-MOST_OPTION = 2**53
 
 
 def plan_load(request: Request) -> Plan:
@@ -194,48 +191,17 @@ def _in_order(tasks: list[Pass]) -> list[Pass]:
     return done
 
 
-def apply_options(task: Pass, given: Mapping[str, str]) -> Pass:
-    """A pass with fields replaced by ``--set`` values, parsed by type. An unknown field suggests the nearest."""
-    hints = typing.get_type_hints(type(task))
-    follows = type(task).follows()
+def apply_options(task: Pass, given: Mapping[str, Any]) -> Pass:
+    """A pass with fields replaced by what the user gave. An unknown field suggests the nearest."""
     plain = dict(to_plain(task))
-    for name, text in given.items():
-        if name in follows:
-            raise UsageError(f"{task.name}.{name} follows from the command", fix=f"change {follows[name]} instead")
-        if name not in type(task).options():
-            raise UsageError(f"{task.name} has no option {name}", fix=suggest(name, type(task).options()))
-        plain[name] = _parse(hints[name], text, f"{task.name}.{name}")
+    plain |= {name: typed_value(type(task), name, value) for name, value in given.items()}
     try:
         return from_plain(type(task), plain, task.name)
     except UsageError as error:
         raise UsageError(error.what, fix=error.fix or "see its options in edgeship passes") from None
 
 
-def _parse(hint: Any, text: str, where: str) -> Any:
-    """Text as the field's type; what does not parse stays text, and the record's own check names it."""
-    types = set(typing.get_args(hint)) or {hint}
-    if type(None) in types and text.lower() == "none":
-        return None
-    if bool in types and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for number in (int, float):
-        if number in types:
-            try:
-                value = number(text)
-            except ValueError:
-                continue
-            if not abs(value) <= MOST_OPTION:
-                raise UsageError(f"{where} of {text[:40]} is no number to compute with", fix="give a smaller one")
-            return value
-    literals = [item for item in typing.get_args(hint) if not isinstance(item, (str, type)) and str(item) == text]
-    if literals:
-        return literals[0]
-    if typing.get_origin(hint) is tuple:
-        return [_parse(typing.get_args(hint)[0], item, where) for item in text.split(",") if item]
-    return text
-
-
-def _refuse_idle_options(plan: Plan, options: Mapping[str, Mapping[str, str]]) -> None:
+def _refuse_idle_options(plan: Plan, options: Mapping[str, Mapping[str, Any]]) -> None:
     used = {step.name for step in plan.steps}
     for name in options:
         find("pass", passes(), name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.decoder import CacheType
 from edgeship.core.model import Artifact, CoreAIDecoder
-from edgeship.core.runtimes import ActivationMode, Execution, Runtime
+from edgeship.core.runtimes import ActivationMode, Engine, Format, Runtime
 from edgeship.core.weights import Sparse
 from edgeship.errors import ArtifactError
 from edgeship.llm.generation import Stepper
@@ -32,14 +32,18 @@ class CoreAILanguage(Runtime):
     name: ClassVar[str] = "coreai-lm"
     title: ClassVar[str] = "Core AI (language models)"
     artifact: ClassVar[type[Artifact]] = CoreAIDecoder
-    packages: ClassVar[tuple[str, ...]] = FAMILY.packages
-    extra: ClassVar[str] = FAMILY.extra
-    language_of: ClassVar[str] = "coreai"
-    caches: ClassVar[tuple[CacheType, ...]] = ("float16", "float32")
-    execution: ClassVar[Execution] = FAMILY.execution
-    eval_samples: ClassVar[int] = 200 if ON_MAC else 8
-    timed: ClassVar[bool] = FAMILY.timed
-    untimed_reason: ClassVar[str] = FAMILY.untimed_reason
+    format: ClassVar[Format] = FAMILY.format
+    engine: ClassVar[Engine] = Engine(
+        "language models",
+        packages=FAMILY.engine.packages,
+        extra=FAMILY.engine.extra,
+        execution=FAMILY.engine.execution,
+        untimed=FAMILY.engine.untimed,
+        eval_samples=200 if ON_MAC else 8,
+        computes=(),
+        caches=("float16", "float32"),
+        roofline=FAMILY.engine.roofline,
+    )
 
     def open(self, artifact: Artifact) -> LanguageSession:
         """Load an asset. Raises `ArtifactError` when it is damaged."""
@@ -64,10 +68,6 @@ class CoreAILanguage(Runtime):
     def cache_of(self, asked: CacheType | None, choice: Choice) -> CacheType:
         """As it computes, unless something else is asked for."""
         return super().cache_of(asked or ("float32" if choice.weights == "float32" else "float16"), choice)
-
-    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """As Core AI's."""
-        return FAMILY.container_bits(op, encoding)
 
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """As Core AI's."""

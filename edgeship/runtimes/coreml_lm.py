@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeship.core.decoder import CacheType
 from edgeship.core.model import Artifact, CoreMLDecoder
-from edgeship.core.runtimes import ActivationMode, Arrays, Execution, Runtime
+from edgeship.core.runtimes import ActivationMode, Arrays, Engine, Format, Runtime
 from edgeship.core.weights import Affine, Sparse
 from edgeship.errors import ArtifactError, EdgeshipError
 from edgeship.llm.generation import Stepper
@@ -36,14 +35,18 @@ class CoreMLLanguage(Runtime):
     name: ClassVar[str] = "coreml-lm"
     title: ClassVar[str] = "Core ML (language models)"
     artifact: ClassVar[type[Artifact]] = CoreMLDecoder
-    packages: ClassVar[tuple[str, ...]] = FAMILY.packages
-    extra: ClassVar[str] = FAMILY.extra
-    language_of: ClassVar[str] = "coreml"
-    caches: ClassVar[tuple[CacheType, ...]] = ("float16",)
-    execution: ClassVar[Execution] = FAMILY.execution
-    eval_samples: ClassVar[int] = 200 if ON_MAC else 8
-    timed: ClassVar[bool] = FAMILY.timed
-    untimed_reason: ClassVar[str] = FAMILY.untimed_reason
+    format: ClassVar[Format] = FAMILY.format
+    engine: ClassVar[Engine] = Engine(
+        "language models",
+        packages=FAMILY.engine.packages,
+        extra=FAMILY.engine.extra,
+        execution=FAMILY.engine.execution,
+        untimed=FAMILY.engine.untimed,
+        eval_samples=200 if ON_MAC else 8,
+        computes=(),
+        caches=("float16",),
+        roofline=FAMILY.engine.roofline,
+    )
 
     def open(self, artifact: Artifact) -> LanguageSession:
         """Load a package. Raises `ArtifactError` when it is damaged."""

@@ -6,13 +6,13 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.artifact import ADAPTER_SUFFIX, ADAPTERS
-from edgeship.core.decoder import CacheType
 from edgeship.core.model import Artifact, GenaiModel
-from edgeship.core.runtimes import ActivationMode, Runtime
+from edgeship.core.runtimes import ActivationMode, Engine, Format, Runtime
 from edgeship.core.weights import EncodedTensor, Encoding, Float
 from edgeship.errors import ArtifactError, UsageError
 from edgeship.runtimes.genai_config import check_configuration
@@ -168,14 +168,18 @@ class Genai(Runtime):
     name: ClassVar[str] = "genai"
     title: ClassVar[str] = "onnxruntime-genai"
     artifact: ClassVar[type[Artifact]] = GenaiModel
-    packages: ClassVar[tuple[str, ...]] = ("onnxruntime-genai", "onnxruntime", "onnx")
-    extra: ClassVar[str] = "genai"
-    language_of: ClassVar[str] = "onnx"
-    caches: ClassVar[tuple[CacheType, ...]] = ("float32", "int8")
-    adapters: ClassVar[bool] = True
-    timed: ClassVar[bool] = True
-    eval_samples: ClassVar[int] = 200
-    overhead_bytes: ClassVar[int] = 60_000_000
+    format: ClassVar[Format] = FAMILY.format
+    engine: ClassVar[Engine] = Engine(
+        "language models",
+        packages=("onnxruntime-genai", "onnxruntime"),
+        extra="genai",
+        computes=("dynamic",),
+        caches=("float32", "int8"),
+        adapters=True,
+        eval_samples=200,
+        overhead_bytes=60_000_000,
+        roofline=FAMILY.engine.roofline,
+    )
 
     def open(self, artifact: Artifact) -> LanguageSession:
         """Load the folder. Raises `ArtifactError` when it is damaged."""
@@ -229,8 +233,6 @@ class Genai(Runtime):
     def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
         """Every placed weight as the file holds it. Raises `ArtifactError` when one is not where it should be."""
         self.versions()
-        from dataclasses import replace
-
         from edgeship.runtimes.onnx_weights import read_placed_weights
 
         with _damage(artifact, "read"):
@@ -254,10 +256,6 @@ class Genai(Runtime):
         if activations in ("int8", "int16"):
             return "its attention computes in float32; use dynamic"
         return FAMILY.holds(op, encoding, activations)
-
-    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """As ONNX Runtime's."""
-        return FAMILY.container_bits(op, encoding)
 
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """As ONNX Runtime's."""

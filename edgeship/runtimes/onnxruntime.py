@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.model import Artifact, OnnxModel, TensorSpec
-from edgeship.core.runtimes import ActivationMode, Arrays, Runtime, Session, as_numpy
+from edgeship.core.runtimes import ActivationMode, Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
 from edgeship.core.weights import Affine, EncodedTensor, Encoding, Float
 from edgeship.errors import ArtifactError, DataError
 
@@ -24,6 +24,17 @@ STATIC = ("int8", "int16")
 # Session options that edgeship writes into a manifest (`edgeship.lowering.onnx.options`).
 SESSION_OPTIONS = ("session.qdq_matmulnbits_accuracy_level",)
 MAX_OPTION = 16
+
+
+class OnnxFormat(Format):
+    """An ONNX graph, whose integers of 3 bits stand in 4."""
+
+    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
+        """Four bits for 3-bit integers: the format has none."""
+        return 4 if isinstance(encoding, Affine) and encoding.bits == 3 else encoding.bits
+
+
+FORMAT = OnnxFormat("onnx", "ONNX", ("onnx",))
 
 
 class OnnxSession(Session):
@@ -52,12 +63,16 @@ class OnnxRuntime(Runtime):
     name: ClassVar[str] = "onnx"
     title: ClassVar[str] = "ONNX Runtime"
     artifact: ClassVar[type[Artifact]] = OnnxModel
-    packages: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
-    extra: ClassVar[str] = "onnx"
-    timed: ClassVar[bool] = True
-    unseen: ClassVar[ActivationMode] = "dynamic"
-    computes: ClassVar[tuple[ActivationMode, ...]] = ("int8", "int16", "dynamic")
-    clips_inside: ClassVar[bool] = False
+    format: ClassVar[Format] = FORMAT
+    engine: ClassVar[Engine] = Engine(
+        packages=("onnxruntime",),
+        extra="onnx",
+        unseen="dynamic",
+        computes=("int8", "int16", "dynamic"),
+        clips_inside=False,
+        # Unfitted: matrix kernels of MLAS on hot caches, less what threads and phone clocks cost.
+        roofline=Roofline("cpu", 0.5, 2.0e-5),
+    )
 
     def open(self, artifact: Artifact, *, threads: int = INTRA_OP_THREADS) -> OnnxSession:
         """Load with the session options that ship with the artifact: its facts named ``session.*``.
@@ -122,10 +137,6 @@ class OnnxRuntime(Runtime):
         if encoding.granularity == "group" and op not in ("linear", "embedding"):
             return "groups are for linear layers and embeddings"
         return ""
-
-    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """Four bits for 3-bit integers: the format has none."""
-        return 4 if isinstance(encoding, Affine) and encoding.bits == 3 else encoding.bits
 
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """Float16, and layers of 8 bits with float activations, are widened at load, and so are all convolutions of 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.model import Artifact, OnnxModel, QnnDecoder, Signature, TensorSpec
-from edgeship.core.runtimes import ActivationMode, Execution, Runtime, Session
+from edgeship.core.runtimes import ActivationMode, Engine, Format, Runtime, Session
 from edgeship.core.weights import same_numbers
 from edgeship.errors import ArtifactError, EdgeshipError
 from edgeship.llm.hosted import Host, HostedStepper
@@ -28,13 +28,17 @@ class QnnLanguage(Runtime):
     name: ClassVar[str] = "qnn-lm"
     title: ClassVar[str] = "QNN (language models)"
     artifact: ClassVar[type[Artifact]] = QnnDecoder
-    packages: ClassVar[tuple[str, ...]] = FAMILY.packages
-    extra: ClassVar[str] = FAMILY.extra
-    language_of: ClassVar[str] = "qnn"
-    execution: ClassVar[Execution] = FAMILY.execution
-    eval_samples: ClassVar[int] = 4
-    timed: ClassVar[bool] = FAMILY.timed
-    untimed_reason: ClassVar[str] = FAMILY.untimed_reason
+    format: ClassVar[Format] = FAMILY.format
+    engine: ClassVar[Engine] = Engine(
+        "language models",
+        packages=FAMILY.engine.packages,
+        extra=FAMILY.engine.extra,
+        execution=FAMILY.engine.execution,
+        untimed=FAMILY.engine.untimed,
+        eval_samples=4,
+        computes=("int16",),
+        roofline=FAMILY.engine.roofline,
+    )
 
     def open(self, artifact: Artifact) -> LanguageSession:
         """Load the contexts in emulator processes; graphs without contexts run on this machine's CPU.
@@ -61,14 +65,6 @@ class QnnLanguage(Runtime):
         if activations != "int16":
             return "a language model on Hexagon has 16-bit activations"
         return FAMILY.holds(op, encoding, activations)
-
-    def scale_bits(self, encoding: Encoding) -> int:
-        """As Hexagon's."""
-        return FAMILY.scale_bits(encoding)
-
-    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """As Hexagon's."""
-        return FAMILY.container_bits(op, encoding)
 
 
 class _Session(LanguageSession):

@@ -30,7 +30,7 @@ from edgeship.core.artifact import (
     file_digest,
     list_files,
 )
-from edgeship.core.model import ARTIFACTS, Artifact
+from edgeship.core.model import Artifact
 from edgeship.core.owned import alone_in
 from edgeship.core.records import read_json, to_plain, write_json
 from edgeship.core.registry import runtimes
@@ -212,7 +212,7 @@ def _flush(folder: Path) -> None:
 def _check_record(path: Path, record: ArtifactRecord) -> None:
     """Raise `ArtifactError` for an artifact that nothing here opens, or whose inputs are no tensors."""
     known = runtimes().get(record.runtime)
-    if known is None or record.model_kind not in ARTIFACTS:
+    if known is None or record.model_kind != known.artifact.kind:
         raise ArtifactError(
             f"{path}: {record.main[:80]} is for the runtime {record.runtime[:40]!r}, which is not here",
             fix="install its plug-in, or build it again",
@@ -298,7 +298,7 @@ def schema_path() -> Path:
 
 def opened(bundle: Bundle, record: ArtifactRecord) -> Artifact:
     """The model handle of one artifact in a bundle, as `Runtime.open` takes it."""
-    cls = ARTIFACTS[record.model_kind]
+    cls = runtimes()[record.runtime].artifact
     values: dict[str, Any] = {
         "path": bundle.path / record.main,
         "signature": record.signature,

@@ -38,7 +38,7 @@ def _script() -> ModuleType:
 
 cells = _script()
 # Engines of language models hold what their family holds, and are given decoders instead of layers.
-NAMES = sorted(name for name, runtime in runtimes().items() if not runtime.language_of)
+NAMES = sorted(name for name, runtime in runtimes().items() if not runtime.engine.for_language)
 # One batch of each kind of arithmetic a runtime has; the compiler for Hexagon takes seconds, and starts once.
 QUICK = [
     pytest.param(name, mode, id=f"{name}-{mode}")

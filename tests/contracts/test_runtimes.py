@@ -8,9 +8,9 @@ import pytest
 
 from edgeship.core.encodings import encoding_named, fitted
 from edgeship.core.inventory import WeightOp, WeightUse
-from edgeship.core.model import ARTIFACTS, Signature, TensorSpec
+from edgeship.core.model import Signature, TensorSpec
 from edgeship.core.profile import Choice
-from edgeship.core.registry import passes, profiles, runtimes, targets
+from edgeship.core.registry import artifacts, kinds, passes, profiles, runtimes, targets
 from edgeship.core.runtimes import ActivationMode, Runtime
 from edgeship.core.weights import Affine, Float
 from edgeship.errors import ArtifactError, EncodingError
@@ -36,10 +36,11 @@ def test_it_names_itself_and_its_artifact(runtime):
     assert runtimes()[runtime.name] is runtime
     assert runtime.title
     assert type(runtime).__doc__
-    assert ARTIFACTS[runtime.artifact.kind] is runtime.artifact
+    assert artifacts()[runtime.artifact.kind] is runtime.artifact
+    assert kinds()[runtime.artifact.kind] is runtime.artifact
     assert runtime.artifact.runtime == runtime.name
-    assert runtime.execution in ("native", "emulated")
-    assert 1_000_000 < runtime.overhead_bytes < 500_000_000
+    assert runtime.engine.execution in ("native", "emulated")
+    assert 1_000_000 < runtime.engine.overhead_bytes < 500_000_000
 
 
 def test_some_pass_makes_what_it_opens(runtime):
@@ -66,7 +67,7 @@ def test_it_answers_for_every_weight(runtime):
 def test_it_holds_what_the_profiles_ask_of_it(runtime, op):
     use = WeightUse("w", op, (64, 64) if op in ("linear", "embedding") else (64, 64, 3, 3))
     for profile in profiles().values():
-        choice = profile.choice(runtime.name, runtime.language_of)
+        choice = profile.choice(runtime.name, runtime.format.name)
         names = choice.candidates if choice.weights == "auto" else (choice.weights,)
         if op == "embedding" and choice.embeddings:
             names = (choice.embeddings,)
@@ -95,18 +96,20 @@ def test_it_needs_packages_that_an_extra_brings(runtime, root):
     import tomllib
 
     extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    listed = " ".join(extras[runtime.extra])
-    if "edgeship[onnx]" in listed:
-        listed += " ".join(extras["onnx"])
+    listed = " ".join(extras[runtime.engine.extra])
+    for name in ("onnx", "tflite"):
+        if f"edgeship[{name}]" in listed:
+            listed += " ".join(extras[name])
     assert runtime.packages
     assert all(package in listed for package in runtime.packages)
-    assert f"edgeship[{runtime.extra}]" in " ".join(extras["all"]) or runtime.extra in " ".join(extras["all"])
+    assert f"edgeship[{runtime.engine.extra}]" in " ".join(extras["all"]) or runtime.engine.extra in " ".join(
+        extras["all"]
+    )
 
 
 def test_a_runtime_that_is_not_timed_says_why(runtime):
-    assert bool(runtime.untimed_reason) != runtime.timed
-    if runtime.execution == "emulated":
-        assert not runtime.timed
+    if runtime.engine.execution == "emulated":
+        assert runtime.engine.untimed
 
 
 def test_its_versions_are_those_installed(runtime):

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
 from edgeship.core.profile import Choice
 from edgeship.core.records import read_toml
+from edgeship.core.registry import runtimes
 from edgeship.core.target import Fact, Target
-from edgeship.devices.estimate import BAND, ENGINES, estimate
+from edgeship.devices.estimate import BAND, estimate
 
 TARGETS = {
     path.stem: read_toml(Target, path) for path in sorted((Path(__file__).parents[2] / "targets").glob("*.toml"))
@@ -118,7 +119,7 @@ def test_views_cost_nothing_and_lookups_read_only_their_rows():
     table = (WeightUse("table", "embedding", (10**9,)),)
     lookup = Inventory(table, (OpCost("embedding", "aten.embedding", 0, 64, 64 * 128, ("table",)),), 64 * 128)
     view = Inventory((), (OpCost("view", "aten.view", 0, 10**9, 10**9),), 10**9)
-    empty_ms = 1e3 * ENGINES["onnx"].run_seconds
+    empty_ms = 1e3 * runtimes()["onnx"].engine.roofline.run_seconds
     assert estimate(view, TARGETS["pixel8"], "onnx", FLOAT).value == pytest.approx(empty_ms)
     found = estimate(lookup, TARGETS["pixel8"], "onnx", FLOAT)
     assert found.low <= found.value < 2 * empty_ms

@@ -62,12 +62,12 @@ def test_peak_memory_is_the_models_own(tmp_path):
     assert small["peak_memory"] < 250 * 2**20, "memory of this process was counted"
 
 
-@pytest.mark.parametrize("name", [name for name, runtime in sorted(runtimes().items()) if not runtime.timed])
+@pytest.mark.parametrize("name", [name for name, runtime in sorted(runtimes().items()) if runtime.engine.untimed])
 def test_what_cannot_be_timed_says_why(name, tmp_path):
     artifact = runtimes()[name].artifact(tmp_path / "never_opened", SIGNATURE)
     (item,) = time_artifact(artifact)
     assert item.value is None
-    assert item.note == runtimes()[name].untimed_reason
+    assert item.note == runtimes()[name].engine.untimed
     assert item.runtime == name
 
 
@@ -80,4 +80,4 @@ def test_an_artifact_that_does_not_run_is_an_error(tmp_path):
 
 def test_core_ml_is_never_timed_by_an_evaluator():
     assert CoreMLModel.runtime == "coreml"
-    assert not runtimes()["coreml"].timed
+    assert runtimes()["coreml"].engine.untimed

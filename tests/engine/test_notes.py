@@ -43,7 +43,7 @@ def test_nothing_is_said_where_it_is_as_asked():
 
 
 def test_the_group_is_the_one_asked_for_by_hand():
-    asked = notes(weights="int8", **{"compress/quantize": {"bits": "3", "granularity": "group", "group_size": "64"}})
+    asked = notes(weights="int8", **{"compress/quantize": {"bits": 3, "granularity": "group", "group_size": 64}})
     assert asked[0].startswith("onnx: groups of 64 do not divide the inputs of 1 layers")
 
 

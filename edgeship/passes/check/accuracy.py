@@ -11,7 +11,7 @@ from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.report import Measurement, Verdict
-from edgeship.core.runtimes import ENGINE_PACKAGES, Runtime
+from edgeship.core.runtimes import Engine
 from edgeship.errors import DataError, UsageError
 
 # How many samples follows from the engine and the model's arithmetic, never from the time it takes: a busy machine must
@@ -40,7 +40,7 @@ class CheckAccuracy(Pass):
     """
 
     name: ClassVar[str] = "check/accuracy"
-    tools: ClassVar[tuple[str, ...]] = ("torch", *ENGINE_PACKAGES)
+    tools: ClassVar[tuple[str, ...]] = ("torch",)
     decided: ClassVar[Mapping[str, str]] = {
         "metric": "--metric",
         "required": "--metric",
@@ -56,7 +56,7 @@ class CheckAccuracy(Pass):
     max_drop: float | None = None
     required: bool = False
     metric_digest: str = ""
-    limit: int = Runtime.eval_samples
+    limit: int = Engine.eval_samples
 
     def confirm(self, request: Request) -> None:
         """Refuse a metric that nobody knows, and to measure on nothing."""
@@ -118,7 +118,7 @@ class CheckAccuracy(Pass):
                 label = None if samples.labels is None else samples.labels[done]
                 metric.add(batch, session.run(fitted), baseline.run(batch), label)
         score = metric.checked()
-        how = "emulated" if runtime.execution == "emulated" else "measured"
+        how = "emulated" if runtime.engine.execution == "emulated" else "measured"
         figures = tuple(
             Measurement(name, value, unit, how, runtime=runtime.name, runs=count)  # type: ignore[arg-type]
             for name, value, unit in (
@@ -140,7 +140,7 @@ def affordable_samples(request: Request) -> int:
     """How many samples the metric is taken on at most: the engine's number, or fewer for a model of much arithmetic."""
     from edgeship.core.registry import runtimes
 
-    most = runtimes()[request.runtime].eval_samples
+    most = runtimes()[request.runtime].engine.eval_samples
     macs = request.inventory.macs if request.inventory else 0
     least = LEAST_TEXTS if request.decoder is not None else LEAST
     return min(most, max(least, most * SAMPLE_MACS // macs)) if macs else most

@@ -10,7 +10,7 @@ from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
 from edgeship.core.report import Measurement, Verdict
-from edgeship.core.runtimes import ENGINE_PACKAGES, ActivationMode
+from edgeship.core.runtimes import ActivationMode
 from edgeship.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class CheckDialogue(Pass):
     """
 
     name: ClassVar[str] = "check/dialogue"
-    tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", *ENGINE_PACKAGES)
+    tools: ClassVar[tuple[str, ...]] = ("torch", "transformers")
 
     runtime: str = ""
     turns: int = NATIVE[0]
@@ -55,8 +55,8 @@ class CheckDialogue(Pass):
         """Planned for engines of language models."""
         from edgeship.core.registry import runtimes
 
-        engine = runtimes()[request.runtime]
-        if not engine.language_of:
+        engine = runtimes()[request.runtime].engine
+        if not engine.for_language:
             return Skip("only language models talk")
         turns, tokens = EMULATED if engine.execution == "emulated" else NATIVE
         return cls(request.runtime, turns, tokens, request.choice.activations)

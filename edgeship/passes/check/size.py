@@ -100,7 +100,7 @@ class CheckSize(Pass):
     def _copies(self) -> int:
         from edgeship.core.registry import runtimes
 
-        return runtimes()[self.runtime].cache_copies
+        return runtimes()[self.runtime].engine.cache_copies
 
     def _longest_context(self, without_cache: int, kept: CacheType | None) -> int:
         """The most positions, of those the model has, whose cache fits beside the rest; 0 when none do."""

@@ -10,7 +10,7 @@ from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.report import Measurement, Verdict
-from edgeship.core.runtimes import ENGINE_PACKAGES, ActivationMode, Runtime
+from edgeship.core.runtimes import ActivationMode, Runtime
 from edgeship.data.probes import ORDINARY
 from edgeship.errors import UsageError
 from edgeship.program.compare import MAX_SNR_DB
@@ -57,7 +57,7 @@ class VerifyArtifact(Pass):
     """
 
     name: ClassVar[str] = "check/verify"
-    tools: ClassVar[tuple[str, ...]] = ("torch", *ENGINE_PACKAGES)
+    tools: ClassVar[tuple[str, ...]] = ("torch",)
     limits: ClassVar[tuple[str, ...]] = ("min_snr_db", "min_total_db")
     decided: ClassVar[Mapping[str, str]] = {
         "reshaped": "--set compress/prune or compress/finetune",
@@ -187,7 +187,7 @@ class VerifyArtifact(Pass):
         return "look at the log; name the other runtimes with --runtime, or move the limits of check/verify with --set"
 
     def _figures(self, runtime: Runtime, seen: _Seen, trial: Trial, findings: Findings) -> tuple[Measurement, ...]:
-        how = "emulated" if runtime.execution == "emulated" else "measured"
+        how = "emulated" if runtime.engine.execution == "emulated" else "measured"
         lowering, total, engines = trial.lowering, trial.total, trial.engines
 
         def figure(name: str, value: float, unit: str, runs: int = lowering.samples, note: str = "") -> Measurement:
@@ -411,9 +411,9 @@ def _fewest(runtime: str) -> int:
     """How many inputs are enough to trust a comparison, and no fewer are."""
     from edgeship.core.registry import runtimes
 
-    engine = runtimes()[runtime]
+    engine = runtimes()[runtime].engine
     # A text is as many comparisons as it has tokens.
-    few = engine.execution == "emulated" or engine.language_of
+    few = engine.execution == "emulated" or engine.for_language
     return EMULATED_SAMPLES if few else NATIVE_SAMPLES
 
 

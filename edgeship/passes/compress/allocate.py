@@ -111,7 +111,7 @@ class AllocateBits(Pass):
 def _budget(request: Request) -> int:
     """Bytes for encoded weights: the file limit less the graph and the other weights, or the app's memory limit less
     activations and engine, whichever is less."""
-    from edgeship.core.memory import in_halves, predict
+    from edgeship.core.memory import predict
     from edgeship.core.registry import runtimes
 
     inventory = request.inventory
@@ -120,7 +120,7 @@ def _budget(request: Request) -> int:
     runtime = runtimes()[request.runtime]
     footprint = predict(inventory, runtime, request.choice)
     limit = int(request.target.app_memory_bytes.value) - footprint.activations - footprint.runtime
-    halves = in_halves(request.runtime)
+    halves = runtime.float_bits(request.choice) == 16
     others = [use for use in inventory.weights if use.op not in ENCODED_OPS]
     rest = sum(use.elements * use.bits_unencoded(halves=halves) // 8 for use in others)
     limit -= rest

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from edgeship.core.memory import in_halves
 from edgeship.core.model import Signature, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
@@ -79,7 +78,7 @@ class CalibrateActivations(Pass):
         if activations not in ("int8", "int16"):
             return Skip(f"profile {request.profile.name} keeps activations {activations}")
         bits = int(activations.removeprefix("int"))
-        products = runtimes()[request.runtime].float_products
+        products = runtimes()[request.runtime].engine.float_products
         return cls(bits, "mse" if bits == 8 else "minmax", data=request.calibration, float_products=products)
 
     @classmethod
@@ -89,12 +88,12 @@ class CalibrateActivations(Pass):
 
         runtime = runtimes()[request.runtime]
         return cls(
-            16 if "int16" in runtime.computes else 8,
+            16 if "int16" in runtime.engine.computes else 8,
             "given",
-            float_products=runtime.float_products,
-            half_scales=in_halves(request.runtime),
-            centred=runtime.centred_int16,
-            clips_apart=not runtime.clips_inside,
+            float_products=runtime.engine.float_products,
+            half_scales=runtime.format.float_bits == 16,
+            centred=runtime.engine.centred_int16,
+            clips_apart=not runtime.engine.clips_inside,
         )
 
     def confirm(self, request: Request) -> None:
@@ -212,7 +211,7 @@ def _as_images(signature: Signature, batches: Sequence[Batch]) -> list[Batch]:
     """The first samples with their floats of unknown range as large as pixels of 0 to 255, and zero."""
     import numpy as np
 
-    floats = {spec.name for spec in signature.inputs if spec.is_float and spec.low is None}
+    floats = {spec.name for spec in signature.inputs if spec.dtype in ("f32", "f16") and spec.low is None}
     if not floats:
         return []
 

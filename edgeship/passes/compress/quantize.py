@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, without_zeros
 from edgeship.core.inventory import WeightOp
-from edgeship.core.memory import in_halves
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.planning import (
@@ -108,6 +107,8 @@ class QuantizeWeights(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Configured from the profile. Rounding to nearest loses what calibration data can save."""
+        from edgeship.core.registry import runtimes
+
         choice = request.choice
         if choice.weights == "float32":
             return Skip(f"profile {request.profile.name} keeps weights in float32")
@@ -120,7 +121,7 @@ class QuantizeWeights(Pass):
             kept=request.keep,
             sparse=sparse_ops(request),
             given=held_as_given(request),
-            half_scales=in_halves(request.runtime) and bool(held_as_given(request)),
+            half_scales=runtimes()[request.runtime].format.float_bits == 16 and bool(held_as_given(request)),
         )
         if choice.weights == "auto":
             return replace(common, form="auto", bits=0)
@@ -142,7 +143,7 @@ class QuantizeWeights(Pass):
             symmetric=encoding.symmetric,
         )
         asked = request.options.get(cls.name, {})
-        wide = asked.get("bits", str(encoding.bits)) == "8" and asked.get("form", "int") == "int"
+        wide = asked.get("bits", encoding.bits) == 8 and asked.get("form", "int") == "int"
         return replace(fields, method=wide_method(request)) if wide else fields
 
     def confirm(self, request: Request) -> None:

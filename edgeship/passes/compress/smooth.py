@@ -118,5 +118,5 @@ class SmoothScales(Pass):
 
 def _tokens(request: Request) -> int | None:
     """The budget of compress/quantize: both look at the same text."""
-    given = request.options.get("compress/quantize", {}).get("tokens", "")
-    return int(given) if given.isdigit() and int(given) else calibration_tokens(request)
+    given: int | None = request.options.get("compress/quantize", {}).get("tokens")
+    return given or calibration_tokens(request)

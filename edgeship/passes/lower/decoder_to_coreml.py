@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Self
 from edgeship.core.decoder import context_of, language_facts
 from edgeship.core.model import CoreMLDecoder, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.planning import other_runtime
 from edgeship.core.profile import Request
 from edgeship.errors import UsageError
 
@@ -39,8 +40,8 @@ class DecoderToCoreML(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Itself for Core ML's language models."""
-        if request.runtime != CoreMLDecoder.runtime:
-            return Skip(f"only for runtime {CoreMLDecoder.runtime}")
+        if reason := other_runtime(request, CoreMLDecoder):
+            return Skip(reason)
         compute: Literal["float16", "float32"] = "float32" if request.choice.weights == "float32" else "float16"
         return cls(request.context, compute=compute)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from edgeship.core.decoder import CacheType, context_of, language_facts
 from edgeship.core.model import GenaiModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.planning import other_runtime
 from edgeship.core.profile import AdapterRef, DataRef, Request
 from edgeship.core.runtimes import ActivationMode
 from edgeship.errors import LoweringError, UsageError
@@ -53,8 +54,8 @@ class DecoderToGenai(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Itself for onnxruntime-genai."""
-        if request.runtime != GenaiModel.runtime:
-            return Skip(f"only for runtime {GenaiModel.runtime}")
+        if reason := other_runtime(request, GenaiModel):
+            return Skip(reason)
         from edgeship.core.registry import runtimes
 
         cache = runtimes()[request.runtime].cache_of(request.kv_cache, request.choice)

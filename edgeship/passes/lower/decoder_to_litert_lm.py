@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from edgeship.core.decoder import context_of, language_facts
 from edgeship.core.model import LiteRTLMModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.planning import other_runtime
 from edgeship.core.profile import Request
 from edgeship.core.runtimes import ActivationMode
 from edgeship.errors import LoweringError
@@ -38,8 +39,8 @@ class DecoderToLiteRTLM(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Itself for LiteRT-LM."""
-        if request.runtime != LiteRTLMModel.runtime:
-            return Skip(f"only for runtime {LiteRTLMModel.runtime}")
+        if reason := other_runtime(request, LiteRTLMModel):
+            return Skip(reason)
         return cls(request.context, activations=request.choice.activations)
 
     def run(self, model: TorchModel, ctx: Context) -> LiteRTLMModel:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from edgeship.core.decoder import context_of, language_facts
 from edgeship.core.model import Placement, QnnDecoder, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.planning import other_runtime
 from edgeship.core.profile import DataRef, Request
 from edgeship.errors import UsageError
 
@@ -50,8 +51,8 @@ class DecoderToQnn(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Configured with the target's chip, for Hexagon's language models."""
-        if request.runtime != QnnDecoder.runtime:
-            return Skip(f"only for runtime {QnnDecoder.runtime}")
+        if reason := other_runtime(request, QnnDecoder):
+            return Skip(reason)
         if request.choice.activations != "int16":
             return Skip(
                 f"profile {request.profile.name} has {request.choice.activations} activations, and a language model on "

@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 
 from edgeship.core.model import OnnxModel, QnnModel
 from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.planning import other_runtime
 from edgeship.core.profile import Request
 from edgeship.errors import LoweringError
 
@@ -33,8 +34,8 @@ class OnnxToQnn(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Configured with the target's chip."""
-        if request.runtime != "qnn":
-            return Skip("only for runtime qnn")
+        if reason := other_runtime(request, QnnModel):
+            return Skip(reason)
         soc_model, htp_arch = request.target.setting("qnn.soc_model"), request.target.setting("qnn.htp_arch")
         if soc_model is None or htp_arch is None:
             return Skip(f"{request.target.name} has no Hexagon (no qnn.soc_model and qnn.htp_arch)")

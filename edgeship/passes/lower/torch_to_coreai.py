@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from edgeship.core.model import CoreAIModel, Signature, TensorSpec, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.planning import other_runtime
 from edgeship.core.profile import Request
 
 
@@ -25,8 +26,8 @@ class TorchToCoreAI(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """This pass, for the Core AI runtime."""
-        if request.runtime != "coreai":
-            return Skip("only for runtime coreai")
+        if reason := other_runtime(request, CoreAIModel):
+            return Skip(reason)
         return cls("float32" if request.choice.weights == "float32" else "float16")
 
     def run(self, model: TorchModel, ctx: Context) -> CoreAIModel:

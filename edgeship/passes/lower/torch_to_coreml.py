@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeship.core.model import CoreMLModel, Signature, TensorSpec, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.planning import other_runtime
 from edgeship.core.profile import Request
 from edgeship.errors import EncodingError, UsageError
 
@@ -41,8 +42,8 @@ class TorchToCoreML(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """This pass with the target's system, for the Core ML runtime."""
-        if request.runtime != "coreml":
-            return Skip("only for runtime coreml")
+        if reason := other_runtime(request, CoreMLModel):
+            return Skip(reason)
         oldest = request.target.setting("coreml.minimum_deployment_target", "iOS17")
         compute: Literal["float16", "float32"] = "float32" if request.choice.weights == "float32" else "float16"
         return cls(str(oldest), compute)
@@ -101,7 +102,7 @@ def _narrowed(signature: Signature) -> Signature:
     """Core ML's border has float32 and int32: other integers and bools go in and come out as int32."""
 
     def narrow(spec: TensorSpec) -> TensorSpec:
-        return spec if spec.is_float else spec.with_dtype("i32")
+        return spec if spec.dtype in ("f32", "f16") else spec.with_dtype("i32")
 
     return replace(
         signature, inputs=tuple(map(narrow, signature.inputs)), outputs=tuple(map(narrow, signature.outputs))

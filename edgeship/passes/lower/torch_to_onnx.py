@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 from edgeship.core.model import OnnxModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.planning import other_runtime
 from edgeship.core.profile import Request
 from edgeship.core.runtimes import ActivationMode
 from edgeship.errors import LoweringError
@@ -29,8 +30,8 @@ class TorchToOnnx(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Itself for runtimes that take ONNX."""
-        if request.runtime not in ("onnx", "qnn"):
-            return Skip("only for runtimes onnx and qnn")
+        if reason := other_runtime(request, OnnxModel):
+            return Skip(reason)
         return cls(activations=request.choice.activations)
 
     def run(self, model: TorchModel, ctx: Context) -> OnnxModel:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from edgeship.core.model import TFLiteModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
+from edgeship.core.planning import other_runtime
 from edgeship.core.profile import Request
 from edgeship.core.runtimes import ActivationMode
 from edgeship.errors import LoweringError
@@ -33,8 +34,8 @@ class TorchToTFLite(Pass):
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Itself for the LiteRT runtime, with the activations that the profile chose."""
-        if request.runtime != TFLiteModel.runtime:
-            return Skip("only for runtime tflite")
+        if reason := other_runtime(request, TFLiteModel):
+            return Skip(reason)
         return cls(activations=request.choice.activations)
 
     def run(self, model: TorchModel, ctx: Context) -> TFLiteModel:

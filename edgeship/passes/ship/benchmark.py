@@ -16,8 +16,6 @@ class Benchmark(Pass):
     """Time the artifact on this host where that means something; say why not elsewhere."""
 
     name: ClassVar[str] = "ship/benchmark"
-    tools: ClassVar[tuple[str, ...]] = ("onnxruntime", "ai-edge-litert")
-
     local: ClassVar[bool] = True
 
     runtime: str = ""

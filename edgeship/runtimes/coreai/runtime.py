@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.model import Artifact, CoreAIModel, Signature
-from edgeship.core.runtimes import ActivationMode, Arrays, Execution, Runtime, Session, as_numpy
+from edgeship.core.runtimes import ActivationMode, Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
 from edgeship.errors import ArtifactError, DataError
 from edgeship.runtimes.apple import resident_bits
 from edgeship.runtimes.coreai.asset import ON_MAC, LoadedAsset
@@ -20,19 +20,31 @@ if TYPE_CHECKING:
 ENTRY = "main"
 
 
+class CoreAIFormat(Format):
+    """A Core AI asset."""
+
+    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
+        """Four bits for 3-bit integers."""
+        return container_bits(encoding)
+
+
+FORMAT = CoreAIFormat("coreai", "Core AI", ("coreai-torch", "coreai-core"), float_bits=16)
+
+
 class CoreAIRuntime(Runtime):
     """Apple's Core AI (iOS and macOS 27). Its Linux build runs the program on the CPU, for its numbers."""
 
     name: ClassVar[str] = "coreai"
     title: ClassVar[str] = "Core AI"
     artifact: ClassVar[type[Artifact]] = CoreAIModel
-    packages: ClassVar[tuple[str, ...]] = ("coreai-torch", "coreai-core")
-    extra: ClassVar[str] = "coreai"
-    execution: ClassVar[Execution] = "native" if ON_MAC else "emulated"
-    eval_samples: ClassVar[int] = 2000 if ON_MAC else 500
-    timed: ClassVar[bool] = False
-    untimed_reason: ClassVar[str] = (
-        "Core AI's CPU runtime is for numbers, not speed: weights are decompressed in every run"
+    format: ClassVar[Format] = FORMAT
+    engine: ClassVar[Engine] = Engine(
+        extra="coreai",
+        execution="native" if ON_MAC else "emulated",
+        eval_samples=2000 if ON_MAC else 500,
+        untimed="Core AI's CPU runtime is for numbers, not speed: weights are decompressed in every run",
+        # No figures are published: taken as Core ML's, on the same Neural Engine.
+        roofline=Roofline("npu", 0.32, 1.0e-4),
     )
 
     def open(self, artifact: Artifact) -> Session:
@@ -69,10 +81,6 @@ class CoreAIRuntime(Runtime):
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """See `edgeship.runtimes.coreai.forms`."""
         return refusal(op, encoding, activations)
-
-    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """Four bits for 3-bit integers."""
-        return container_bits(encoding)
 
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """What is known of the Neural Engine; see `edgeship.runtimes.apple`."""

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.model import Artifact, Signature, TFLiteModel
-from edgeship.core.runtimes import ActivationMode, Arrays, Runtime, Session, as_numpy
+from edgeship.core.runtimes import ActivationMode, Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
 from edgeship.core.weights import ActivationEncoding, Affine, EncodedTensor, Encoding
 from edgeship.errors import ArtifactError, DataError
 from edgeship.runtimes.litert.kernels import container_bits, refusal, resident_bits
@@ -21,18 +21,36 @@ THREADS = 2
 _ACTIVATION = re.compile(r"(\S+) \(int(?:8|16)\)(?:#\d+)?")
 
 
+class LiteRTFormat(Format):
+    """A flatbuffer of LiteRT's."""
+
+    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
+        """Four bits for 3-bit integers."""
+        return container_bits(encoding)
+
+    def scale_bits(self, encoding: Encoding) -> int:
+        """Scales of blocks are float16 in the file; others float32, each with a zero point of 64 bits beside it."""
+        return 16 if isinstance(encoding, Affine) and encoding.granularity == "group" else 32 + 64
+
+
+FORMAT = LiteRTFormat("tflite", "LiteRT", ("ai-edge-litert",))
+
+
 class LiteRTRuntime(Runtime):
     """LiteRT's interpreter with its default delegate (XNNPACK)."""
 
     name: ClassVar[str] = "tflite"
     title: ClassVar[str] = "LiteRT"
     artifact: ClassVar[type[Artifact]] = TFLiteModel
-    packages: ClassVar[tuple[str, ...]] = ("ai-edge-litert",)
-    extra: ClassVar[str] = "tflite"
-    unseen: ClassVar[ActivationMode] = "dynamic"
-    computes: ClassVar[tuple[ActivationMode, ...]] = ("int8", "int16", "dynamic")
-    centred_int16: ClassVar[bool] = True
-    timed: ClassVar[bool] = True
+    format: ClassVar[Format] = FORMAT
+    engine: ClassVar[Engine] = Engine(
+        extra="tflite",
+        unseen="dynamic",
+        computes=("int8", "int16", "dynamic"),
+        centred_int16=True,
+        # Unfitted: matrix kernels of XNNPACK on hot caches, less what threads and phone clocks cost.
+        roofline=Roofline("cpu", 0.5, 2.0e-5),
+    )
 
     def open(self, artifact: Artifact) -> Session:
         """Check the file, then load it; kernels run on two threads."""
@@ -83,17 +101,9 @@ class LiteRTRuntime(Runtime):
                     raise ArtifactError(f"{artifact.path} has two grids for activation {node}", fix="build again")
         return found
 
-    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """Four bits for 3-bit integers."""
-        return container_bits(encoding)
-
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """See `edgeship.runtimes.litert.kernels`."""
         return resident_bits(op, encoding, activations)
-
-    def scale_bits(self, encoding: Encoding) -> int:
-        """Scales of blocks are float16 in the file; others float32, each with a zero point of 64 bits beside it."""
-        return 16 if isinstance(encoding, Affine) and encoding.granularity == "group" else 32 + 64
 
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """See `edgeship.runtimes.litert.kernels`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeship.core.model import Artifact, LiteRTLMModel
-from edgeship.core.runtimes import ActivationMode, Runtime
+from edgeship.core.runtimes import ActivationMode, Engine, Format, Runtime
 from edgeship.core.weights import EncodedTensor, Encoding, Float
 from edgeship.runtimes.litert.runtime import RUNTIME as FAMILY
 
@@ -23,21 +23,24 @@ class LiteRTLM(Runtime):
     name: ClassVar[str] = "litert-lm"
     title: ClassVar[str] = "LiteRT-LM"
     artifact: ClassVar[type[Artifact]] = LiteRTLMModel
-    packages: ClassVar[tuple[str, ...]] = ("litert-lm-api", "litert-lm-builder")
-    extra: ClassVar[str] = "litert-lm"
-    language_of: ClassVar[str] = "tflite"
-    timed: ClassVar[bool] = True
-    eval_samples: ClassVar[int] = 200
-    overhead_bytes: ClassVar[int] = 65_000_000
-    # A step reads one set of caches and writes another.
-    cache_copies: ClassVar[int] = 2
+    format: ClassVar[Format] = FAMILY.format
+    engine: ClassVar[Engine] = Engine(
+        "language models",
+        packages=("litert-lm-api", "litert-lm-builder"),
+        extra="litert-lm",
+        computes=("dynamic",),
+        eval_samples=200,
+        overhead_bytes=65_000_000,
+        # A step reads one set of caches and writes another.
+        cache_copies=2,
+        roofline=FAMILY.engine.roofline,
+    )
 
     def open(self, artifact: Artifact) -> LanguageSession:
         """Check the file, then load its signatures. Raises `ArtifactError` when it is damaged."""
         from edgeship.runtimes.litert_lm.session import open_session
 
         self.versions()
-        FAMILY.versions()
         return open_session(artifact, load=True)
 
     def open_fast(self, artifact: Artifact) -> LanguageSession:
@@ -45,13 +48,11 @@ class LiteRTLM(Runtime):
         from edgeship.runtimes.litert_lm.session import open_session
 
         self.versions()
-        FAMILY.versions()
         return open_session(artifact, load=False)
 
     def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
         """Every placed weight, from the graph of ``decode``; the prefill graphs must hold the same constants."""
         self.versions()
-        FAMILY.versions()
         from edgeship.runtimes.litert.stored import read_placed, refuse_other_weights
         from edgeship.runtimes.litert_lm.session import open_graphs
 
@@ -66,10 +67,6 @@ class LiteRTLM(Runtime):
         if activations in ("int8", "int16"):
             return "its caches and attention are float32; use dynamic"
         return FAMILY.holds(op, encoding, activations)
-
-    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """As LiteRT."""
-        return FAMILY.container_bits(op, encoding)
 
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """As LiteRT."""
@@ -89,10 +86,6 @@ class LiteRTLM(Runtime):
     def _dequantized(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         widened = self.resident_bits(op, encoding, activations) == 32 and encoding.bits < 32
         return 32 if widened else 0
-
-    def scale_bits(self, encoding: Encoding) -> int:
-        """As LiteRT."""
-        return FAMILY.scale_bits(encoding)
 
     def warm_imports(self) -> None:
         """Import the engine."""

@@ -35,11 +35,11 @@ def request(runtime: str, macs: int) -> Request:
 @pytest.mark.parametrize("runtime", ["onnx", "tflite", "coreml", "coreai", "qnn"])
 def test_how_many_samples_follows_from_engine_and_arithmetic(runtime):
     small, large, huge = (affordable_samples(request(runtime, macs)) for macs in (10**6, 15 * 10**8, 10**12))
-    most = runtimes()[runtime].eval_samples
+    most = runtimes()[runtime].engine.eval_samples
     assert small == most
     assert large == max(LEAST, most // 3)
     assert huge == LEAST
-    assert most == 2000 if runtimes()[runtime].execution == "native" else most <= 500
+    assert most == 2000 if runtimes()[runtime].engine.execution == "native" else most <= 500
     task = CheckAccuracy.plan(request(runtime, 15 * 10**8))
     assert isinstance(task, CheckAccuracy)
     assert task.limit == large

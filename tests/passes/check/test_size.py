@@ -93,7 +93,7 @@ def test_memory_counts_weights_activations_and_the_engine():
     for runtime in runtimes().values():
         found = predict(INVENTORY, runtime, Choice("float16", "float"))
         assert found.memory == found.weights + found.activations + found.runtime
-        assert found.runtime == runtime.overhead_bytes
+        assert found.runtime == runtime.engine.overhead_bytes
         assert found.activations in (5000 * 2, 5000 * 4)
         assert found.stored >= 2 * MILLION
         assert found.weights >= found.stored * 0.99
@@ -124,10 +124,10 @@ def test_a_cache_is_counted_as_the_artifact_keeps_it(check, kept, each):
     cache = 2 * 2 * (16 + 24) * 1000 * each
     assert verdict.measurement("memory_cache").value == cache
     whole = sum(verdict.measurement(f"memory_{part}").value for part in ("weights", "activations", "cache"))
-    assert verdict.measurement("memory_bytes").value == whole + runtimes()["onnx"].overhead_bytes
+    assert verdict.measurement("memory_bytes").value == whole + runtimes()["onnx"].engine.overhead_bytes
     assert f"for 1000 positions in {kept}" in verdict.summary
     # Each position more takes as many bytes.
-    limit = whole + runtimes()["onnx"].overhead_bytes + cache // 10
+    limit = whole + runtimes()["onnx"].engine.overhead_bytes + cache // 10
     tight = check(decoder=decoder, context=1000, facts={"cache": kept}, limit_bytes=limit)
     assert tight.measurement("longest_context").value == 1100
 

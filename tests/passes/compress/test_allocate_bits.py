@@ -57,7 +57,7 @@ def test_losses_are_those_of_the_method_that_rounds_and_fall_with_bits(measured,
 
 
 def test_the_method_is_the_one_that_quantize_will_use(request_for, calibration):
-    for options in ({}, {"compress/quantize": {"method": "awq"}}, {"compress/finetune": {"steps": "5"}}):
+    for options in ({}, {"compress/quantize": {"method": "awq"}}, {"compress/finetune": {"steps": 5}}):
         for data in (calibration, None):
             request = request_for(profile="auto", calibration=data, options=options)
             assert MeasureSensitivity.plan(request).method == rounding_method(request)
@@ -119,7 +119,7 @@ def test_a_budget_that_nothing_fits_says_the_smallest_that_would(planned, reques
 def test_pruned_layers_are_counted_without_their_zeros(request_for, saved, calibration, tmp_path):
     from edgeship.passes.compress.prune import PruneWeights
 
-    request = request_for("coreml", "auto", calibration=calibration, options={"compress/prune": {"sparsity": "0.6"}})
+    request = request_for("coreml", "auto", calibration=calibration, options={"compress/prune": {"sparsity": 0.6}})
     planned = dataclasses.replace(AllocateBits.plan(request), max_bytes=1 << 20)
     assert "linear" in planned.sparse
 

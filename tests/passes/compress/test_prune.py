@@ -18,7 +18,7 @@ def zeros(model):
 
 def test_nothing_is_pruned_that_nobody_asked_for(request_for):
     assert isinstance(PruneWeights.plan(request_for()), Skip)
-    assert isinstance(PruneWeights.plan(request_for(options={"compress/prune": {"sparsity": "0.5"}})), PruneWeights)
+    assert isinstance(PruneWeights.plan(request_for(options={"compress/prune": {"sparsity": 0.5}})), PruneWeights)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global", "measured"])
@@ -76,7 +76,7 @@ def test_what_stays_makes_up_for_what_went(scope, saved, calibration, tmp_path):
 
 
 def test_refitting_is_planned_where_there_is_data_and_only_there(request_for, calibration):
-    asked = {"compress/prune": {"sparsity": "0.5"}}
+    asked = {"compress/prune": {"sparsity": 0.5}}
     assert not PruneWeights.plan(request_for(options=asked)).refit
     assert PruneWeights.plan(request_for(options=asked, calibration=calibration)).refit
 

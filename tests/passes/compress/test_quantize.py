@@ -29,20 +29,20 @@ def run(step, model, folder):
 def test_data_are_looked_at_where_they_are_given(request_for, calibration):
     assert QuantizeWeights.plan(request_for()).method == "nearest"
     assert QuantizeWeights.plan(request_for(calibration=calibration)).method == "gptq"
-    finetuned = {"compress/finetune": {"steps": "1"}}
+    finetuned = {"compress/finetune": {"steps": 1}}
     assert QuantizeWeights.plan(request_for(calibration=calibration, options=finetuned)).method == "nearest"
     assert QuantizeWeights.plan(request_for(profile="small")).method == "clipped"
     assert QuantizeWeights.plan(request_for(profile="small", calibration=calibration)).method == "gptq"
-    trained = {"compress/finetune": {"steps": "1"}}
+    trained = {"compress/finetune": {"steps": 1}}
     assert (
         QuantizeWeights.plan(request_for(profile="small", calibration=calibration, options=trained)).method == "clipped"
     )
 
 
 def test_the_method_follows_the_bits_that_set_gives(request_for, calibration):
-    fewer = {"compress/quantize": {"bits": "4"}}
+    fewer = {"compress/quantize": {"bits": 4}}
     assert QuantizeWeights.plan(request_for(calibration=calibration, options=fewer)).method == "gptq"
-    integers = {"compress/quantize": {"form": "int", "bits": "4"}}
+    integers = {"compress/quantize": {"form": "int", "bits": 4}}
     planned = QuantizeWeights.plan(request_for(profile="exact", calibration=calibration, options=integers))
     assert (planned.method, planned.data) == ("gptq", calibration)
 
@@ -50,8 +50,8 @@ def test_the_method_follows_the_bits_that_set_gives(request_for, calibration):
 @pytest.mark.parametrize(
     ("profile", "given", "says"),
     [
-        ("exact", {"bits": "4"}, "bits has no effect: weights are float16"),
-        ("auto", {"group_size": "64"}, "group_size has no effect: auto chooses them"),
+        ("exact", {"bits": 4}, "bits has no effect: weights are float16"),
+        ("auto", {"group_size": 64}, "group_size has no effect: auto chooses them"),
         ("balanced", {"form": "auto"}, "form=auto allocates nothing"),
     ],
 )
@@ -208,7 +208,7 @@ def test_weights_that_cost_the_outputs_most_get_more_bits(request_for, saved, tm
     assert raised
     assert all(name in program.record.history[-1] for name in raised[:5])
     assert QuantizeWeights.plan(request_for(profile="exact")).floor_db == 0
-    assert QuantizeWeights.plan(request_for(options={"compress/finetune": {"steps": "1"}})).floor_db == 0
+    assert QuantizeWeights.plan(request_for(options={"compress/finetune": {"steps": 1}})).floor_db == 0
 
 
 @pytest.fixture(scope="module")
@@ -223,10 +223,10 @@ def texts(tmp_path_factory):
     ("options", "tokens", "minutes", "samples"),
     [
         ({}, CALIBRATION_TOKENS, None, 128),
-        ({"tokens": "4096"}, 4096, None, 128),
-        ({"samples": "9"}, None, None, 9),
-        ({"minutes": "1.5"}, None, 1.5, 128),
-        ({"minutes": "3", "tokens": "5000"}, 5000, 3.0, 128),
+        ({"tokens": 4096}, 4096, None, 128),
+        ({"samples": 9}, None, None, 9),
+        ({"minutes": 1.5}, None, 1.5, 128),
+        ({"minutes": 3, "tokens": 5000}, 5000, 3.0, 128),
     ],
 )
 def test_texts_have_a_budget_of_tokens_or_of_time(options, tokens, minutes, samples, request_for, texts):

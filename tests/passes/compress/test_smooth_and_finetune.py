@@ -25,7 +25,7 @@ def images(calibration):
 def test_both_are_planned_only_when_asked_for(request_for, calibration):
     assert isinstance(SmoothScales.plan(request_for()), Skip)
     assert isinstance(FinetuneWeights.plan(request_for()), Skip)
-    options = {"compress/quantize": {"method": "awq", "bits": "4", "granularity": "group", "group_size": "64"}}
+    options = {"compress/quantize": {"method": "awq", "bits": 4, "granularity": "group", "group_size": 64}}
     planned = SmoothScales.plan(request_for(options=options, calibration=calibration))
     assert (planned.method, planned.weights) == ("awq", "int4-g64")
     static = SmoothScales.plan(request_for("qnn", options={"compress/smooth": {}}, calibration=calibration))
@@ -98,7 +98,7 @@ def test_bad_options_are_refused(request_for, calibration):
 
 
 def test_training_rounds_as_what_follows_it(request_for, calibration):
-    options = {"compress/finetune": {"steps": "1"}}
+    options = {"compress/finetune": {"steps": 1}}
     for profile in ("balanced", "small", "auto"):
         request = request_for(profile=profile, calibration=calibration, options=options)
         assert FinetuneWeights.plan(request).clip == (QuantizeWeights.plan(request).method == "clipped")

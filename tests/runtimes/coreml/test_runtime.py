@@ -151,5 +151,5 @@ def test_what_it_holds_and_what_it_is() -> None:
     assert "int8 only" in RUNTIME.holds("linear", Affine(), "int16")
     assert "dynamic" in RUNTIME.holds("linear", Affine(), "dynamic")
     assert "only the weights of layers" in RUNTIME.holds("other", Affine(), "float")
-    assert (RUNTIME.execution == "native") is ON_MAC
-    assert RUNTIME.timed or RUNTIME.untimed_reason
+    assert (RUNTIME.engine.execution == "native") is ON_MAC
+    assert bool(RUNTIME.engine.untimed) is not ON_MAC

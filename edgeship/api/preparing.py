@@ -1,0 +1,228 @@
+"""From an order to a plan: check what was said, load the source, plan every route."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeship.api.orders import BuildOrder
+from edgeship.api.rules import Situation, check_rules, check_runtime
+from edgeship.core.model import TorchModel
+from edgeship.core.planning import kept_weights
+from edgeship.core.profile import AdapterRef, DataRef, Profile, Request
+from edgeship.core.records import read_toml
+from edgeship.core.registry import find, profiles, runtimes, targets
+from edgeship.core.target import Target
+from edgeship.engine.cache import Cache
+from edgeship.engine.chatter import Log, silenced
+from edgeship.engine.examining import examine
+from edgeship.engine.executor import Progress, execute
+from edgeship.engine.gathering import Prepared
+from edgeship.engine.planner import plan_build, plan_load
+from edgeship.engine.sources import Found, find_source
+from edgeship.errors import UsageError
+
+
+def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Prepared:
+    """Check the order, load the source, and plan every route.
+
+    Raises:
+        EdgeshipError: a name nobody knows, options that do not belong together, a source that cannot be read, data that
+            do not fit, a route that does not exist.
+    """
+    profile = _profile(order.profile)
+    chosen = _targets(order)
+    found = _source(order)
+    data = _Data.of(order, found)
+    situation = Situation(order, found.source.form, data.evaluation is not None)
+    check_rules(situation)
+    requests = _requests(order, found, data, profile, chosen, situation.language)
+    _refuse_idle_runtimes(order, requests)
+    for request in requests:
+        check_runtime(request)
+    return _loaded(order, requests, cache, log, progress)
+
+
+def _profile(name: str) -> Profile:
+    """A profile by name, or of a TOML file, which must name runtimes that there are."""
+    if not name.endswith(".toml"):
+        return find("profile", profiles(), name)
+    profile = read_toml(Profile, Path(name))
+    for runtime in (*profile.runtimes, *profile.why):
+        find("runtime", runtimes(), runtime)
+    return profile
+
+
+def _targets(order: BuildOrder) -> list[Target]:
+    """The targets of an order, each once; the names of its runtimes are checked as well."""
+    if not order.targets:
+        raise UsageError("no target", fix=f"add --target, one of {', '.join(targets())}")
+    chosen = [find("target", targets(), name) for name in dict.fromkeys(order.targets)]
+    for name in order.runtimes:
+        find("runtime", runtimes(), name)
+    return chosen
+
+
+def _source(order: BuildOrder) -> Found:
+    return find_source(
+        order.source,
+        inputs=order.inputs,
+        outputs=order.outputs,
+        factory=order.factory,
+        renames=order.renames,
+        trust=order.trust,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """What a build is calibrated and measured on, where anything was given; ``metric`` as the user named it."""
+
+    calibration: DataRef | None
+    evaluation: DataRef | None
+    metric: str | None
+
+    @classmethod
+    def of(cls, order: BuildOrder, found: Found) -> _Data:
+        """The order's own data, or those that came with the source."""
+        from edgeship.data.batches import describe_data
+
+        calibration = order.calibration or found.calibration
+        evaluation = order.evaluation or found.evaluation
+        return cls(
+            describe_data(calibration) if calibration else None,
+            describe_data(evaluation) if evaluation else None,
+            # The metric of a sample belongs to its own data.
+            order.metric or (None if order.evaluation else found.metric),
+        )
+
+
+def _requests(
+    order: BuildOrder, found: Found, data: _Data, profile: Profile, chosen: Sequence[Target], language: bool
+) -> list[Request]:
+    """One request for each target and runtime."""
+    load = {**found.load, "lora": order.lora, "part": order.part, "context": order.context}
+    adapters = _adapters(order.adapters)
+    requests: list[Request] = []
+    for target in chosen:
+        for name in _engines(order.runtimes or target.runtime_names, language, asked=bool(order.runtimes)):
+            if not runtimes()[name].runs_on(target):
+                continue
+            request = Request(
+                source=found.source,
+                target=target,
+                runtime=name,
+                profile=profile,
+                calibration=data.calibration,
+                evaluation=data.evaluation,
+                metric=data.metric or ("perplexity" if language else None),
+                max_size_bytes=order.max_size_bytes,
+                max_drop=order.max_drop,
+                options=order.options,
+                load=load,
+                context=order.context if language else None,
+                kv_cache=order.kv_cache,
+                adapters=adapters,
+            )
+            requests.append(request)
+    return requests
+
+
+def _refuse_idle_runtimes(order: BuildOrder, requests: Sequence[Request]) -> None:
+    """Raise `UsageError` for a runtime that was asked for and that none of the targets runs."""
+    planned = {request.runtime for request in requests}
+    served = planned | {runtimes()[name].format.name for name in planned}
+    for name in order.runtimes:
+        if name not in served:
+            able = [target.name for target in targets().values() if runtimes()[name].runs_on(target)]
+            raise UsageError(
+                f"{', '.join(order.targets)} does not run {name}", fix=f"add --target {able[0]}" if able else ""
+            )
+
+
+def _loaded(order: BuildOrder, requests: Sequence[Request], cache: Cache, log: Log, progress: Progress) -> Prepared:
+    """Load the source and plan the rest, which hangs on what operators and weights the model has."""
+    from edgeship.program.program import read_record
+
+    plan = plan_load(requests[0])
+    execution = execute(plan, requests[0].source, cache, log, progress)
+    loaded = execution.results[plan.steps[-1].index]
+    assert isinstance(loaded, TorchModel)
+    record = read_record(loaded)
+    calibration, evaluation = requests[0].calibration, requests[0].evaluation
+    if record.decoder is not None:
+        calibration, evaluation = (_windows(data, loaded, cache) for data in (calibration, evaluation))
+    remarks: tuple[str, ...] = ()
+    with silenced(log):
+        for data in dict.fromkeys(filter(None, (calibration, evaluation))):
+            # Read once before minutes of conversion; whole columns are checked, whatever the limit.
+            remarks += examine(data, loaded, record.signature)
+    keep = kept_weights(order.keep, record.inventory)
+    ready = tuple(
+        dataclasses.replace(
+            request,
+            calibration=calibration,
+            evaluation=evaluation,
+            inventory=record.inventory,
+            decoder=record.decoder,
+            keep=keep,
+        )
+        for request in requests
+    )
+    return Prepared(plan_build(ready), ready, loaded, plan.steps[-1], execution, remarks)
+
+
+def _adapters(given: Sequence[str]) -> tuple[AdapterRef, ...]:
+    """Adapters that were ordered as ``NAME=DIR``. Raises `UsageError`, or `SourceError` where there is none."""
+    from edgeship.frontends.lora import adapter_digest
+
+    found: dict[str, AdapterRef] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not equals or not folder or not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+            raise UsageError(f"--adapter {text!r} is not NAME=DIR", fix="name it with letters, digits, - and _")
+        if name in found:
+            raise UsageError(f"two adapters are called {name}", fix="give each a name of its own")
+        found[name] = AdapterRef(name, str(Path(folder).absolute()), adapter_digest(Path(folder)))
+    return tuple(found.values())
+
+
+def _windows(data: DataRef | None, model: TorchModel, cache: Cache) -> DataRef | None:
+    """Data for a language model: a text becomes windows of tokens."""
+    from edgeship.core.artifact import file_digest
+    from edgeship.data.batches import describe_data
+    from edgeship.data.text import is_text, tokenized
+    from edgeship.program.program import ORIGIN
+
+    if data is None or not is_text(data.reference):
+        return data
+    length = model.signature.inputs[0].shape[-1]
+    tokenizer = model.path / ORIGIN / "tokenizer.json"
+    made_of = {"text": data.digest, "tokenizer": file_digest(tokenizer), "length": length}
+    path = cache.windows(made_of, lambda folder: tokenized(data, tokenizer, length, folder))
+    return describe_data(str(path))
+
+
+def _engines(names: Sequence[str], language: bool, *, asked: bool) -> list[str]:
+    """The runtimes that take a source: those for networks, or the engines for language models of the same formats."""
+    # A format's own engine comes before those of plug-ins.
+    engines = {item.format.name: item.name for item in reversed(runtimes().values()) if item.engine.for_language}
+    chosen = []
+    for name in names:
+        for_language = runtimes()[name].engine.for_language
+        if for_language and not language:
+            raise UsageError(
+                f"{runtimes()[name].title} runs language models only",
+                fix=f"use --runtime {runtimes()[name].format.name}",
+            )
+        if for_language or not language:
+            chosen.append(name)
+        elif name in engines:
+            chosen.append(engines[name])
+        elif asked:
+            raise UsageError(
+                f"{runtimes()[name].title} has no engine for language models here",
+                fix=f"use one of {', '.join(engines.values())}, or give --input to build the network without a cache",
+            )
+    return list(dict.fromkeys(chosen))
