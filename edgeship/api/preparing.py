@@ -159,6 +159,7 @@ def _loaded(order: BuildOrder, requests: Sequence[Request], cache: Cache, log: L
             # Read once before minutes of conversion; whole columns are checked, whatever the limit.
             remarks += examine(data, loaded, record.signature)
     keep = kept_weights(order.keep, record.inventory)
+    unbounded = tuple(spec.name for spec in record.signature.inputs if spec.is_float and spec.low is None)
     ready = tuple(
         dataclasses.replace(
             request,
@@ -167,6 +168,7 @@ def _loaded(order: BuildOrder, requests: Sequence[Request], cache: Cache, log: L
             inventory=record.inventory,
             decoder=record.decoder,
             keep=keep,
+            unbounded=unbounded,
         )
         for request in requests
     )

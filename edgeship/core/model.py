@@ -49,6 +49,11 @@ class TensorSpec:
         return next((values[name] for name in self.spellings if name in values), None)
 
     @property
+    def is_float(self) -> bool:
+        """Whether it holds floats, of any width."""
+        return self.dtype in ("f32", "f16")
+
+    @property
     def numpy_dtype(self) -> str:
         """The NumPy name of the dtype."""
         return NUMPY_DTYPES[self.dtype]

@@ -9,7 +9,7 @@ from typing import Any
 from edgeship.core.decoder import CacheType, Decoder
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Source
-from edgeship.core.runtimes import ActivationMode
+from edgeship.core.runtimes import ActivationMode, Engine
 from edgeship.core.target import Target
 from edgeship.errors import UsageError
 
@@ -101,6 +101,7 @@ class Request:
         rank: the accuracy gate fell short: measure what each layer costs.
         context: positions that a language model's artifact keeps, when the user said. decoder: of that model.
         kv_cache: how it keeps keys and values, when the user said. adapters: that ship beside it.
+        unbounded: float inputs of the loaded model of which nothing says what range they have.
     """
 
     source: Source
@@ -123,6 +124,7 @@ class Request:
     decoder: Decoder | None = None
     kv_cache: CacheType | None = None
     adapters: tuple[AdapterRef, ...] = ()
+    unbounded: tuple[str, ...] = ()
 
     @property
     def choice(self) -> Choice:
@@ -133,7 +135,8 @@ class Request:
         """How any profile wants them for this runtime.
 
         A static 8-bit grid has no basis where no data say what inputs look like; then the runtime's own next best is
-        taken (`Engine.unseen`). A profile that wants the quickest gets what measured times of layers say of the model.
+        taken (`Engine.unseen`), and with an input of unknown range its `Engine.unbounded`. A profile that wants the
+        quickest gets what measured times of layers say of the model.
         A source that is quantized already is computed as its maker decided, where the runtime can.
         """
         from edgeship.core.registry import runtimes
@@ -147,8 +150,26 @@ class Request:
         if given and (given != "dynamic" or "dynamic" in engine.computes):
             able = given in engine.computes
             return replace(choice, activations=given if able else "float")  # type: ignore[arg-type]
-        if choice.activations == "int8" and self.calibration is None:
-            choice = replace(choice, activations=engine.unseen)
+        if self.calibration is None:
+            choice = self._without_data(choice, engine)
         if not choice.quickest or self.inventory is None:
             return choice
         return replace(choice, activations=quickest(self.runtime, self.inventory, choice.activations))
+
+    def _without_data(self, choice: Choice, engine: Engine) -> Choice:
+        """What an engine computes with where no data say what inputs look like."""
+        if choice.activations == "int8":
+            choice = replace(choice, activations=engine.unseen)
+        # Who asks for a grid, or for how weights are stored, means it.
+        said = {"compress/calibrate", "compress/quantize"}.intersection(self.options)
+        if choice.activations != "int16" or engine.unbounded == "int16" or not self.unbounded or said:
+            return choice
+        if choice.weights != "int8" and not (choice.weights == "auto" and self._halves_fit()):
+            # A profile of fewer bits is about its size.
+            return choice
+        return replace(choice, activations=engine.unbounded, weights="float16", candidates=())
+
+    def _halves_fit(self) -> bool:
+        """Whether all weights in float16 are within the bytes there are."""
+        limit = self.max_size_bytes or int(self.target.app_memory_bytes.value)
+        return self.inventory is not None and 2 * self.inventory.parameters <= limit

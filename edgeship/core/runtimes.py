@@ -119,6 +119,8 @@ class Engine:
         overhead_bytes: what the engine itself takes in an app, for the size check; not fitted to devices yet.
         roofline: what an estimate needs; None when nothing is known.
         unseen: activations where a profile wants static 8-bit ones, and no data say what inputs look like.
+        unbounded: activations where a profile wants 16-bit ones, and neither data nor the model say what range inputs
+            have; with ``float`` weights are float16 too.
         computes: activations other than float ones that it can compute with.
         clips_inside: whether an integer layer clips its result at no cost.
         centred_int16: whether its 16-bit activations have zero point 0.
@@ -137,6 +139,7 @@ class Engine:
     overhead_bytes: int = 30_000_000
     roofline: Roofline | None = None
     unseen: ActivationMode = "float"
+    unbounded: ActivationMode = "int16"
     computes: tuple[ActivationMode, ...] = ("int8",)
     clips_inside: bool = True
     centred_int16: bool = False

@@ -165,7 +165,7 @@ def draw(spec: TensorSpec, generator: np.random.Generator, place: int) -> Array:
     """One input, the ``place``-th of its kind."""
     import numpy as np
 
-    if spec.dtype in ("f32", "f16"):
+    if spec.is_float:
         if spec.low is not None and spec.high is not None:
             return np.asarray(generator.uniform(spec.low, spec.high, spec.shape), spec.numpy_dtype)
         return np.asarray(generator.standard_normal(spec.shape), spec.numpy_dtype)
@@ -333,7 +333,7 @@ def _check(reference: str, spec: TensorSpec, arrays: Mapping[str, Any]) -> Array
             f"{reference}: {spec.name} has shape {tuple(column.shape)}, the model takes {spec}",
             fix=f"give samples of shape {spec.shape}",
         )
-    is_float = spec.dtype in ("f32", "f16")
+    is_float = spec.is_float
     if is_float != np.issubdtype(column.dtype, np.floating) and not (is_float and column.dtype == np.uint8):
         raise DataError(
             f"{reference}: {spec.name} is {column.dtype}, the model takes {spec.dtype}", fix="convert it first"

@@ -61,7 +61,7 @@ def probe_batches(signature: Signature, seed: int = 0) -> list[Probe]:
     """
     import numpy as np
 
-    floats = [spec for spec in signature.inputs if spec.dtype in ("f32", "f16")]
+    floats = [spec for spec in signature.inputs if spec.is_float]
     if not floats:
         return _integer_probes(signature, seed)
     generator = np.random.default_rng(seed + 1)

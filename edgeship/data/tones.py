@@ -48,4 +48,4 @@ def _may_be_sound(spec: TensorSpec) -> bool:
     others = 1
     for size in spec.shape[:-1]:
         others *= size
-    return spec.dtype in ("f32", "f16") and len(spec.shape) > 0 and spec.shape[-1] >= SHORTEST and others <= CHANNELS
+    return spec.is_float and len(spec.shape) > 0 and spec.shape[-1] >= SHORTEST and others <= CHANNELS

@@ -36,7 +36,7 @@ def examine(data: DataRef, model: TorchModel, signature: Signature) -> tuple[str
     from edgeship.program.program import TorchProgram
 
     batches = load_batches(data.reference, signature, SAMPLES)
-    floats = [spec for spec in signature.inputs if spec.dtype in ("f32", "f16")]
+    floats = [spec for spec in signature.inputs if spec.is_float]
     for spec in floats:
         _within(data.reference, spec, batches)
     remarks = [

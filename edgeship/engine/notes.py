@@ -51,15 +51,23 @@ def notes_of(
 
 
 def _unseen(request: Request) -> str:
-    """Why activations are not in static 8 bits though the profile wants them so; empty when they are."""
+    """Why activations are not static though the profile wants them so; empty when they are."""
     format = runtimes()[request.runtime].format
-    wanted, got = request.profile.choice(request.runtime, format.name).activations, request.choice.activations
-    if wanted == got:
+    wanted, got = request.profile.choice(request.runtime, format.name), request.choice
+    if wanted.activations == got.activations:
         return ""
-    form = "are quantized while running" if got == "dynamic" else f"are {got}"
+    head, way_out = f"{request.runtime}: no data say what inputs look like", "give --calibration DATA"
+    bits = wanted.activations.removeprefix("int")
+    if wanted.weights != got.weights:
+        return (
+            f"{head}, and no range is known of {_some(request.unbounded)}: a static grid loses what is small beside "
+            f"its step, so weights and activations are float16; with data weights have 8 bits and activations {bits}: "
+            f"{way_out}"
+        )
+    form = "are quantized while running" if got.activations == "dynamic" else f"are {got.activations}"
     return (
-        f"{request.runtime}: no data say what inputs look like, so activations {form}; profile {request.profile.name} "
-        "would have static 8-bit ones, where they are quicker: give --calibration DATA"
+        f"{head}, so activations {form}; profile {request.profile.name} would have static {bits}-bit ones, where they "
+        f"are quicker: {way_out}"
     )
 
 

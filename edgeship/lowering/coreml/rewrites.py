@@ -154,7 +154,7 @@ def _spell_out_prelus(exported: ExportedProgram) -> None:
 
 def _computed(exported: ExportedProgram, target: Any, *args: Any) -> Node:
     """A new operator, with the shape and dtype of what it computes."""
-    node = exported.graph.call_function(target, args)
+    node: Node = exported.graph.call_function(target, args)
     node.meta["val"] = target(*(arg.meta["val"] if isinstance(arg, torch.fx.Node) else arg for arg in args))
     return node
 

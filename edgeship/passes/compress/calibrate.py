@@ -211,7 +211,7 @@ def _as_images(signature: Signature, batches: Sequence[Batch]) -> list[Batch]:
     """The first samples with their floats of unknown range as large as pixels of 0 to 255, and zero."""
     import numpy as np
 
-    floats = {spec.name for spec in signature.inputs if spec.dtype in ("f32", "f16") and spec.low is None}
+    floats = {spec.name for spec in signature.inputs if spec.is_float and spec.low is None}
     if not floats:
         return []
 

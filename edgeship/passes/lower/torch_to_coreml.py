@@ -102,7 +102,7 @@ def _narrowed(signature: Signature) -> Signature:
     """Core ML's border has float32 and int32: other integers and bools go in and come out as int32."""
 
     def narrow(spec: TensorSpec) -> TensorSpec:
-        return spec if spec.dtype in ("f32", "f16") else spec.with_dtype("i32")
+        return spec if spec.is_float else spec.with_dtype("i32")
 
     return replace(
         signature, inputs=tuple(map(narrow, signature.inputs)), outputs=tuple(map(narrow, signature.outputs))

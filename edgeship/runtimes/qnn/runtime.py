@@ -75,6 +75,7 @@ class QnnRuntime(Runtime):
         packages=("onnxruntime-qnn", "onnxruntime"),
         extra="qnn",
         unseen="int16",
+        unbounded="float",
         float_products=False,
         computes=("int8", "int16"),
         execution="emulated",

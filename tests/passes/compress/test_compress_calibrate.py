@@ -10,6 +10,7 @@ from torch import nn
 
 from edgeship.compression.calibrate import HEADROOM
 from edgeship.compression.encode import Encoder
+from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.model import Source, TensorSpec, TorchModel
 from edgeship.core.passes import Context, Skip
 from edgeship.core.profile import Choice, DataRef, Profile, Request
@@ -57,6 +58,34 @@ def test_without_data_there_are_no_static_8_bit_grids(runtime: str, activations:
         assert isinstance(CalibrateActivations.plan(request), Skip) == (wanted in ("float", "dynamic"))
         told = notes_of([request], [], [])
         assert ("give --calibration DATA" in "".join(told)) == (data is None)
+
+
+@pytest.mark.parametrize(
+    ("profile", "weights"), [("balanced", "int8"), ("fast", "int8"), ("auto", "auto"), ("small", "int4")]
+)
+def test_an_input_of_unknown_range_gets_no_static_grid_on_hexagon_without_data(profile: str, weights: str) -> None:
+    halves = Choice("float16", "float")
+    bounded = dataclasses.replace(request_for("qnn", profile), inventory=Inventory((), (), 0))
+    unbounded = dataclasses.replace(bounded, unbounded=("x",))
+    assert (bounded.choice.weights, bounded.choice.activations) == (weights, "int16")
+    # Of a profile with fewer bits the size is what was asked for.
+    assert unbounded.choice == (bounded.choice if profile == "small" else halves)
+    assert isinstance(CalibrateActivations.plan(unbounded), Skip) == (profile != "small")
+    for said in (
+        {"calibration": DataRef("data.npz", "d")},
+        {"options": {"compress/calibrate": {"samples": 9}}},
+        {"options": {"compress/quantize": {"bits": 8}}},
+    ):
+        assert dataclasses.replace(unbounded, **said).choice.weights == weights  # type: ignore[arg-type]
+    told = "".join(notes_of([unbounded], [], []))
+    assert ("no range is known of x" in told and "give --calibration DATA" in told) == (profile != "small")
+
+
+def test_auto_keeps_integers_where_halves_do_not_fit() -> None:
+    inventory = Inventory((WeightUse("w", "linear", (100, 100)),), (), 0)
+    request = dataclasses.replace(request_for("qnn", "auto"), inventory=inventory, unbounded=("x",))
+    for most, wanted in ((20_000, "float16"), (19_999, "auto")):
+        assert dataclasses.replace(request, max_size_bytes=most).choice.weights == wanted
 
 
 class _Unlike(nn.Module):
