@@ -1,9 +1,13 @@
-# One environment holds everything. torch is pinned exactly in pyproject.toml: a looser pin brings gigabytes of CUDA.
-PYTHON ?= python3.11
-VENV := .venv
+# One environment holds everything, in the versions of constraints/tested.txt.
+# The newest Python that edgeship is tested on; another: make PYTHON=python3.11
+PYTHON ?= $(shell scripts/newest_python.sh)
+VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
+# Options for every installation, such as a package index: make setup PIP_OPTIONS="--index-url ..."
+PIP_OPTIONS ?=
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --constraint constraints/tested.txt
 # One thread a worker: the two workers are the two cores.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
@@ -12,10 +16,10 @@ export MKL_NUM_THREADS ?= 1
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints/tested.txt
+	@test -n "$(PYTHON)" || { echo "edgeship needs Python 3.11, 3.12 or 3.13 (with venv): install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" "numpy>=2,<2.4"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(PIP) --editable ".[dev]"
 	touch $(STAMP)
 
 demo: setup
@@ -30,6 +34,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 	$(BIN)/lint-imports --no-cache
 
 test: lint

@@ -39,9 +39,10 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     check_rules(situation)
     requests = _requests(order, found, data, profile, chosen, situation.language)
     _refuse_idle_runtimes(order, requests)
-    for request in requests:
+    possible, left_out = _possible(order, requests)
+    for request in possible:
         check_runtime(request)
-    return _loaded(order, requests, cache, log, progress)
+    return _saying(left_out, _loaded(order, possible, cache, log, progress))
 
 
 def _profile(name: str) -> Profile:
@@ -139,6 +140,29 @@ def _refuse_idle_runtimes(order: BuildOrder, requests: Sequence[Request]) -> Non
             raise UsageError(
                 f"{', '.join(order.targets)} does not run {name}", fix=f"add --target {able[0]}" if able else ""
             )
+
+
+def _possible(order: BuildOrder, requests: Sequence[Request]) -> tuple[Sequence[Request], dict[str, str]]:
+    """What can be built on this system, and why each runtime that is left out cannot.
+
+    A runtime that the user named is never left out, nor is anything when nothing else remains.
+    """
+    if order.runtimes:
+        return requests, {}
+    reasons = {request.runtime: runtimes()[request.runtime].unpublished() for request in requests}
+    left_out = {name: reason for name, reason in reasons.items() if reason}
+    possible = [request for request in requests if request.runtime not in left_out]
+    return (possible, left_out) if possible else (requests, {})
+
+
+def _saying(left_out: dict[str, str], prepared: Prepared) -> Prepared:
+    """The prepared build, whose plan and report say which runtimes are not in it."""
+    if not left_out:
+        return prepared
+    skipped = {**prepared.plan.skipped, **{f"runtime {name}": reason for name, reason in left_out.items()}}
+    remarks = [f"{name} is left out: {reason}" for name, reason in left_out.items()]
+    plan = dataclasses.replace(prepared.plan, skipped=skipped)
+    return dataclasses.replace(prepared, plan=plan, remarks=(*remarks, *prepared.remarks))
 
 
 def _loaded(order: BuildOrder, requests: Sequence[Request], cache: Cache, log: Log, progress: Progress) -> Prepared:

@@ -9,17 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeship import __version__
+from edgeship.core.installed import remarks, wanted
 from edgeship.core.registry import Broken, broken
 from edgeship.core.runtimes import Availability
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The state of this machine."""
+    """The state of this machine.
+
+    Args:
+        packages: versions that were not tested and packages that are missing, a line each.
+    """
 
     version: str
     machine: dict[str, str]
     runtimes: tuple[Availability, ...]
+    packages: tuple[str, ...]
     broken_plugins: tuple[Broken, ...]
     cache: str
     cache_bytes: int
@@ -41,6 +47,7 @@ def diagnose() -> Diagnosis:
         __version__,
         machine(),
         tuple(availability()),
+        tuple(remarks(wanted())),
         broken(),
         str(root),
         total_bytes(root) if root.exists() else 0,
@@ -62,6 +69,8 @@ def print_diagnosis(found: Diagnosis) -> None:
         f"cache {found.cache}: {human_bytes(found.cache_bytes)}, {human_bytes(found.free_bytes)} free on its disk"
     )
     print_runtimes(found.runtimes)
+    for line in found.packages:
+        click.echo(line)
     for item in found.broken_plugins:
         click.echo(f"broken plug-in {item.name} ({item.group}): {item.reason}; update or uninstall it")
     if not found.broken_plugins:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.compression.held import HELD_BYTES
@@ -225,11 +224,7 @@ def _bytes(node: Node) -> int:
 
 
 def _resident() -> int:
-    """Bytes of memory that this process has now; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    import resource
+    """Bytes of memory that this process has now."""
+    import psutil
 
-    return pages * resource.getpagesize()
+    return int(psutil.Process().memory_info().rss)

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from edgeship.core.decoder import CacheType
+from edgeship.core.installed import is_installed, not_offered
 from edgeship.core.model import Artifact
 from edgeship.errors import EncodingError, MissingToolError, UsageError
 
@@ -280,9 +281,19 @@ class Runtime(ABC):
             try:
                 found[package] = metadata.version(package)
             except metadata.PackageNotFoundError:
+                reason = not_offered(package)
+                if reason:
+                    raise MissingToolError(
+                        f"{self.title} does not work here: {reason}", fix="name other runtimes with --runtime"
+                    ) from None
                 wanted = f'"edgeship[{self.engine.extra}]"' if self.engine.extra else package
                 raise MissingToolError(f"{self.title} needs {package}", fix=f"pip install {wanted}") from None
         return found
+
+    def unpublished(self) -> str:
+        """Why this system can never have what the runtime needs; empty when it is there or can be installed."""
+        reasons = filter(None, map(not_offered, self.packages))
+        return next(reasons, "") if not all(map(is_installed, self.packages)) else ""
 
     def require(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> None:
         """Raise `EncodingError` with the reason unless `holds`."""

@@ -34,7 +34,7 @@ class Reads:
         if not self.active or not isinstance(path, (str, bytes, Path)):
             return
         found = Path(path.decode(errors="replace") if isinstance(path, bytes) else path)
-        if found.suffix in (".pyc", ".so") or found.parts[:2] in (("/", "proc"), ("/", "sys"), ("/", "dev")):
+        if found.suffix in (".pyc", ".so", ".dylib") or found.parts[:2] in (("/", "proc"), ("/", "sys"), ("/", "dev")):
             return
         if found.absolute() not in self.paths:
             self.paths[found.absolute()] = stamp(found)
