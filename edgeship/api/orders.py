@@ -2,12 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar, Unpack, get_args
 
+from edgeship.api.given_models import GivenModel, is_in_memory, take_model
 from edgeship.core.decoder import CacheType
+from edgeship.core.encodings import encoding_named
+from edgeship.core.records import suggest
+from edgeship.core.runtimes import ActivationMode
+from edgeship.core.settings import Options, Settings, collect
+from edgeship.core.units import parse_bytes, parse_fraction
+from edgeship.data.memory import GivenData, take_data
+from edgeship.data.specs import spec_texts
+from edgeship.errors import UsageError
+
+T = TypeVar("T")
+# Several in one text are separated by commas, as on the command line.
+Names = str | Sequence[str]
+Place = str | os.PathLike[str]
+
+
+class Said(TypedDict, total=False):
+    """What can be said of a build besides the model and its inputs. Each name is the command line's option.
+
+    ``target`` and ``targets`` are the same, so are ``runtime`` and ``runtimes``: one name, several in a list, or several
+    in one text with commas.
+
+    Keys:
+        profile: what to aim for, or a TOML file of your own. weights: an encoding in place of the profile's, such as
+            ``int8``, ``int4-g32``, ``float16``. activations: ``float``, ``int8``, ``int16`` or ``dynamic``.
+        passes: options of passes, ``[Quantize(method="gptq")]``. options: the same by name.
+        calibration, eval: data (`edgeship.data.memory`): arrays, tensors, dicts of them, a DataLoader, or a path.
+        max_size: bytes, or a text such as ``"3MB"``. max_drop: a fraction, or ``"1%"``.
+        input_names: ``{"old": "new"}``. output_names: one for each output, in order.
+        adapters: ``{"name": folder}``. tokenizer: of a language model that is given as an object.
+        output: the bundle's folder; ``<name>.edgeship`` here when left out. cache: False runs every step again.
+    """
+
+    target: Names
+    targets: Names
+    runtime: Names
+    runtimes: Names
+    profile: Place
+    weights: str
+    activations: ActivationMode
+    passes: Sequence[Settings]
+    options: Options
+    calibration: Any
+    eval: Any
+    metric: str
+    max_size: int | str
+    max_drop: float | str
+    keep: Names
+    context: int
+    kv_cache: CacheType
+    part: str
+    lora: Place
+    adapters: Mapping[str, Place] | Sequence[str]
+    input_names: Mapping[str, str] | Sequence[str]
+    output_names: Names
+    factory: str
+    tokenizer: Any
+    output: Place
+    cache: bool
+    trust: bool
 
 
 @dataclass(frozen=True)
@@ -15,9 +76,11 @@ class BuildOrder:
     """Everything a user can say to ``build`` and ``plan``.
 
     Args:
-        source: factory, file or folder. targets: names. runtimes: names; empty means each target's own list.
+        source: factory, file or folder; what to call a ``model`` that lies in memory.
+        targets: names. runtimes: names; empty means each target's own list.
         renames: names for inputs, each ``OLD=NEW``.
         output: bundle folder; ``<name>.edgeship`` here when None. options: ``{"compress/quantize": {"bits": 8}}``.
+        weights, activations: in place of the profile's.
         metric: see `edgeship.data.metrics`; accuracy when None.
         context: positions that a language model's artifacts keep. lora: folder of a PEFT adapter to merge.
         part: ``encoder`` or ``decoder`` of an encoder-decoder; the whole network when None.
@@ -37,8 +100,10 @@ class BuildOrder:
     outputs: tuple[str, ...] = ()
     renames: tuple[str, ...] = ()
     factory: str | None = None
-    calibration: str | None = None
-    evaluation: str | None = None
+    weights: str | None = None
+    activations: ActivationMode | None = None
+    calibration: str | GivenData | None = None
+    evaluation: str | GivenData | None = None
     metric: str | None = None
     max_size_bytes: int | None = None
     max_drop: float | None = None
@@ -51,6 +116,7 @@ class BuildOrder:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     use_cache: bool = True
     trust: bool = False
+    model: GivenModel | None = None
 
     @property
     def bundle(self) -> Path:
@@ -60,3 +126,160 @@ class BuildOrder:
         head, _, function = self.source.rpartition(":")
         name = Path(head or self.source).resolve().stem if head and function.isidentifier() else ""
         return Path(f"{name or Path(self.source).resolve().stem}.edgeship")
+
+    @property
+    def named_file(self) -> Path | None:
+        """The file or folder of the source, where it names one."""
+        if self.model is not None:
+            return None
+        head, _, function = self.source.rpartition(":")
+        names = [self.source, head] if function.isidentifier() else [self.source]
+        return next((Path(name) for name in names if name and Path(name).exists()), None)
+
+
+def make_order(model: Any, inputs: Any = None, **said: Unpack[Said]) -> BuildOrder:
+    """An order from a model, its inputs, and what else was said.
+
+    Args:
+        model: a factory (``file.py:function``), a file, a folder, or a model in memory (`api.given_models`).
+        inputs: specifications (``"image:f32[1,3,224,224]"``) or example arrays; one, several, or a dict by name.
+
+    Raises:
+        UsageError: a name nobody knows, a value of another form, or two values for one thing.
+    """
+    strange = [name for name in said if name not in Said.__annotations__]
+    if strange:
+        raise UsageError(f"build takes no {strange[0]}", fix=suggest(strange[0], Said.__annotations__))
+    _refuse_empty(said)
+    given = is_in_memory(model)
+    tokenizer = said.get("tokenizer")
+    if tokenizer is not None and not given:
+        raise UsageError("tokenizer belongs to a model in memory; a folder has its own", fix="leave it out")
+    held = take_model(model, inputs, tokenizer) if given else None
+    return BuildOrder(
+        source=held.title if held is not None else _source(model),
+        model=held,
+        # Of a model in memory the inputs may be tensors, which it keeps itself.
+        inputs=() if held is not None else spec_texts(inputs),
+        targets=_either(said, "target", "targets"),
+        runtimes=_either(said, "runtime", "runtimes"),
+        profile=_path(said.get("profile")) or "balanced",
+        output=_folder(said.get("output")),
+        outputs=_names("output_names", said.get("output_names")),
+        renames=_pairs("input_names", said.get("input_names")),
+        factory=said.get("factory"),
+        weights=_weights(said.get("weights")),
+        activations=_one_of("activations", said.get("activations"), get_args(ActivationMode)),
+        calibration=take_data("calibration", said.get("calibration")),
+        evaluation=take_data("eval", said.get("eval")),
+        metric=_metric(said.get("metric")),
+        max_size_bytes=_bytes(said.get("max_size")),
+        max_drop=_fraction(said.get("max_drop")),
+        context=_whole("context", said.get("context")),
+        kv_cache=_one_of("kv_cache", said.get("kv_cache"), get_args(CacheType)),
+        lora=_path(said.get("lora")),
+        part=_one_of("part", said.get("part"), ("encoder", "decoder")),
+        adapters=_pairs("adapters", said.get("adapters")),
+        keep=_names("keep", said.get("keep")),
+        options=collect(said.get("passes") or (), said.get("options") or {}),
+        use_cache=said.get("cache", True),
+        trust=said.get("trust", False),
+    )
+
+
+def _refuse_empty(said: Said) -> None:
+    """Raise `UsageError` for a text that holds nothing: a variable of a shell that is not set, most likely."""
+    for name, value in said.items():
+        if isinstance(value, str) and not value.strip(" ,"):
+            raise UsageError(f"{option(name)} is empty", fix="leave it out, or give it a value")
+
+
+def option(name: str) -> str:
+    """How the command line writes an argument: ``--max-size`` for ``max_size``."""
+    singular = {"input_names": "input-name", "output_names": "output-name", "adapters": "adapter"}
+    return "--" + singular.get(name, name.removesuffix("s") if name in ("targets", "runtimes") else name).replace(
+        "_", "-"
+    )
+
+
+def _source(model: Any) -> str:
+    if isinstance(model, (str, os.PathLike)):
+        return os.fspath(model) if isinstance(os.fspath(model), str) else os.fsdecode(model)
+    raise UsageError(
+        f"a {type(model).__name__} is no model",
+        fix="give an nn.Module, an ExportedProgram, a transformers model, or a path",
+    )
+
+
+def _either(said: Said, one: str, many: str) -> tuple[str, ...]:
+    """Names under the singular or the plural of an argument; not under both."""
+    given = {name: said[name] for name in (one, many) if said.get(name) is not None}  # type: ignore[literal-required]
+    if len(given) > 1:
+        raise UsageError(f"{one} and {many} are the same", fix="give one of them")
+    found = [_names(name, value) for name, value in given.items()]
+    return found[0] if found else ()
+
+
+def _names(name: str, value: Names | None) -> tuple[str, ...]:
+    """One name, several with commas between, or a list of either."""
+    if value is None:
+        return ()
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, Mapping) or not isinstance(texts, Iterable) or not all(isinstance(t, str) for t in texts):
+        raise UsageError(f"{option(name)} takes a name or a list of names, not {value!r}", fix='write "a" or ["a", "b"]')
+    # Names of outputs and patterns of weights may hold a comma; those of targets and runtimes do not.
+    whole = name in ("output_names", "keep")
+    parts = [part.strip() for text in texts for part in ([text] if whole else text.split(","))]
+    return tuple(part for part in parts if part or whole)
+
+
+def _pairs(name: str, value: Mapping[str, Any] | Sequence[str] | None) -> tuple[str, ...]:
+    """A mapping as ``OLD=NEW``; texts of that form stay as they are."""
+    if isinstance(value, Mapping):
+        quote = '"' if any("=" in key for key in value) else ""
+        return tuple(f"{quote}{key}{quote}={os.fspath(item)}" for key, item in value.items())
+    return () if value is None else tuple([value] if isinstance(value, str) else value)
+
+
+def _path(value: Place | None) -> str | None:
+    return None if value is None else str(os.fspath(value))
+
+
+def _folder(value: Place | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def _weights(name: str | None) -> str | None:
+    if name is not None:
+        if name == "auto":
+            raise UsageError("--weights auto chooses among what a profile says", fix="give --profile auto")
+        encoding_named(name)
+    return name
+
+
+def _metric(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise UsageError(
+            f"metric is a {type(value).__name__}, no name", fix="give accuracy, perplexity, cosine, snr or file.py:function"
+        )
+    return value
+
+
+def _one_of(name: str, value: T | None, known: Sequence[Any]) -> T | None:
+    if value is not None and value not in known:
+        raise UsageError(f"{option(name)} {value!r} is not one of {', '.join(map(str, known))}")
+    return value
+
+
+def _whole(name: str, value: Any) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise UsageError(f"{option(name)} {value!r} is no whole number", fix="give one, such as 1024")
+    return value
+
+
+def _bytes(value: int | str | None) -> int | None:
+    return None if value is None else parse_bytes(value if isinstance(value, str) else f"{value:.0f}")
+
+
+def _fraction(value: float | str | None) -> float | None:
+    return None if value is None else parse_fraction(value if isinstance(value, str) else f"{value:.12f}")

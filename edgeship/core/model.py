@@ -108,6 +108,7 @@ class Source(Model):
     Args:
         factory: the function that a file of weights is put into the module of; empty when there is none.
         search: where Python looked for modules when the source was named; importing one may change that.
+        held: the program itself, where it lies in memory; ``digest`` is then over its graph and weights.
     """
 
     kind: ClassVar[str] = "Source"
@@ -115,6 +116,7 @@ class Source(Model):
     reference: str = ""
     factory: str = ""
     search: tuple[str, ...] = ()
+    held: object | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,11 @@ class TorchModel(Model):
 
 
 @dataclass(frozen=True)
-class TextWindows(Model):
-    """An ``.npz`` with a text as windows of tokens, for language models."""
+class KeptFiles(Model):
+    """Files beside the results of steps: a text as windows of tokens, and what was given from memory: data as an
+    ``.npz``, a model of transformers as its folder."""
 
-    kind: ClassVar[str] = "TextWindows"
+    kind: ClassVar[str] = "KeptFiles"
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,20 @@ class Profile:
 
 @dataclass(frozen=True)
 class DataRef:
-    """Calibration or evaluation data that the user named: a reference and the digest of what it holds."""
+    """Calibration or evaluation data: where they lie, and the digest of what is there.
+
+    Args:
+        title: what messages call data that were given from memory; others are called by their reference.
+    """
 
     reference: str
     digest: str
+    title: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What messages call them."""
+        return self.title or self.reference
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from edgeship.core.device import Device
 from edgeship.core.encodings import families
-from edgeship.core.model import Artifact, Model, TextWindows
+from edgeship.core.model import Artifact, Model, KeptFiles
 from edgeship.core.passes import Pass
 from edgeship.core.plugins import Broken, loaded, refuse, refused
 from edgeship.core.profile import Profile
@@ -80,7 +80,7 @@ def artifacts() -> dict[str, type[Artifact]]:
 def kinds() -> dict[str, type[Model]]:
     """Every model that a step can make, by kind: what passes say that they make, and what runtimes open."""
     made = [cls.edges()[1] for cls in passes().values()]
-    models: list[type[Model]] = [TextWindows, *artifacts().values()]
+    models: list[type[Model]] = [KeptFiles, *artifacts().values()]
     models += [cls for cls in made if isinstance(cls, type) and issubclass(cls, Model)]
     return {cls.kind: cls for cls in models}
 

@@ -7,9 +7,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
-from edgeship.core.model import Dtype, TensorSpec
+from edgeship.core.model import NUMPY_DTYPES, Dtype, TensorSpec
 from edgeship.core.names import clean_name, in_shell, is_clean, quoted
 from edgeship.core.units import human_bytes
 from edgeship.errors import UsageError
@@ -98,6 +98,54 @@ def split_inputs(texts: Sequence[str]) -> tuple[list[TensorSpec], list[Fixed]]:
     if twice is not None:
         raise UsageError(f"two inputs are called {twice}", fix="give each --input a name of its own")
     return specs, fixed
+
+
+def spec_texts(inputs: Any) -> tuple[str, ...]:
+    """Inputs given in Python as the command line writes them: texts stay, arrays by name become their size.
+
+    A dict has by name a text (``"f32[1,3,224,224]"``), an example array or tensor, or a number that the input of an ONNX
+    file gets for good.
+
+    Raises:
+        UsageError: of another form, or arrays without names.
+    """
+    if inputs is None:
+        return ()
+    if isinstance(inputs, str):
+        return (inputs,)
+    if isinstance(inputs, Mapping):
+        return tuple(_spec_text(str(name), value) for name, value in inputs.items())
+    if isinstance(inputs, Sequence) and all(isinstance(item, str) for item in inputs):
+        return tuple(inputs)
+    raise UsageError(
+        "the inputs of a file need names", fix='write inputs={"image": example}, or "image:f32[1,3,224,224]"'
+    )
+
+
+def _spec_text(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return f"{quoted(name)}:{value}"
+    if hasattr(value, "shape") and hasattr(value, "dtype") and value.shape != ():
+        return str(TensorSpec(name, example_dtype(name, value), tuple(value.shape)))
+    try:
+        return f"{quoted(name)}={json.dumps(value.item() if hasattr(value, 'item') else value)}"
+    except TypeError:
+        raise UsageError(f"the input {name} is a {type(value).__name__}", fix=_EXAMPLE) from None
+
+
+def example_dtype(name: str, value: Any) -> Dtype:
+    """The short dtype that a model takes of an example, an array or a tensor: floats of any width become f32.
+
+    Raises:
+        UsageError: no artifact takes such numbers.
+    """
+    text = str(value.dtype).removeprefix("torch.")
+    if text in ("float64", "float16", "bfloat16"):
+        return "f32"
+    for short, numpy_name in NUMPY_DTYPES.items():
+        if numpy_name == text:
+            return cast("Dtype", short)
+    raise UsageError(f"the input {name} holds {text}, which no artifact takes", fix="give float32 or int32")
 
 
 def parse_renames(texts: Sequence[str]) -> dict[str, str]:

@@ -26,7 +26,7 @@ from typing import Any
 
 from edgeship import __version__
 from edgeship.core.artifact import list_files, source_digest, total_bytes
-from edgeship.core.model import Model, Signature, TextWindows
+from edgeship.core.model import Model, Signature, KeptFiles
 from edgeship.core.owned import MARKER, Hold, claim, clear, hold, is_ours, make, remove
 from edgeship.core.passes import Pass
 from edgeship.core.records import from_plain, to_plain
@@ -87,10 +87,23 @@ class Cache:
         if found is None:
             folder = self.scratch(key)
             try:
-                found = self.put(key, folder, TextWindows(make(folder), Signature((), ())))
+                found = self.put(key, folder, KeptFiles(make(folder), Signature((), ())))
             finally:
                 self.discard(folder)
-        assert isinstance(found, TextWindows)
+        assert isinstance(found, KeptFiles)
+        return found.path
+
+    def kept(self, make: Callable[[Path], Path]) -> Path:
+        """What ``make`` writes into a folder, kept under the digest of its content: equal content is there once."""
+        folder = self.scratch("given")
+        try:
+            path = make(folder)
+            names = {item.relative_to(folder).as_posix(): source_digest(item) for item in list_files(folder)}
+            key = hashlib.sha256(json.dumps(["kept", names], sort_keys=True).encode()).hexdigest()
+            found = self.put(key, folder, KeptFiles(path, Signature((), ())))
+        finally:
+            self.discard(folder)
+        assert isinstance(found, KeptFiles)
         return found.path
 
     def get(self, key: str) -> Result | None:

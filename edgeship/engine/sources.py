@@ -114,8 +114,7 @@ def find_source(
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no path"
         raise SourceError(f"{reference[:200]!r} cannot be read: {reason}", fix="check the path") from None
-    for name in found.load["outputs"]:
-        check_name("--output-name", name, clean_name(name, "output"))
+    check_names(found.load["outputs"])
     notes: dict[str, dict[str, Any]] = found.load["notes"]
     for note in notes.values():
         if note.get("name"):
@@ -123,6 +122,12 @@ def find_source(
     for old, new in renamed.items():
         notes[old] = {**notes.get(old, {}), "name": new}
     return found
+
+
+def check_names(outputs: Sequence[str]) -> None:
+    """Refuse names for outputs that some runtime does not take."""
+    for name in outputs:
+        check_name("--output-name", name, clean_name(name, "output"))
 
 
 def _find(reference: str, inputs: tuple[str, ...], outputs: tuple[str, ...], factory: str | None, trust: bool) -> Found:

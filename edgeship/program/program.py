@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from edgeship.core.decoder import Decoder
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Signature, TorchModel
-from edgeship.core.records import read_json, write_json
+from edgeship.core.records import read_json, to_plain, write_json
 from edgeship.core.weights import ActivationEncoding, EncodedTensor, Encoding
 from edgeship.errors import ArtifactError, LoweringError, SourceError, WeightsError
 from edgeship.program.looks import Expected
@@ -173,20 +173,36 @@ class TorchProgram:
             raise LoweringError("this program is no language model", fix="give a folder with one")
         return self.record.decoder, self.origin
 
+    def content_digest(self) -> str:
+        """SHA-256 in hex over the graph, the record and every float weight: equal programs have equal ones."""
+        import torch
+
+        digest = hashlib.sha256()
+        graph = io.BytesIO()
+        torch.export.save(self._hollow(), graph)
+        digest.update(graph.getvalue() + json.dumps(to_plain(self.record), sort_keys=True).encode())
+        for name, value in sorted(self.weights.items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(memoryview(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        return digest.hexdigest()
+
+    def _hollow(self) -> ExportedProgram:
+        """The graph with placeholders for its weights."""
+        from edgeship.compat.torch import replaced
+
+        held = self.exported
+        return replaced(held, state_dict={name: _placeholder(value) for name, value in held.state_dict.items()})
+
     def save(self, folder: Path) -> None:
         """Write program.pt2 (graph, placeholder weights), float weights that changed, where the others lie
         (weights.json), encoded.safetensors and program.json."""
         import torch
 
-        from edgeship.compat.torch import replaced
-
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(self.held, StoredGraph):
             link(self.held.path, folder / GRAPH)
         else:
-            placeholders = {name: _placeholder(value) for name, value in self.held.state_dict.items()}
-            hollow = replaced(self.held, state_dict=placeholders)
-            torch.export.save(hollow, folder / GRAPH)
+            torch.export.save(self._hollow(), folder / GRAPH)
         save_floats(self.weights, folder)
         save_encoded(self.encoded, folder / ENCODED)
         if self.origin is not None and self.record.decoder is not None:

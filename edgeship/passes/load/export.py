@@ -43,37 +43,10 @@ class LoadExport(Pass):
 
     def run(self, model: Source, ctx: Context) -> TorchModel:
         """Load the archive and bring it into normal form; shapes and examples are the archive's own."""
-        import torch
-
-        from edgeship.compat.torch import leaves_of, structure_of, with_structure
-        from edgeship.core.model import TensorSpec
-        from edgeship.data.specs import with_notes
-        from edgeship.program.export import dtype_of, make_program
+        from edgeship.frontends.exported import program_of_exported
 
         exported = self._read(model.path)
-        for value in exported.range_constraints:
-            raise SourceError(
-                f"{model.path} was exported with the dynamic size {value}", fix="export it with fixed shapes"
-            )
-        if exported.example_inputs is None:
-            raise SourceError(f"{model.path} holds no example inputs", fix="save it with torch.export.save as exported")
-        args, kwargs = exported.example_inputs
-        tensors = leaves_of((args, kwargs))
-        names = exported.graph_signature.user_inputs
-        specs = with_notes(
-            [TensorSpec(str(n), dtype_of(t), tuple(t.shape)) for n, t in zip(names, tensors, strict=True)], self.notes
-        )
-        structure = structure_of((args, kwargs))
-
-        def call(module: torch.nn.Module, *leaves: torch.Tensor) -> Any:
-            positional, named = with_structure(leaves, structure)
-            return module(*positional, **named)
-
-        inner = exported.module(check_guards=False)
-        # Exported modules refuse train() and eval(), and are in the latter already.
-        setattr(inner, "eval", lambda: inner)  # noqa: B010
-        setattr(inner, "train", lambda mode=True: inner)  # noqa: B010
-        program = make_program(inner, specs, tensors, call=call, output_names=self.outputs, note=f"{self.name}")
+        program = program_of_exported(exported, str(model.path), self.outputs, self.notes, note=self.name)
         program.save(ctx.folder / "program")
         return TorchModel(ctx.folder / "program", program.signature)
 
