@@ -24,7 +24,8 @@ from layer_times import race
 from results import RESULTS, write_page
 from torch import nn
 
-from edgeship.api import BuildOrder, build
+from edgeship import api
+from edgeship.api import BuildOrder
 
 CALIBRATION, HELD_OUT = 16, 12
 # Slower by no more than this than the better of balanced and the peer.
@@ -206,7 +207,7 @@ def _row(name: str, runtime: str, folder: Path) -> dict[str, Any]:
             # What is lost against the original is a column here, not a gate.
             options={"check/verify": {"min_total_db": -200}},
         )  # fmt: skip
-        report = build(order)
+        report = api.run(order)
         made = report.rows[0]
         row[f"{profile} activations"] = made.activations
         if not report.passed:

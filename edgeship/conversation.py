@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeship.core.artifact import TOKENIZER
+from edgeship.core.artifact import TOKENIZER, ArtifactRecord
 from edgeship.core.registry import runtimes
 from edgeship.core.units import human_bytes
 from edgeship.errors import SourceError, UsageError
@@ -174,8 +174,7 @@ def open_conversation(
     Raises:
         UsageError: no language model in the bundle, or none for that runtime. ArtifactError: a file was changed.
     """
-    from edgeship.llm.session import LanguageSession
-    from edgeship.shipping.bundle import check_whole, opened, read_bundle
+    from edgeship.shipping.bundle import read_bundle
 
     bundle = read_bundle(bundle_path)
     engines = [record for record in bundle.manifest.artifacts if runtimes()[record.runtime].engine.for_language]
@@ -190,7 +189,20 @@ def open_conversation(
             f"{bundle_path} has nothing for {runtime}", fix=f"it has {', '.join(e.runtime for e in engines)}"
         )
     timed = [item for item in engines if not runtimes()[item.runtime].engine.untimed]
-    record = (named or timed or engines)[0]
+    with open_talk(bundle_path, (named or timed or engines)[0], plain=plain, adapter=adapter) as talk:
+        yield talk
+
+
+@contextmanager
+def open_talk(
+    bundle_path: Path, record: ArtifactRecord, *, plain: bool = False, adapter: str = ""
+) -> Iterator[Conversation]:
+    """Open one artifact of a bundle, a language model's, in its engine. Arguments and errors as in
+    `open_conversation`."""
+    from edgeship.llm.session import LanguageSession
+    from edgeship.shipping.bundle import check_whole, opened, read_bundle
+
+    bundle = read_bundle(bundle_path)
     check_whole(bundle)
     engine = runtimes()[record.runtime]
     engine.versions()

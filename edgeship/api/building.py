@@ -25,7 +25,7 @@ from edgeship.errors import ChangedError
 MAX_TURNS = 3
 
 
-def build(order: BuildOrder, progress: Progress | None = None, log: Log | None = None) -> Report:
+def run(order: BuildOrder, progress: Progress | None = None, log: Log | None = None) -> Report:
     """Build, check, and publish a bundle.
 
     Returns:
@@ -38,7 +38,7 @@ def build(order: BuildOrder, progress: Progress | None = None, log: Log | None =
     from edgeship.shipping.replacing import remove_leftovers
 
     root = default_cache_root()
-    check_output(order.bundle, root, _named_file(order.source))
+    check_output(order.bundle, root, order.named_file)
     log = log or Log(log_path(order.bundle))
     progress = progress or Silence()
     with closing(Cache(root)) as cache:
@@ -70,13 +70,6 @@ def _build(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Rep
         log.line(f"== round {rounds}: a gate fell short")
 
 
-def _named_file(source: str) -> Path | None:
-    """The file or folder of a source, where it names one."""
-    head, _, function = source.rpartition(":")
-    names = [source, head] if function.isidentifier() else [source]
-    return next((Path(name) for name in names if name and Path(name).exists()), None)
-
-
 def _attempt(
     prepared: Prepared, order: BuildOrder, cache: Cache, log: Log, progress: Progress, result: list[Report]
 ) -> Execution:
@@ -95,15 +88,15 @@ def _attempt(
     return execute(prepared.plan, prepared.requests[0].source, cache, log, progress, gather, done)
 
 
-def plan(order: BuildOrder, log: Log | None = None, progress: Progress | None = None) -> Plan:
-    """The plan that `build` would run. The source is loaded (or taken from the cache), nothing is converted."""
+def plan_order(order: BuildOrder, log: Log | None = None, progress: Progress | None = None) -> Plan:
+    """The plan that `run` would run. The source is loaded (or taken from the cache), nothing is converted."""
     with closing(Cache(default_cache_root(), order.use_cache)) as cache:
         return prepare(order, cache, log or side_log(), progress or Silence()).plan
 
 
 def trusted(order: BuildOrder) -> list[str]:
     """What an order with ``trust`` lets run, one line each; nothing is run to find out."""
-    return trusted_code(order.source) if order.trust else []
+    return trusted_code(order.source) if order.trust and order.model is None else []
 
 
 def log_path(bundle: Path) -> Path:

@@ -63,12 +63,13 @@ def _runs(artifact: Artifact, log: Log | None) -> str:
 
 
 def bench(
-    bundle_path: Path, *, seconds: float = 2.0, device: str = "host", text: TextOrder | None = None
+    bundle_path: Path, *, seconds: float = 2.0, device: str = "host", text: TextOrder | None = None, only: str = ""
 ) -> list[tuple[str, Measurement]]:
     """The figures of every artifact of a bundle on a device: ``host``, ``estimate:TARGET``, or a plug-in's.
 
     Args:
         seconds: how long a network is timed. text: what a language model is timed on.
+        only: the main file of the one artifact to time; all when empty.
 
     Returns:
         (artifact, measurement) pairs; artifacts that cannot be timed here say why in the note.
@@ -87,6 +88,8 @@ def bench(
     inventory = read_json(Inventory, bundle.path / INVENTORY)
     rows: list[tuple[str, Measurement]] = []
     for record in bundle.manifest.artifacts:
+        if only not in ("", record.main):
+            continue
         stored = {key: item.bytes for key, item in record.encodings.items()}
         shipped = Shipped(opened(bundle, record), inventory, record.choice, stored, text)
         rows += [(record.main, item) for item in place.measure(shipped, argument, seconds)]

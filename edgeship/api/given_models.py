@@ -7,10 +7,8 @@ cache, and goes the way of folders. No code is written anywhere.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +48,9 @@ def take_model(model: Any, inputs: Any, tokenizer: Any) -> GivenModel:
     title = type(model).__name__
     folder = _is_of_transformers(model)
     if tokenizer is not None and not folder:
-        raise UsageError(f"tokenizer belongs to a language model of transformers; this is a {title}", fix="leave it out")
+        raise UsageError(
+            f"tokenizer belongs to a language model of transformers; this is a {title}", fix="leave it out"
+        )
     exported = hasattr(model, "graph_signature")
     if inputs is None and not folder and not exported:
         raise UsageError(
@@ -70,9 +70,7 @@ def _is_of_transformers(model: Any) -> bool:
     return getattr(transformers, type(model).__name__, None) is type(model)
 
 
-def find_model(
-    given: GivenModel, outputs: tuple[str, ...], renames: tuple[str, ...], cache: Cache
-) -> Found:
+def find_model(given: GivenModel, outputs: tuple[str, ...], renames: tuple[str, ...], cache: Cache) -> Found:
     """A model in memory as a source: exported, or written as a folder into the cache.
 
     Raises:
@@ -93,7 +91,12 @@ def find_model(
     else:
         program = program_of_module(given.model, given.inputs, outputs, notes, note=what)
     source = Source(
-        Path(given.title), Signature((), ()), program.content_digest(), form="memory", reference=given.title, held=program
+        Path(given.title),
+        Signature((), ()),
+        program.content_digest(),
+        form="memory",
+        reference=given.title,
+        held=program,
     )
     load = {"inputs": (), "outputs": outputs, "factory": None, "notes": notes, "trusted": False}
     return Found(source, load)

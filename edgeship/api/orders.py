@@ -28,8 +28,8 @@ Place = str | os.PathLike[str]
 class Said(TypedDict, total=False):
     """What can be said of a build besides the model and its inputs. Each name is the command line's option.
 
-    ``target`` and ``targets`` are the same, so are ``runtime`` and ``runtimes``: one name, several in a list, or several
-    in one text with commas.
+    ``target`` and ``targets`` are the same, so are ``runtime`` and ``runtimes``: one name, several in a list, or
+    several in one text with commas.
 
     Keys:
         profile: what to aim for, or a TOML file of your own. weights: an encoding in place of the profile's, such as
@@ -226,7 +226,9 @@ def _names(name: str, value: Names | None) -> tuple[str, ...]:
         return ()
     texts = [value] if isinstance(value, str) else value
     if isinstance(texts, Mapping) or not isinstance(texts, Iterable) or not all(isinstance(t, str) for t in texts):
-        raise UsageError(f"{option(name)} takes a name or a list of names, not {value!r}", fix='write "a" or ["a", "b"]')
+        raise UsageError(
+            f"{option(name)} takes a name or a list of names, not {value!r}", fix='write "a" or ["a", "b"]'
+        )
     # Names of outputs and patterns of weights may hold a comma; those of targets and runtimes do not.
     whole = name in ("output_names", "keep")
     parts = [part.strip() for text in texts for part in ([text] if whole else text.split(","))]
@@ -260,7 +262,8 @@ def _weights(name: str | None) -> str | None:
 def _metric(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise UsageError(
-            f"metric is a {type(value).__name__}, no name", fix="give accuracy, perplexity, cosine, snr or file.py:function"
+            f"metric is a {type(value).__name__}, no name",
+            fix="give accuracy, perplexity, cosine, snr or file.py:function",
         )
     return value
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from edgeship.api.given_models import find_model
 from edgeship.api.orders import BuildOrder
 from edgeship.api.rules import Situation, check_rules, check_runtime
 from edgeship.core.model import TorchModel
@@ -14,6 +16,7 @@ from edgeship.core.profile import AdapterRef, DataRef, Profile, Request
 from edgeship.core.records import read_toml
 from edgeship.core.registry import find, profiles, runtimes, targets
 from edgeship.core.target import Target
+from edgeship.data.memory import GivenData
 from edgeship.engine.cache import Cache
 from edgeship.engine.chatter import Log, silenced
 from edgeship.engine.examining import examine
@@ -22,6 +25,9 @@ from edgeship.engine.gathering import Prepared
 from edgeship.engine.planner import plan_build, plan_load
 from edgeship.engine.sources import Found, find_source
 from edgeship.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeship.program.program import ProgramRecord
 
 
 def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Prepared:
@@ -33,16 +39,17 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     """
     profile = _profile(order.profile)
     chosen = _targets(order)
-    found = _source(order)
+    with silenced(log):
+        found = _source(order, cache)
     data = _Data.of(order, found)
-    situation = Situation(order, found.source.form, data.evaluation is not None)
+    situation = Situation(order, found.source.form, data.is_calibrated, data.is_evaluated)
     check_rules(situation)
     requests = _requests(order, found, data, profile, chosen, situation.language)
     _refuse_idle_runtimes(order, requests)
     possible, left_out = _possible(order, requests)
     for request in possible:
         check_runtime(request)
-    return _saying(left_out, _loaded(order, possible, cache, log, progress))
+    return _saying(left_out, _loaded(order, possible, data, cache, log, progress))
 
 
 def _profile(name: str) -> Profile:
@@ -65,7 +72,9 @@ def _targets(order: BuildOrder) -> list[Target]:
     return chosen
 
 
-def _source(order: BuildOrder) -> Found:
+def _source(order: BuildOrder, cache: Cache) -> Found:
+    if order.model is not None:
+        return find_model(order.model, order.outputs, order.renames, cache)
     return find_source(
         order.source,
         inputs=order.inputs,
@@ -78,25 +87,42 @@ def _source(order: BuildOrder) -> Found:
 
 @dataclasses.dataclass(frozen=True)
 class _Data:
-    """What a build is calibrated and measured on, where anything was given; ``metric`` as the user named it."""
+    """What a build is calibrated and measured on, where anything was given.
 
-    calibration: DataRef | None
-    evaluation: DataRef | None
+    Args:
+        calibration, evaluation: data in memory wait for the model, whose inputs they are put in the order of.
+        metric: as the user named it.
+    """
+
+    calibration: DataRef | GivenData | None
+    evaluation: DataRef | GivenData | None
     metric: str | None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether there are data to calibrate on."""
+        return self.calibration is not None
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether there are data to measure on."""
+        return self.evaluation is not None
 
     @classmethod
     def of(cls, order: BuildOrder, found: Found) -> _Data:
         """The order's own data, or those that came with the source."""
-        from edgeship.data.batches import describe_data
-
-        calibration = order.calibration or found.calibration
-        evaluation = order.evaluation or found.evaluation
         return cls(
-            describe_data(calibration) if calibration else None,
-            describe_data(evaluation) if evaluation else None,
+            _described(order.calibration or found.calibration),
+            _described(order.evaluation or found.evaluation),
             # The metric of a sample belongs to its own data.
             order.metric or (None if order.evaluation else found.metric),
         )
+
+
+def _described(data: str | GivenData | None) -> DataRef | GivenData | None:
+    from edgeship.data.batches import describe_data
+
+    return describe_data(data) if isinstance(data, str) else data
 
 
 def _requests(
@@ -115,8 +141,8 @@ def _requests(
                 target=target,
                 runtime=name,
                 profile=profile,
-                calibration=data.calibration,
-                evaluation=data.evaluation,
+                weights=order.weights,
+                activations=order.activations,
                 metric=data.metric or ("perplexity" if language else None),
                 max_size_bytes=order.max_size_bytes,
                 max_drop=order.max_drop,
@@ -165,7 +191,9 @@ def _saying(left_out: dict[str, str], prepared: Prepared) -> Prepared:
     return dataclasses.replace(prepared, plan=plan, remarks=(*remarks, *prepared.remarks))
 
 
-def _loaded(order: BuildOrder, requests: Sequence[Request], cache: Cache, log: Log, progress: Progress) -> Prepared:
+def _loaded(
+    order: BuildOrder, requests: Sequence[Request], data: _Data, cache: Cache, log: Log, progress: Progress
+) -> Prepared:
     """Load the source and plan the rest, which hangs on what operators and weights the model has."""
     from edgeship.program.program import read_record
 
@@ -174,14 +202,14 @@ def _loaded(order: BuildOrder, requests: Sequence[Request], cache: Cache, log: L
     loaded = execution.results[plan.steps[-1].index]
     assert isinstance(loaded, TorchModel)
     record = read_record(loaded)
-    calibration, evaluation = requests[0].calibration, requests[0].evaluation
-    if record.decoder is not None:
-        calibration, evaluation = (_windows(data, loaded, cache) for data in (calibration, evaluation))
-    remarks: tuple[str, ...] = ()
+    given = [item for item in (data.calibration, data.evaluation) if isinstance(item, GivenData)]
+    remarks = tuple(f"{item.title}: the first {item.batches} batches were taken" for item in given if item.cut)
+    calibration = _on_disk(data.calibration, loaded, record, cache)
+    evaluation = _on_disk(data.evaluation, loaded, record, cache)
     with silenced(log):
-        for data in dict.fromkeys(filter(None, (calibration, evaluation))):
+        for reference in dict.fromkeys(filter(None, (calibration, evaluation))):
             # Read once before minutes of conversion; whole columns are checked, whatever the limit.
-            remarks += examine(data, loaded, record.signature)
+            remarks += examine(reference, loaded, record.signature)
     keep = kept_weights(order.keep, record.inventory)
     unbounded = tuple(spec.name for spec in record.signature.inputs if spec.is_float and spec.low is None)
     ready = tuple(
@@ -214,20 +242,31 @@ def _adapters(given: Sequence[str]) -> tuple[AdapterRef, ...]:
     return tuple(found.values())
 
 
-def _windows(data: DataRef | None, model: TorchModel, cache: Cache) -> DataRef | None:
+def _on_disk(
+    data: DataRef | GivenData | None, model: TorchModel, record: ProgramRecord, cache: Cache
+) -> DataRef | None:
+    """Data as a file: what lies in memory is written into the cache; for a language model texts become windows."""
+    from edgeship.data.memory import kept_data
+
+    if isinstance(data, GivenData):
+        data = kept_data(data, record.signature, cache.kept, text=record.decoder is not None)
+    return data if data is None or record.decoder is None else _windows(data, model, cache)
+
+
+def _windows(data: DataRef, model: TorchModel, cache: Cache) -> DataRef:
     """Data for a language model: a text becomes windows of tokens."""
     from edgeship.core.artifact import file_digest
     from edgeship.data.batches import describe_data
     from edgeship.data.text import is_text, tokenized
     from edgeship.program.program import ORIGIN
 
-    if data is None or not is_text(data.reference):
+    if not is_text(data.reference):
         return data
     length = model.signature.inputs[0].shape[-1]
     tokenizer = model.path / ORIGIN / "tokenizer.json"
     made_of = {"text": data.digest, "tokenizer": file_digest(tokenizer), "length": length}
     path = cache.windows(made_of, lambda folder: tokenized(data, tokenizer, length, folder))
-    return describe_data(str(path))
+    return dataclasses.replace(describe_data(str(path)), title=data.title)
 
 
 def _engines(names: Sequence[str], language: bool, *, asked: bool) -> list[str]:

@@ -22,11 +22,13 @@ class Situation:
     """An order beside what is known of its source.
 
     Args:
-        form: of the source (`edgeship.engine.sources`). evaluated: there are data to measure on, given or a sample's.
+        form: of the source (`edgeship.engine.sources`).
+        calibrated, evaluated: there are data to calibrate on, and to measure on, given or a sample's.
     """
 
     order: BuildOrder
     form: str
+    calibrated: bool
     evaluated: bool
 
     @property
@@ -70,6 +72,20 @@ RULES: tuple[Rule, ...] = (
         lambda found: found.evaluated,
         "needs data to measure on",
         "add --eval DATA",
+    ),
+    Rule(
+        "--activations int8",
+        lambda order: order.activations == "int8",
+        lambda found: found.calibrated,
+        "needs data to calibrate on",
+        "add --calibration DATA",
+    ),
+    Rule(
+        "--weights",
+        lambda order: order.weights is not None,
+        lambda found: not _options_say_weights(found.order),
+        "says how weights are stored, and so do options of compress/quantize",
+        "give one of them",
     ),
     Rule(
         "--part",
@@ -125,6 +141,11 @@ RULES: tuple[Rule, ...] = (
         "is for language models in Hugging Face folders",
     ),
 )
+
+
+def _options_say_weights(order: BuildOrder) -> bool:
+    said = order.options.get("compress/quantize", {})
+    return bool({"form", "bits", "granularity", "group_size", "group_channels", "symmetric"}.intersection(said))
 
 
 def check_rules(found: Situation) -> None:

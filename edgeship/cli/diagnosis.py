@@ -8,10 +8,10 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeship import __version__
 from edgeship.core.installed import remarks, wanted
 from edgeship.core.registry import Broken, broken
 from edgeship.core.runtimes import Availability
+from edgeship.version import __version__
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import click
 
-from edgeship import __version__
 from edgeship.cli import interrupt
 from edgeship.core.decoder import CACHE_BITS
 from edgeship.errors import EdgeshipError, GateError, UsageError, meaning_of
+from edgeship.version import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERNAL_ERROR = 70
@@ -39,6 +39,14 @@ def order_options(command: F) -> F:
             "--runtime", "runtimes", metavar="A,B", help="Only these runtimes; all of the target's by default."
         ),
         click.option("--profile", default="balanced", show_default=True, metavar="NAME", help="What to aim for."),
+        click.option(
+            "--weights", metavar="ENC", help="How weights are stored, in place of the profile's: int8, int4-g32."
+        ),
+        click.option(
+            "--activations",
+            type=click.Choice(["float", "dynamic", "int8", "int16"]),
+            help="What layers compute in, in place of the profile's.",
+        ),
         click.option("-o", "--output", metavar="DIR", help="Bundle folder; NAME.edgeship here by default."),
         click.option(
             "--input",
@@ -48,10 +56,10 @@ def order_options(command: F) -> F:
             help="An input: name:f32[1,3,224,224]; of an ONNX file, name=16000 fixes its value.",
         ),
         click.option(
-            "--input-name", "renames", multiple=True, metavar="OLD=NEW", help="Another name for an input; repeat."
+            "--input-name", "input_names", multiple=True, metavar="OLD=NEW", help="Another name for an input; repeat."
         ),
         click.option(
-            "--output-name", "outputs", multiple=True, metavar="NAME", help="A name for each output, in order."
+            "--output-name", "output_names", multiple=True, metavar="NAME", help="A name for each output, in order."
         ),
         click.option("--factory", metavar="FILE:FUNCTION", help="The module that a file of weights belongs to."),
         click.option(
@@ -59,7 +67,7 @@ def order_options(command: F) -> F:
             metavar="DATA",
             help="Inputs to calibrate on: npz, npy, images, file.py:function; a text, of which 32768 tokens are taken.",
         ),
-        click.option("--eval", "evaluation", metavar="DATA", help="Inputs to compare on, with labels for accuracy."),
+        click.option("--eval", metavar="DATA", help="Inputs to compare on, with labels for accuracy."),
         click.option("--metric", metavar="NAME", help="accuracy, perplexity, cosine, snr, or file.py:function."),
         click.option("--context", type=int, metavar="N", help="Positions that a language model keeps."),
         click.option(
@@ -116,7 +124,7 @@ def build(dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> None:
     shown = Shown()
     log = Log(api.log_path(order.bundle))
     try:
-        report = api.build(order, shown, log)
+        bundle = api.Bundle.built(order.bundle, api.run(order, shown, log))
     finally:
         shown.close()
         if verbose:
@@ -124,15 +132,10 @@ def build(dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> None:
     if as_json:
         from edgeship.core.records import to_plain
 
-        click.echo(json.dumps({**to_plain(report), "passed": report.passed}, indent=2))
+        click.echo(json.dumps({**to_plain(bundle.report), "passed": bundle.passed}, indent=2))
     else:
-        print_report(report)
-    if not report.passed:
-        failed = [verdict for row in report.rows for verdict in row.verdicts if not verdict.passed]
-        first = failed[0]
-        raise GateError(
-            f"{first.check} fell short on {first.runtime}: {first.summary}; nothing was published", fix=first.fix
-        )
+        print_report(bundle.report)
+    bundle.require()
 
 
 @cli.command()
@@ -159,7 +162,7 @@ def _print_plan(order: Any, as_json: bool, verbose: bool) -> None:
     shown = Shown()
     log = api.side_log()
     try:
-        made = api.plan(order, log, shown)
+        made = api.plan_order(order, log, shown)
     finally:
         shown.close()
         if verbose:
@@ -167,37 +170,13 @@ def _print_plan(order: Any, as_json: bool, verbose: bool) -> None:
     click.echo(json.dumps(made.plain(), indent=2) if as_json else made.text())
 
 
-def _order(
-    source: str,
-    targets: tuple[str, ...],
-    runtimes: str | None,
-    output: str | None,
-    max_size: str | None,
-    max_drop: str | None,
-    settings: tuple[str, ...],
-    no_cache: bool,
-    **rest: Any,
-) -> Any:
-    from edgeship.api import BuildOrder
+def _order(source: str, inputs: tuple[str, ...], settings: tuple[str, ...], no_cache: bool, **given: Any) -> Any:
+    """What was said, as `edgeship.build` takes it."""
+    from edgeship.api import make_order
     from edgeship.core.settings import parse_settings
-    from edgeship.core.units import parse_bytes, parse_fraction
 
-    texts = {"--runtime": runtimes, "--output": output, "--max-size": max_size, "--max-drop": max_drop}
-    texts |= {f"--{name}": rest[name] for name in ("factory", "calibration", "metric")} | {"--eval": rest["evaluation"]}
-    for option, text in texts.items():
-        if text is not None and not text.strip(" ,"):
-            raise UsageError(f"{option} is empty", fix="leave it out, or give it a value")
-    return BuildOrder(
-        source,
-        tuple(name.strip() for item in targets for name in item.split(",")),
-        tuple(name.strip() for name in (runtimes or "").split(",") if name.strip()),
-        output=Path(output) if output else None,
-        max_size_bytes=parse_bytes(max_size) if max_size else None,
-        max_drop=parse_fraction(max_drop) if max_drop else None,
-        options=parse_settings(settings),
-        use_cache=not no_cache,
-        **rest,
-    )
+    said = {name: value for name, value in given.items() if value is not None and value != ()}
+    return make_order(source, inputs, **said, options=parse_settings(settings), cache=not no_cache)
 
 
 @cli.command()

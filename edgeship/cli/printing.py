@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from edgeship.cli.interrupt import stop_if_pressed
 from edgeship.core.plan import Step
@@ -22,8 +23,6 @@ from edgeship.core.units import human_bytes
 
 # Columns when stdout is a file or a pipe, where nobody wraps lines.
 FILE_WIDTH = 150
-# Metrics that are no words, as people write them.
-METRIC_TITLES = {"snr": "SNR"}
 
 
 class Shown:
@@ -92,91 +91,31 @@ def console() -> Console:
 
 def print_report(report: Report) -> None:
     """The table that ends a build, then where the bundle is."""
-    metric = next((found.name for row in report.rows if (found := _metric(row))), "")
-    table = Table(
-        title=f"{report.source} for {', '.join(report.targets)}, profile {report.profile}", title_justify="left"
-    )
-    table.add_column("artifact", no_wrap=True)
-    table.add_column("weights")
-    table.add_column("activations")
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("error to original", justify="right")
-    if metric:
-        table.add_column(METRIC_TITLES.get(metric, metric), justify="right", no_wrap=True)
-    table.add_column("latency here", justify="right")
-    table.add_column("verdict", no_wrap=True)
+    from edgeship.api.table import cells, headings, remarks, title_of
+
+    table = Table(title=title_of(report), title_justify="left")
+    for name in headings(report):
+        # Words wrap, figures do not.
+        figures = name not in ("artifact", "weights", "activations", "verdict")
+        wraps = name in ("weights", "activations", "error to original", "latency here")
+        table.add_column(name, justify="right" if figures else "left", no_wrap=not wraps)
     for row in report.rows:
-        cells = [f"{row.runtime}/{row.file}", row.weights, row.activations, human_bytes(row.size_bytes), _error(row)]
-        if metric:
-            cells.append(_score(row))
-        table.add_row(*cells, _latency(row), _verdict(row))
+        *texts, verdict = cells(report, row)
+        table.add_row(*(Text(text) for text in texts), Text(verdict, style=_colour(row)))
     out = console()
     out.print(table)
-    for row in report.rows:
-        latency = row.figure("latency_p50")
-        if latency is not None and latency.value is None:
-            out.print(f"{row.runtime} is not timed here: {latency.note}", markup=False)
-    for limit in dict.fromkeys(limit for row in report.rows for limit in row.by_hand):
-        out.print(f"limit set by hand: {limit}", markup=False)
-    for row in report.rows:
-        for remark in row.remarks:
-            out.print(f"{row.runtime}: {remark}", markup=False)
-    for note in report.notes:
-        out.print(note, markup=False)
+    for line in remarks(report):
+        out.print(line, markup=False)
     if report.bundle:
         out.print(f"bundle: {report.bundle}   log: {report.log}", markup=False)
     else:
         out.print(f"not published   log: {report.log}", markup=False)
 
 
-def _error(row: ArtifactRow) -> str:
-    snr, largest = row.figure("total_snr"), row.figure("total_max_error")
-    if snr is None or largest is None or snr.value is None or largest.value is None:
-        return "-"
-    worst = row.figure("worst_slice_snr")
-    text = f"{snr.value:.1f} dB, max {largest.value:.2g}"
-    if worst is None or worst.value is None:
-        return text
-    return f"{text}; worst {worst.note}"
-
-
-def _metric(row: ArtifactRow) -> Measurement | None:
-    """The figure of check/accuracy, whatever its metric is."""
-    verdict = next((item for item in row.verdicts if item.check == "check/accuracy" and item.measurements), None)
-    return verdict.measurements[0] if verdict else None
-
-
-def _score(row: ArtifactRow) -> str:
-    """The metric with its unit, the original's where that says something, and on how many samples."""
-    after = _metric(row)
-    before = row.figure(f"{after.name}_original") if after else None
-    if after is None or before is None or after.value is None or before.value is None:
-        return "-"
-    if after.unit == "dB":
-        shown = f"{after.value:.1f} dB"
-    elif after.unit == "cosine":
-        shown = f"{after.value:.4f}"
-    elif after.unit == "fraction":
-        shown = f"{after.value:.1%} ({before.value:.1%})"
-    else:
-        shown = f"{after.value:.4g} ({before.value:.4g})"
-    return f"{shown}, {after.runs} samples"
-
-
-def _latency(row: ArtifactRow) -> str:
-    decode = row.figure("decode")
-    if decode is not None and decode.value is not None:
-        return f"{decode.value:.3g} tokens/s"
-    latency = row.figure("latency_p50")
-    return "not timed" if latency is None or latency.value is None else f"{latency.value:.3g} ms"
-
-
-def _verdict(row: ArtifactRow) -> str:
-    how = "emulated" if row.execution == "emulated" else "run"
-    limit = ", limit by hand" if row.by_hand else ""
+def _colour(row: ArtifactRow) -> str:
     if not row.passed:
-        return f"[red]fell short[/]{limit}"
-    return f"[yellow]ok, but loses much[/], {how}{limit}" if row.remarks else f"[green]ok[/], {how}{limit}"
+        return "red"
+    return "yellow" if row.remarks else "green"
 
 
 def print_bench(rows: Sequence[tuple[str, Measurement]]) -> None:

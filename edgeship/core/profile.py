@@ -112,6 +112,7 @@ class Request:
         context: positions that a language model's artifact keeps, when the user said. decoder: of that model.
         kv_cache: how it keeps keys and values, when the user said. adapters: that ship beside it.
         unbounded: float inputs of the loaded model of which nothing says what range they have.
+        weights, activations: what the user wants in place of the profile's, for every runtime.
     """
 
     source: Source
@@ -135,11 +136,18 @@ class Request:
     kv_cache: CacheType | None = None
     adapters: tuple[AdapterRef, ...] = ()
     unbounded: tuple[str, ...] = ()
+    weights: str | None = None
+    activations: ActivationMode | None = None
 
     @property
     def choice(self) -> Choice:
-        """How the profile wants weights and activations for this runtime."""
-        return self.choice_of(self.profile)
+        """How the user, and else the profile, wants weights and activations for this runtime."""
+        choice = self.choice_of(self.profile)
+        if self.weights is not None:
+            choice = replace(choice, weights=self.weights, candidates=())
+        if self.activations is not None:
+            choice = replace(choice, activations=self.activations, quickest=False)
+        return choice
 
     def choice_of(self, profile: Profile) -> Choice:
         """How any profile wants them for this runtime.

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from edgeship.core.device import Device
 from edgeship.core.encodings import families
-from edgeship.core.model import Artifact, Model, KeptFiles
+from edgeship.core.model import Artifact, KeptFiles, Model
 from edgeship.core.passes import Pass
 from edgeship.core.plugins import Broken, loaded, refuse, refused
 from edgeship.core.profile import Profile

@@ -222,6 +222,11 @@ def _open(reference: str, signature: Signature) -> _Opened:
     return _open_arrays(reference, arrays, signature)
 
 
+def check_arrays(title: str, arrays: Mapping[str, Any], signature: Signature) -> None:
+    """Raise `DataError` unless arrays are what an npz for these inputs would hold; ``title`` is what it calls them."""
+    _open_arrays(title, arrays, signature)
+
+
 def _open_arrays(reference: str, arrays: Mapping[str, Any], signature: Signature) -> _Opened:
     import numpy as np
 

@@ -11,11 +11,15 @@ Forms, and what each means:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.core.model import Signature, TensorSpec
+from edgeship.core.profile import DataRef
+from edgeship.data.batches import check_arrays, describe_data
+from edgeship.data.numpy_files import write_npz
 from edgeship.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ class GivenData:
     """Data as they were given, in NumPy.
 
     Args:
-        title: what messages call them: the argument's name.
+        title: what messages call them: the argument's name. batches: how many were taken.
         parts: by input name, or by place where they have none: the batches (or samples) of each.
         whole: each part is one array over all samples. cut: more was there than was taken. texts: for a language model.
     """
@@ -43,6 +47,7 @@ class GivenData:
     title: str
     parts: Mapping[Key, tuple[Array, ...]]
     whole: bool = False
+    batches: int = 1
     cut: bool = False
     texts: tuple[str, ...] = ()
 
@@ -77,6 +82,35 @@ class GivenData:
                 fix="give a dict by name, or the inputs in this order and then the labels",
             )
         return names
+
+
+def kept_data(
+    data: GivenData, signature: Signature, keep: Callable[[Callable[[Path], Path]], Path], *, text: bool
+) -> DataRef:
+    """Data from memory as a file that a step can read: an ``.npz``, or a text where texts were given.
+
+    Args:
+        keep: what puts the file that a function writes into a folder where it stays.
+        text: whether the model is a language model with a tokenizer.
+
+    Raises:
+        DataError: they do not fit the model's inputs.
+    """
+    if data.texts:
+        if not text:
+            names = ", ".join(map(str, signature.inputs))
+            raise DataError(f"{data.title} holds texts, and the model takes {names}", fix=_FORMS)
+        path = keep(lambda folder: _write_text(folder / f"{data.title}.txt", data.texts))
+    else:
+        arrays = data.columns(signature)
+        check_arrays(data.title, arrays, signature)
+        path = keep(lambda folder: write_npz(folder / f"{data.title}.npz", arrays))
+    return replace(describe_data(str(path)), title=data.title)
+
+
+def _write_text(path: Path, texts: tuple[str, ...]) -> Path:
+    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return path
 
 
 def take_data(title: str, data: Any) -> str | GivenData | None:
@@ -118,7 +152,7 @@ def _gathered(title: str, first: Any, items: Iterator[Any]) -> GivenData:
         for key, value in found.items():
             parts[key].append(value)
         count, size = count + 1, size + _bytes_of(found)
-    return GivenData(title, {key: tuple(values) for key, values in parts.items()}, cut=cut)
+    return GivenData(title, {key: tuple(values) for key, values in parts.items()}, batches=count, cut=cut)
 
 
 def _bytes_of(parts: Mapping[Key, Array]) -> int:

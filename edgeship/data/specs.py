@@ -103,8 +103,8 @@ def split_inputs(texts: Sequence[str]) -> tuple[list[TensorSpec], list[Fixed]]:
 def spec_texts(inputs: Any) -> tuple[str, ...]:
     """Inputs given in Python as the command line writes them: texts stay, arrays by name become their size.
 
-    A dict has by name a text (``"f32[1,3,224,224]"``), an example array or tensor, or a number that the input of an ONNX
-    file gets for good.
+    A dict has by name a text (``"f32[1,3,224,224]"``), an example array or tensor, or a number that the input of an
+    ONNX file gets for good.
 
     Raises:
         UsageError: of another form, or arrays without names.

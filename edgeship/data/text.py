@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from pathlib import Path
 
 from edgeship.core.profile import DataRef
+from edgeship.data.numpy_files import write_npz
 from edgeship.errors import ChangedError, DataError, SourceError
 
 SUFFIXES = (".txt", ".md", ".text")
@@ -39,13 +39,10 @@ def tokenized(data: DataRef, tokenizer: Path, length: int, folder: Path) -> Path
     ids = np.array(reader.encode(text, add_special_tokens=False).ids, np.int64)
     count = len(ids) // length
     if count == 0:
-        raise DataError(f"{data.reference} has {len(ids)} tokens, a window is {length}", fix="give a longer text")
+        raise DataError(f"{data.shown} has {len(ids)} tokens, a window is {length}", fix="give a longer text")
     path = folder / WINDOWS
-    # What `np.savez` does, without the time of day.
-    with zipfile.ZipFile(path, "w") as archive, archive.open(zipfile.ZipInfo("input_ids.npy"), "w") as member:
-        windows = ids[: count * length].reshape(count, length)
-        np.lib.format.write_array(member, windows)  # type: ignore[no-untyped-call]
-    return path
+    # [tokens] -> [windows, length]
+    return write_npz(path, {"input_ids": ids[: count * length].reshape(count, length)})
 
 
 def _read(data: DataRef) -> str:

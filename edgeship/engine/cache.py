@@ -24,9 +24,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgeship import __version__
 from edgeship.core.artifact import list_files, source_digest, total_bytes
-from edgeship.core.model import Model, Signature, KeptFiles
+from edgeship.core.model import KeptFiles, Model, Signature
 from edgeship.core.owned import MARKER, Hold, claim, clear, hold, is_ours, make, remove
 from edgeship.core.passes import Pass
 from edgeship.core.records import from_plain, to_plain
@@ -34,6 +33,7 @@ from edgeship.core.registry import kinds, runtimes
 from edgeship.core.report import Measurements, Verdict
 from edgeship.core.units import parse_bytes
 from edgeship.errors import ChangedError, EdgeshipError, OutputError
+from edgeship.version import __version__
 
 Result = Model | Verdict | Measurements
 DEPENDENCIES = "dependencies.json"

@@ -38,18 +38,18 @@ def examine(data: DataRef, model: TorchModel, signature: Signature) -> tuple[str
     batches = load_batches(data.reference, signature, SAMPLES)
     floats = [spec for spec in signature.inputs if spec.is_float]
     for spec in floats:
-        _within(data.reference, spec, batches)
+        _within(data.shown, spec, batches)
     remarks = [
-        f"{data.reference}: images are scaled to 0..1; no mean and std of {spec.name} are known (sample.toml says them)"
+        f"{data.shown}: images are scaled to 0..1; no mean and std of {spec.name} are known (sample.toml says them)"
         for spec in floats
         if Path(data.reference).is_dir() and spec.mean is None
     ]
     if any(spec.low is None or spec.high is None for spec in floats):
         look = look_at(TorchProgram.open(model), batches)
         if look is not None and look.wrong:
-            raise DataError(f"{data.reference} is nothing like what the model was trained on: {look}", fix=_FIX)
+            raise DataError(f"{data.shown} is nothing like what the model was trained on: {look}", fix=_FIX)
         if look is not None and look.doubtful:
-            remarks.append(f"{data.reference} may be scaled in another way than in training: {look}")
+            remarks.append(f"{data.shown} may be scaled in another way than in training: {look}")
     return tuple(remarks)
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeship import __version__
 from edgeship.core.artifact import BuiltArtifact, EncodingRecord, Gathered, total_bytes
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.plan import Plan, Step
@@ -25,6 +24,7 @@ from edgeship.engine.chatter import Log
 from edgeship.engine.executor import Execution
 from edgeship.engine.notes import losses_of, notes_of
 from edgeship.program.program import ProgramRecord
+from edgeship.version import __version__
 
 
 @dataclass(frozen=True)

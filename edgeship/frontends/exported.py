@@ -37,7 +37,8 @@ def program_of_exported(
     away = next((value.device for value in exported.state_dict.values() if value.device.type != "cpu"), None)
     if away is not None:
         raise SourceError(
-            f"{title} was exported on {away}", fix='move it with torch.export.passes.move_to_device_pass(program, "cpu")'
+            f"{title} was exported on {away}",
+            fix='move it with torch.export.passes.move_to_device_pass(program, "cpu")',
         )
     args, kwargs = exported.example_inputs
     tensors = leaves_of((args, kwargs))

@@ -92,9 +92,7 @@ def _parameters(module: torch.nn.Module) -> dict[str, inspect.Parameter]:
         found = inspect.signature(module.forward).parameters
     except (TypeError, ValueError):
         return {}
-    return {
-        name: item for name, item in found.items() if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)
-    }
+    return {name: item for name, item in found.items() if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
 
 
 def _names_for(module: torch.nn.Module, count: int) -> list[str]:
@@ -141,7 +139,9 @@ def for_export(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
         if torch.nn.parameter.is_lazy(tensor):
             raise SourceError(f"{title}: {name} has no shape yet", fix="run the module once, then build it")
         if tensor.is_meta:
-            raise SourceError(f"{title}: {name} is on the meta device and holds no numbers", fix="load its weights first")
+            raise SourceError(
+                f"{title}: {name} is on the meta device and holds no numbers", fix="load its weights first"
+            )
         fits = tensor.device.type == "cpu" and (not tensor.is_floating_point() or tensor.dtype == torch.float32)
         memo[id(tensor)] = tensor if fits else _moved(tensor)
         moved = moved or not fits
@@ -193,5 +193,7 @@ def write_pretrained(model: Any, tokenizer: Any, folder: Path) -> Path:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = " ".join(str(error).split())[:200]
-        raise SourceError(f"{type(model).__name__} cannot be saved: {reason}", fix="save it, and give the folder") from error
+        raise SourceError(
+            f"{type(model).__name__} cannot be saved: {reason}", fix="save it, and give the folder"
+        ) from error
     return place

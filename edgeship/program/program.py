@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -183,7 +186,8 @@ class TorchProgram:
         digest.update(graph.getvalue() + json.dumps(to_plain(self.record), sort_keys=True).encode())
         for name, value in sorted(self.weights.items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(memoryview(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()))
+            # [...] -> [bytes]
+            digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def _hollow(self) -> ExportedProgram:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeship import __version__
 from edgeship.core.artifact import (
     INVENTORY,
     MANIFEST,
@@ -45,6 +44,7 @@ from edgeship.shipping.replacing import (
     resolved,
     try_to_write,
 )
+from edgeship.version import __version__
 
 # Of an input or output of an artifact: 2 GB of the smallest numbers.
 MAX_ELEMENTS, MAX_DIMENSIONS = 2**31, 32

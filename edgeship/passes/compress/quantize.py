@@ -345,7 +345,7 @@ def _guard(request: Request, encoding: Encoding) -> dict[str, Any]:
     # Who says how weights are stored means it; trained ones sit where their grid has them.
     said = {"form", "bits", "granularity", "group_size"}.intersection(request.options.get("compress/quantize", {}))
     trained = "compress/finetune" in request.options
-    if isinstance(encoding, Float) or request.decoder is not None or trained or said:
+    if isinstance(encoding, Float) or request.decoder is not None or trained or said or request.weights:
         return {}
     floor = FLOOR_DB["short"] if encoding.bits < 8 else FLOOR_DB.get(request.choice.activations, FLOOR_DB["float"])
     if encoding.bits == 8 and wide_method(request) == "gptq":

@@ -211,12 +211,12 @@ def test_a_grid_that_something_reads_past_is_carried_apart(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("runtime", ["onnx", "tflite"])
 def test_a_file_with_pairs_is_shipped_as_it_was(tmp_path: Path, runtime: str) -> None:
-    from edgeship.api import BuildOrder, build
+    from edgeship.api import BuildOrder, run
     from edgeship.core.registry import runtimes
     from edgeship.shipping.bundle import opened, read_bundle
 
     path, first, _ = _pairs(tmp_path, "uint8", "int8", 0)
-    report = build(BuildOrder(str(path), ("linux-x86",), (runtime,), "balanced", tmp_path / "out"))
+    report = run(BuildOrder(str(path), ("linux-x86",), (runtime,), "balanced", tmp_path / "out"))
     assert report.passed
     bundle = read_bundle(tmp_path / "out")
     record = bundle.manifest.artifacts[0]

@@ -1,0 +1,144 @@
+"""The table that ends a build, in words: what the command line prints, and what a notebook shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from edgeship.core.report import ArtifactRow, Measurement, Report
+from edgeship.core.units import human_bytes
+
+# Metrics that are no words, as people write them.
+METRIC_TITLES = {"snr": "SNR"}
+
+
+def headings(report: Report) -> list[str]:
+    """What the columns are called; the metric's only where one was measured."""
+    metric = next((found.name for row in report.rows if (found := metric_of(row))), "")
+    middle = [METRIC_TITLES.get(metric, metric)] if metric else []
+    names = ["artifact", "weights", "activations", "size", "error to original"]
+    return [*names, *middle, "latency here", "verdict"]
+
+
+def cells(report: Report, row: ArtifactRow) -> list[str]:
+    """One line of the table, a text for each of `headings`."""
+    first = [f"{row.runtime}/{row.file}", row.weights, row.activations, human_bytes(row.size_bytes), error_of(row)]
+    measured = any(metric_of(other) for other in report.rows)
+    return [*first, *([score_of(row)] if measured else []), latency_of(row), verdict_of(row)]
+
+
+def remarks(report: Report) -> list[str]:
+    """Sentences under the table: what is not timed, limits set by hand, what a reader must know besides."""
+    lines = []
+    for row in report.rows:
+        latency = row.figure("latency_p50")
+        if latency is not None and latency.value is None:
+            lines.append(f"{row.runtime} is not timed here: {latency.note}")
+    limits = dict.fromkeys(limit for row in report.rows for limit in row.by_hand)
+    lines += [f"limit set by hand: {limit}" for limit in limits]
+    for row in report.rows:
+        lines += [f"{row.runtime}: {remark}" for remark in row.remarks]
+    return [*lines, *report.notes]
+
+
+def title_of(report: Report) -> str:
+    """What was built, for what."""
+    return f"{report.source} for {', '.join(report.targets)}, profile {report.profile}"
+
+
+def error_of(row: ArtifactRow) -> str:
+    """What the artifact loses of the original, in dB and at most, and where it loses most."""
+    snr, largest = row.figure("total_snr"), row.figure("total_max_error")
+    if snr is None or largest is None or snr.value is None or largest.value is None:
+        return "-"
+    worst = row.figure("worst_slice_snr")
+    text = f"{snr.value:.1f} dB, max {largest.value:.2g}"
+    if worst is None or worst.value is None:
+        return text
+    return f"{text}; worst {worst.note}"
+
+
+def metric_of(row: ArtifactRow) -> Measurement | None:
+    """The figure of check/accuracy, whatever its metric is."""
+    verdict = next((item for item in row.verdicts if item.check == "check/accuracy" and item.measurements), None)
+    return verdict.measurements[0] if verdict else None
+
+
+def score_of(row: ArtifactRow) -> str:
+    """The metric with its unit, the original's where that says something, and on how many samples."""
+    after = metric_of(row)
+    before = row.figure(f"{after.name}_original") if after else None
+    if after is None or before is None or after.value is None or before.value is None:
+        return "-"
+    if after.unit == "dB":
+        shown = f"{after.value:.1f} dB"
+    elif after.unit == "cosine":
+        shown = f"{after.value:.4f}"
+    elif after.unit == "fraction":
+        shown = f"{after.value:.1%} ({before.value:.1%})"
+    else:
+        shown = f"{after.value:.4g} ({before.value:.4g})"
+    return f"{shown}, {after.runs} samples"
+
+
+def latency_of(row: ArtifactRow) -> str:
+    """The median of a run, or tokens a second."""
+    decode = row.figure("decode")
+    if decode is not None and decode.value is not None:
+        return f"{decode.value:.3g} tokens/s"
+    latency = row.figure("latency_p50")
+    return "not timed" if latency is None or latency.value is None else f"{latency.value:.3g} ms"
+
+
+def verdict_of(row: ArtifactRow) -> str:
+    """Whether its checks hold, and whether the real engine ran."""
+    how = "emulated" if row.execution == "emulated" else "run"
+    limit = ", limit by hand" if row.by_hand else ""
+    if not row.passed:
+        return f"fell short{limit}"
+    return f"ok, but loses much, {how}{limit}" if row.remarks else f"ok, {how}{limit}"
+
+
+def failures(report: Report) -> list[str]:
+    """Why nothing was published: one sentence for each check that fell short, with the way out."""
+    failed = [verdict for row in report.rows for verdict in row.verdicts if not verdict.passed]
+    return [
+        f"{item.check} fell short on {item.runtime}: {item.summary}" + (f"; {item.fix}" if item.fix else "")
+        for item in failed
+    ]
+
+
+def report_lines(report: Report) -> list[str]:
+    """The table as text, a line an artifact, for a Python prompt."""
+    lines = []
+    for row in report.rows:
+        shown = [text for text in cells(report, row) if text != "-"]
+        lines.append("  " + " | ".join(shown))
+    return [*lines, *(f"  {line}" for line in failures(report))]
+
+
+def report_html(report: Report, place: str) -> str:
+    """The table for a notebook: one small piece of HTML with its styles in it, no script, every text escaped.
+
+    Args:
+        place: where the bundle lies.
+    """
+    passed = report.passed
+    rows = "".join(_html_row(cells(report, row)) for row in report.rows)
+    head = "".join(f"<th style='text-align:left'>{escape(name)}</th>" for name in headings(report))
+    lines = [place] if passed else ["nothing was published", *failures(report)]
+    colour = "#1a7f37" if passed else "#cf222e"
+    word = "passed" if passed else "fell short"
+    return (
+        f"<div><p><b>{escape(title_of(report))}</b> <span style='color:{colour}'>{word}</span></p>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        f"{_html_lines([*lines, *remarks(report)])}</div>"
+    )
+
+
+def _html_row(texts: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<td style='text-align:left'>{escape(text)}</td>" for text in texts) + "</tr>"
+
+
+def _html_lines(lines: Sequence[str]) -> str:
+    return "".join(f"<p style='margin:0.2em 0'>{escape(line)}</p>" for line in lines)
