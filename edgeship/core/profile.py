@@ -180,7 +180,7 @@ class Request:
             choice = replace(choice, activations=engine.unseen)
         # Who asks for a grid, or for how weights are stored, means it.
         said = {"compress/calibrate", "compress/quantize"}.intersection(self.options)
-        if choice.activations != "int16" or engine.unbounded == "int16" or not self.unbounded or said:
+        if choice.activations != "int16" or engine.unbounded == "int16" or not self.unbounded or said or self.weights:
             return choice
         if choice.weights != "int8" and not (choice.weights == "auto" and self._halves_fit()):
             # A profile of fewer bits is about its size.
