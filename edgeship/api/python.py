@@ -27,6 +27,9 @@ def build(
 ) -> Bundle:
     """Build a model, check every artifact, and publish what holds as a bundle.
 
+    What else can be said (target, runtime, profile, weights, calibration, eval, max_size, output ...) is what the command
+    line takes; `edgeship.api.orders.Said` describes it.
+
     Args:
         model: an ``nn.Module``, an ``ExportedProgram``, a model of transformers, or a path or factory as on the command
             line.
@@ -35,7 +38,6 @@ def build(
             ``forward``, and in this order otherwise.
         progress: what hears of the steps; a function such as ``print`` gets a line for each.
         log: where the libraries' chatter goes; a file in the cache by default.
-        said: target, runtime, profile, weights, calibration, eval, max_size, output ...: see `api.orders.Said`.
 
     Returns:
         The bundle. Where a check fell short nothing is published, `Bundle.passed` is False, `Bundle.reasons` says why,
