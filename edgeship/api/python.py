@@ -27,8 +27,8 @@ def build(
 ) -> Bundle:
     """Build a model, check every artifact, and publish what holds as a bundle.
 
-    What else can be said (target, runtime, profile, weights, calibration, eval, max_size, output ...) is what the command
-    line takes; `edgeship.api.orders.Said` describes it.
+    What else can be said (target, runtime, profile, weights, calibration, eval, max_size, output ...) is what the
+    command line takes; `edgeship.api.orders.Said` describes it.
 
     Args:
         model: an ``nn.Module``, an ``ExportedProgram``, a model of transformers, or a path or factory as on the command
