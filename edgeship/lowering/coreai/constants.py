@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import coreai.authoring
 import numpy as np
-from coreai._compiler.dialects import coreai
-from coreai._compiler.ir import DenseResourceElementsAttr, F16Type, F32Type, IntegerType, RankedTensorType
 
+from edgeship.compat.coreai import DenseResourceElementsAttr, F16Type, F32Type, IntegerType, RankedTensorType
+from edgeship.compat.coreai import dialect as coreai
 from edgeship.core.weights import AffineTensor, FloatTensor, PaletteTensor, SparseTensor
 from edgeship.errors import EncodingError
 
 if TYPE_CHECKING:
-    from coreai._compiler.ir import Type, Value
-
+    from edgeship.compat.coreai import Type, Value
     from edgeship.core.weights import Affine, Array, EncodedTensor
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, cast
 
-import coreai.authoring  # before its dialects, which import it in a circle
 import numpy as np
 import torch
-from coreai._compiler.dialects import coreai
-from coreai._compiler.ir import (
+
+from edgeship.compat.coreai import (
     Attribute,
+    Converter,
     F16Type,
     F32Type,
     InsertionPoint,
@@ -23,9 +23,9 @@ from coreai._compiler.ir import (
     Location,
     Operation,
     StringAttr,
+    module_of,
 )
-from coreai_torch import TorchConverter
-
+from edgeship.compat.coreai import dialect as coreai
 from edgeship.errors import EdgeshipError, EncodingError, LoweringError, UnsupportedOpError
 from edgeship.lowering.coreai.constants import build
 from edgeship.lowering.coreai.graph import ACTIVATION
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from coreai._compiler.ir import Type, Value
     from coreai.authoring import AIProgram
     from torch.export import ExportedProgram
     from torch.fx import Node
 
+    from edgeship.compat.coreai import Type, Value
     from edgeship.core.model import Signature
     from edgeship.core.weights import EncodedTensor
 
@@ -88,7 +88,7 @@ def _name_grids(program: AIProgram) -> None:
 
     Saving drops attributes, and constants of equal grids become one; locations are kept.
     """
-    module = program._module._mlir_module
+    module = module_of(program)
     quantizers = list(_quantizers(module.operation))
     with module.context:
         for old in quantizers:
@@ -120,12 +120,13 @@ def save(program: AIProgram, path: Path) -> None:
     metadata.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
 
-class ExactConverter(TorchConverter):  # type: ignore[misc]
-    """`TorchConverter` whose errors name the layer."""
+class ExactConverter(Converter):
+    """Core AI's converter, whose errors name the layer."""
 
-    def _handle_call_function_op(self, node: Node) -> None:
+    def call(self, node: Node) -> None:
+        """Lower one operator. Raises `UnsupportedOpError` where the converter fails on it."""
         try:
-            super()._handle_call_function_op(node)
+            super().call(node)
         except EdgeshipError:
             raise
         except Exception as error:
@@ -136,26 +137,27 @@ class ExactConverter(TorchConverter):  # type: ignore[misc]
 
 
 class _EncodedConverter(ExactConverter):
-    """`TorchConverter` that takes encoded weights from us instead of from the graph's state."""
+    """Core AI's converter, which takes encoded weights from us instead of from the graph's state."""
 
     def __init__(
         self, encoded: Mapping[str, EncodedTensor], aliases: Mapping[str, str], placeholders: Mapping[str, Node]
     ) -> None:
-        super().__init__(mode=TorchConverter.Mode.RELEASE)
+        super().__init__()
         self.stored: dict[str, str] = {}
         self._names = {node.name: aliases.get(name, name) for name, node in placeholders.items()}
         self._encoded = encoded
         self._made: dict[str, Value] = {}
 
-    def _handle_placeholder_op(self, node: Node) -> None:
+    def placeholder(self, node: Node) -> None:
+        """An encoded weight in our form; anything else as the converter does it."""
         name = self._names.get(node.name, "")
         if name not in self._encoded:
-            super()._handle_placeholder_op(node)
+            super().placeholder(node)
             return
         if name not in self._made:
             half = node.meta["val"].dtype == torch.float16
             self._made[name], self.stored[name] = build(name, self._encoded[name], half=half)
-        self._values_map[node.target] = self._made[name]
+        self.bind(node, self._made[name])
 
 
 def _quantize(values: Mapping[str, Value], node: Node, location: Any) -> Value:

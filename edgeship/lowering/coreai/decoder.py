@@ -11,12 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import coreai.authoring  # before its dialects, which import it in a circle
 import numpy as np
 import torch
-from coreai._compiler.dialects import coreai
-from coreai_torch import TorchConverter
 
+from edgeship.compat.coreai import dialect as coreai
 from edgeship.core.model import Placement
 from edgeship.core.weights import FloatTensor
 from edgeship.errors import EdgeshipError, LoweringError
@@ -33,10 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from coreai._compiler.ir import Value
     from torch.export import ExportedProgram
     from torch.fx import Node
 
+    from edgeship.compat.coreai import Value
     from edgeship.core.weights import EncodedTensor
     from edgeship.lowering.coreai.places import Find
     from edgeship.program.program import TorchProgram
@@ -130,7 +128,7 @@ class _DecoderConverter(ExactConverter):
     """Core AI's converter with several entry points that share the constants of weights."""
 
     def __init__(self, weights: _Weights) -> None:
-        super().__init__(mode=TorchConverter.Mode.RELEASE)
+        super().__init__()
         self.places = Places(weights.half)
         self._weights = weights
         self._constants: dict[str, dict[str, str]] = {}
@@ -157,16 +155,18 @@ class _DecoderConverter(ExactConverter):
             entrypoint_name=entry,
         )
 
-    def _get_graph_op(self, name: str, **options: Any) -> Any:
+    def begin(self, name: str, **options: Any) -> Any:
+        """Begin an entry point, in which no weight was made yet."""
         self._entry, self._here = name, {}
-        return super()._get_graph_op(name, **options)
+        return super().begin(name, **options)
 
-    def _handle_placeholder_op(self, node: Node) -> None:
+    def placeholder(self, node: Node) -> None:
+        """A weight that is apart as its constants; anything else as the converter does it."""
         weight = self._constants[self._entry].get(node.name)
         if weight is None:
-            super()._handle_placeholder_op(node)
+            super().placeholder(node)
         elif node.users:
-            self._values_map[node.target] = self._value(weight)
+            self.bind(node, self._value(weight))
 
     def _value(self, weight: str) -> Value:
         if weight not in self._here:

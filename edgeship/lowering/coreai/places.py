@@ -11,11 +11,10 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import coreai.authoring  # before its dialects, which import it in a circle
 import numpy as np
-from coreai._compiler.dialects import coreai
-from coreai._compiler.ir import F16Type, F32Type, IntegerType
 
+from edgeship.compat.coreai import F16Type, F32Type, IntegerType
+from edgeship.compat.coreai import dialect as coreai
 from edgeship.core.weights import AffineTensor, FloatTensor, PaletteTensor
 from edgeship.errors import EncodingError, LoweringError
 from edgeship.lowering.coreai.constants import constant, container, first_axis, pack
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import IO
 
-    from coreai._compiler.ir import Type, Value
-
+    from edgeship.compat.coreai import Type, Value
     from edgeship.core.weights import Array, EncodedTensor
 
     # Name -> (first byte, bytes) of every constant in a file.

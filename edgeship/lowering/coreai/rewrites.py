@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from coreai_torch import get_decomp_table
-from coreai_torch._aten_to_core import _aten_to_core_resolver
 
+from edgeship.compat.coreai import knows_aten
 from edgeship.compat.torch import is_operator
 from edgeship.lowering.operators import (
     Rewrite,
@@ -54,4 +54,4 @@ def _known(node: Node) -> bool:
         return True
     namespace, _, key = str(node.target).partition(".")
     # The converter is told about these by us.
-    return namespace in ("quantized_decomposed", "edgeship") or (namespace == "aten" and key in _aten_to_core_resolver)
+    return namespace in ("quantized_decomposed", "edgeship") or (namespace == "aten" and knows_aten(key))

@@ -37,7 +37,7 @@ def stored_grids(asset: Path) -> dict[str, ActivationEncoding]:
 
 def _inline_number(value: Any) -> float | None:
     """A number that is written into the program itself."""
-    from coreai._compiler.ir import DenseElementsAttr
+    from edgeship.compat.coreai import DenseElementsAttr
 
     owner: Any = getattr(value, "owner", None)
     if getattr(owner, "name", "") != "coreai.constant":

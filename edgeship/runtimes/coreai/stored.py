@@ -82,11 +82,12 @@ def operations(asset: Path) -> Iterator[Any]:
     """Every operation of the program; it lives as long as the iterator does."""
     from coreai.authoring import AIModelAsset
 
+    from edgeship.compat.coreai import module_of
     from edgeship.runtimes.coreai.widened import walk
 
     try:
         program = AIModelAsset.load(asset).program
-        module = program._module._mlir_module
+        module = module_of(program)
     except Exception as error:
         raise ArtifactError(
             f"{asset} cannot be read: {' '.join(str(error).split())[:200]}", fix="build it again"
@@ -239,7 +240,7 @@ def _constant(value: Any, blobs: Mapping[str, memoryview]) -> _Constant | None:
 
 
 def _inline_floats(operation: Any) -> Array | None:
-    from coreai._compiler.ir import DenseElementsAttr
+    from edgeship.compat.coreai import DenseElementsAttr
 
     attribute = operation.attributes["value"]
     if not DenseElementsAttr.isinstance(attribute) or str(attribute.type.element_type) not in FLOATS:
@@ -248,7 +249,7 @@ def _inline_floats(operation: Any) -> Array | None:
 
 
 def _resource_name(attribute: Any) -> str | None:
-    from coreai._compiler.ir import DenseResourceElementsAttr
+    from edgeship.compat.coreai import DenseResourceElementsAttr
 
     if not DenseResourceElementsAttr.isinstance(attribute):
         return None
@@ -285,7 +286,7 @@ def _affine(operation: Any, values: _Constant, blobs: Mapping[str, memoryview], 
 
 
 def _is_zero(value: Any) -> bool:
-    from coreai._compiler.ir import DenseElementsAttr
+    from edgeship.compat.coreai import DenseElementsAttr
 
     owner: Any = getattr(value, "owner", None)
     if getattr(owner, "name", "") != "coreai.constant":

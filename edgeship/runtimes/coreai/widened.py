@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import coreai.authoring
-from coreai._compiler import ir
-from coreai._compiler.dialects import coreai as dialect
+
+from edgeship.compat.coreai import dialect, ir, module_of
 
 PRODUCTS = frozenset(
     {
@@ -31,7 +31,7 @@ def runnable(asset: Path, folder: Path) -> Any:
     """The asset to run: itself, or its widened copy in ``folder`` when it multiplies in float16."""
     loaded = coreai.authoring.AIModelAsset.load(asset)
     program = loaded.program
-    if not _widen(program._module._mlir_module):
+    if not _widen(module_of(program)):
         return loaded
     return program.save_asset(folder / "widened.aimodel")
 

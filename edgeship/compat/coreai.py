@@ -1,0 +1,98 @@
+"""What edgeship takes from Core AI's packages that they do not document. Written for coreai-core 1.0.0b3 and
+coreai-torch 0.4.3.
+
+It ends when ``coreai.authoring`` can make constants and operations itself, with names and locations, and when
+`coreai_torch.TorchConverter` can be told what stands for a weight.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import coreai.authoring  # noqa: F401  before its dialects, which import it in a circle
+from coreai._compiler import ir
+from coreai._compiler.dialects import coreai as dialect
+from coreai._compiler.ir import (
+    Attribute,
+    DenseElementsAttr,
+    DenseResourceElementsAttr,
+    F16Type,
+    F32Type,
+    InsertionPoint,
+    IntegerType,
+    Location,
+    Operation,
+    RankedTensorType,
+    StringAttr,
+    Type,
+    Value,
+)
+from coreai_torch import TorchConverter
+from coreai_torch._aten_to_core import _aten_to_core_resolver
+
+if TYPE_CHECKING:
+    from coreai.authoring import AIProgram
+    from torch.fx import Node
+
+__all__ = [
+    "Attribute",
+    "Converter",
+    "DenseElementsAttr",
+    "DenseResourceElementsAttr",
+    "F16Type",
+    "F32Type",
+    "InsertionPoint",
+    "IntegerType",
+    "Location",
+    "Operation",
+    "RankedTensorType",
+    "StringAttr",
+    "Type",
+    "Value",
+    "dialect",
+    "ir",
+    "knows_aten",
+    "module_of",
+]
+
+
+def module_of(program: AIProgram) -> Any:
+    """The MLIR module of a program: what it computes, operation by operation."""
+    return program._module._mlir_module
+
+
+def knows_aten(key: str) -> bool:
+    """Whether the converter lowers ``aten.<key>``, such as ``add.Tensor``."""
+    return key in _aten_to_core_resolver
+
+
+class Converter(TorchConverter):  # type: ignore[misc]
+    """`TorchConverter` in its release mode, whose steps a subclass may take over."""
+
+    def __init__(self) -> None:
+        super().__init__(mode=TorchConverter.Mode.RELEASE)
+
+    def begin(self, name: str, **options: Any) -> Any:
+        """Begin the graph of an entry point; the graph's operation."""
+        return super()._get_graph_op(name, **options)
+
+    def placeholder(self, node: Node) -> None:
+        """Bring in an input or a weight, under its node's target."""
+        super()._handle_placeholder_op(node)
+
+    def call(self, node: Node) -> None:
+        """Lower one operator."""
+        super()._handle_call_function_op(node)
+
+    def bind(self, node: Node, value: Value) -> None:
+        """Let a placeholder stand for a value."""
+        self._values_map[node.target] = value
+
+    def _get_graph_op(self, name: str, **options: Any) -> Any:
+        return self.begin(name, **options)
+
+    def _handle_placeholder_op(self, node: Node) -> None:
+        self.placeholder(node)
+
+    def _handle_call_function_op(self, node: Node) -> None:
+        self.call(node)

@@ -1,0 +1,128 @@
+"""What edgeship needs of Core AI's packages that they do not document: an upgrade that breaks it is red here and says
+what."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("coreai_torch")
+
+from edgeship.compat import coreai as compat
+
+aten = torch.ops.aten
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((3,), 2.0))
+
+    def forward(self, x):
+        return torch.relu(x) * self.weight
+
+
+class Watched(compat.Converter):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = []
+
+    def begin(self, name, **options):
+        self.steps.append(("begin", name))
+        return super().begin(name, **options)
+
+    def placeholder(self, node) -> None:
+        self.steps.append(("placeholder", node.op))
+        if "weight" in node.name:
+            self.bind(node, compat.dialect.constant(np.full(3, 5.0, np.float32)))
+        else:
+            super().placeholder(node)
+
+    def call(self, node) -> None:
+        self.steps.append(("call", str(node.target)))
+        super().call(node)
+
+
+def converted():
+    converter = Watched()
+    exported = torch.export.export(Net().eval(), (torch.ones(3),)).run_decompositions({})
+    converter.add_exported_program(exported, input_names=["x"], output_names=["y"], entrypoint_name="main")
+    return converter, converter.to_coreai()
+
+
+def walk(operation):
+    for region in operation.regions:
+        for block in region:
+            for inner in block:
+                yield inner.operation
+                yield from walk(inner.operation)
+
+
+def test_steps_of_the_converter_may_be_taken_over() -> None:
+    converter, program = converted()
+    assert converter.steps[0] == ("begin", "main")
+    assert ("placeholder", "placeholder") in converter.steps
+    assert {target for step, target in converter.steps if step == "call"} == {"aten.relu.default", "aten.mul.Tensor"}
+    found = list(walk(compat.module_of(program).operation))
+    constants = [item for item in found if item.name == "coreai.constant"]
+    assert any("5.0" in str(item.attributes["value"]) for item in constants)
+    assert not any("2.0" in str(item.attributes["value"]) for item in constants)
+
+
+@pytest.mark.parametrize(("key", "known"), [("add.Tensor", True), ("relu.default", True), ("no_such.default", False)])
+def test_the_converter_says_what_it_lowers(key, known) -> None:
+    assert compat.knows_aten(key) is known
+
+
+def test_operations_are_made_named_and_exchanged_in_place() -> None:
+    _, program = converted()
+    module = compat.module_of(program)
+    old = next(item for item in walk(module.operation) if item.name == "coreai.relu")
+    kinds, operands = [result.type for result in old.results], list(old.operands)
+    with module.context, compat.InsertionPoint(old):
+        place = compat.Location.from_attr(compat.Attribute.parse('loc("activation x":0:0)'))
+        new = compat.Operation.create(old.name, kinds, operands, loc=place)
+        new.attributes["note"] = compat.StringAttr.get("there")
+    old.results[0].replace_all_uses_with(new.results[0])
+    old.erase()
+    (again,) = [item for item in walk(module.operation) if item.name == "coreai.relu"]
+    assert str(again.location) == 'loc("activation x":0:0)'
+    assert compat.StringAttr(again.attributes["note"]).value == "there"
+
+
+def test_numbers_in_the_program_are_read_back() -> None:
+    _, program = converted()
+    for item in walk(compat.module_of(program).operation):
+        if item.name == "coreai.constant" and compat.DenseElementsAttr.isinstance(item.attributes["value"]):
+            value = compat.DenseElementsAttr(item.attributes["value"])
+            if "5.0" in str(value):
+                assert value.is_splat
+                assert np.array(value).tolist() == [5.0] * 3
+                return
+    raise AssertionError("no constant is written in the program itself")
+
+
+def test_large_constants_are_resources_with_a_name() -> None:
+    _, program = converted()
+    context = compat.module_of(program).context
+    with context, compat.Location.unknown(context):
+        kind = compat.RankedTensorType.get([4], compat.F32Type.get())
+        held = compat.DenseResourceElementsAttr.get_from_buffer(memoryview(np.ones(4, np.float32)), "weight", kind)
+        assert compat.DenseResourceElementsAttr.isinstance(held)
+        assert not compat.DenseElementsAttr.isinstance(held)
+        assert str(held).startswith("dense_resource<weight")
+        assert str(compat.F16Type.get()) == "f16"
+        assert str(compat.IntegerType.get_signed(8)) == "si8"
+        assert kind.element_type == compat.F32Type.get()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "constant", "ConstantOp", "quantize", "dequantize", "cast", "blockwise_shift_scale", "lut_to_dense",
+        "build_sparse_with_bitmask", "lut_to_sparse_with_bitmask", "sparse_with_bitmask_to_dense",
+    ],
+)  # fmt: skip
+def test_the_dialect_has_the_operations_that_hold_weights(name) -> None:
+    assert callable(getattr(compat.dialect, name))
