@@ -15,11 +15,12 @@ def optimize(model: ir.Model, rounds: int = 2) -> None:
     """Fold shapes and constants and fuse, as `onnxscript.optimizer.optimize_ir` does, with exact rules alone."""
     from onnx_ir import passes
     from onnx_ir.passes import common
-    from onnxscript.optimizer._constant_folding import FoldConstantsPass
     from onnxscript.rewriter import RewritePass
 
+    from edgeship.compat.onnxscript import constant_folding
+
     unused = (common.RemoveUnusedNodesPass(), common.RemoveUnusedFunctionsPass(), common.RemoveUnusedOpsetsPass())
-    again = [FoldConstantsPass(shape_inference=True, **_limits()), RewritePass(exact_rules()), *unused]
+    again = [constant_folding(), RewritePass(exact_rules()), *unused]
     passes.Sequential(
         common.InlinePass(),
         passes.PassManager(again, steps=rounds, early_stop=True),
@@ -33,21 +34,13 @@ def optimize(model: ir.Model, rounds: int = 2) -> None:
     )(model)
 
 
-def _limits() -> dict[str, int]:
-    from onnxscript.optimizer import _constant_folding as folding
-
-    return {
-        "input_size_limit": folding.DEFAULT_CONSTANT_FOLD_INPUT_SIZE_LIMIT,
-        "output_size_limit": folding.DEFAULT_CONSTANT_FOLD_OUTPUT_SIZE_LIMIT,
-    }
-
-
 def exact_rules() -> list[Any]:
     """Onnxscript's default rules that compare no number with a tolerance, and no-op rules for 0 and 1 themselves."""
-    from onnxscript.rewriter import _DEFAULT_REWRITE_RULES, RewriteRule
-    from onnxscript.rewriter._pattern_ir import Constant
+    from onnxscript.rewriter import RewriteRule
 
-    one, nothing = Constant(1, rel_tol=0.0, abs_tol=0.0), Constant(0, rel_tol=0.0, abs_tol=0.0)
+    from edgeship.compat.onnxscript import default_rules, exactly
+
+    one, nothing = exactly(1), exactly(0)
 
     def same(op: Any, x: Any, **_: Any) -> Any:
         return op.Identity(x)
@@ -61,7 +54,7 @@ def exact_rules() -> list[Any]:
         lambda op, x: op.Div(x, one),
     )
     exact = [RewriteRule(pattern, same) for pattern in patterns]
-    return [*exact, *(rule for rule in _DEFAULT_REWRITE_RULES if not compares_nearly(rule))]
+    return [*exact, *(rule for rule in default_rules() if not compares_nearly(rule))]
 
 
 # Patterns of these have constants that count or name axes: an integer is near no other.
@@ -70,8 +63,7 @@ WHOLE = ("Reshape", "Squeeze", "Unsqueeze", "Shape", "Range", "ScatterND", "Tran
 
 def compares_nearly(rule: Any) -> bool:
     """Whether a rule's pattern has a number of the model's arithmetic that is matched with a tolerance."""
-    from onnxscript.rewriter._pattern_ir import Constant
+    from edgeship.compat.onnxscript import pattern_nodes, tolerates
 
-    nodes = [node for node in rule._target_pattern if str(node.op_type).strip("'") not in WHOLE]
-    given = (value for node in nodes for value in node.inputs)
-    return any(isinstance(value, Constant) and (value._rel_tol > 0 or value._abs_tol > 0) for value in given)
+    nodes = [node for node in pattern_nodes(rule) if str(node.op_type).strip("'") not in WHOLE]
+    return any(tolerates(value) for node in nodes for value in node.inputs)
