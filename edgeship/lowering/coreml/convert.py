@@ -9,6 +9,7 @@ import coremltools as ct
 import numpy as np
 import torch
 
+from edgeship.compat.coremltools import merging_only_equal_constants
 from edgeship.core.weights import AffineTensor
 from edgeship.errors import EdgeshipError, EncodingError, LoweringError, UnsupportedOpError
 from edgeship.lowering.coreml.rewrites import in_coreml_operators
@@ -88,19 +89,19 @@ def convert(program: TorchProgram, target: str, compute: Compute) -> tuple[Any, 
     pipeline.insert_pass(0, PASS)
     pipeline.set_options(PASS, {"order": what})
     pipeline.remove_passes(RENUMBERING | RECOMPUTING | (MERGING if grids else set()))
-    _merge_equal_only()
     try:
-        converted = ct.convert(
-            exported,
-            convert_to="mlprogram",
-            inputs=_inputs(program.signature),
-            outputs=[_tensor(spec.name, None, spec.dtype) for spec in program.signature.outputs],
-            minimum_deployment_target=getattr(ct.target, target),
-            compute_precision=_precision(bool(wide)) if half else ct.precision.FLOAT32,
-            compute_units=ct.ComputeUnit.CPU_ONLY,
-            pass_pipeline=pipeline,
-            skip_model_load=True,
-        )
+        with merging_only_equal_constants():
+            converted = ct.convert(
+                exported,
+                convert_to="mlprogram",
+                inputs=_inputs(program.signature),
+                outputs=[_tensor(spec.name, None, spec.dtype) for spec in program.signature.outputs],
+                minimum_deployment_target=getattr(ct.target, target),
+                compute_precision=_precision(bool(wide)) if half else ct.precision.FLOAT32,
+                compute_units=ct.ComputeUnit.CPU_ONLY,
+                pass_pipeline=pipeline,
+                skip_model_load=True,
+            )
     except EdgeshipError:
         raise
     except Exception as error:
@@ -117,20 +118,12 @@ def _precision(has_wide: bool) -> Any:
     """Float16, but for operators that carry the number of a node to compute in float32."""
     if not has_wide:
         return ct.precision.FLOAT16
-    from coremltools.converters.mil.mil.scope import ScopeSource
+    from edgeship.compat.coremltools import debug_handles
 
     def narrow(operation: Any) -> bool:
-        handles = operation.scopes.get(ScopeSource.EXIR_DEBUG_HANDLE) or [None]
-        return all(handle is None for handle in handles)
+        return all(handle is None for handle in debug_handles(operation))
 
     return ct.transform.FP16ComputePrecision(op_selector=narrow)
-
-
-def _merge_equal_only() -> None:
-    """Constants are merged where they are equal: coremltools 9.0 takes 1e-12 for 0."""
-    from coremltools.converters.mil.mil.passes.defs.cleanup.const_deduplication import const_deduplication
-
-    const_deduplication.DTYPE2ATOL = dict.fromkeys(const_deduplication.DTYPE2ATOL, 0.0)
 
 
 def _in_fours(program: TorchProgram) -> frozenset[str]:

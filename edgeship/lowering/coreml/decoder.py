@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil import register_torch_op
-from coremltools.converters.mil.frontend.torch.ops import _get_inputs
-from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipeline, PassPipelineManager
 
+from edgeship.compat.coremltools import backend_pipeline, inputs_of, run_passes
 from edgeship.core.model import Placement
 from edgeship.core.weights import FloatTensor
 from edgeship.errors import EdgeshipError, LoweringError
@@ -47,7 +46,7 @@ HASHING = {"common::const_deduplication"}
 @register_torch_op(torch_alias=["edgeship::write_rows", "edgeship.write_rows"], override=True)  # type: ignore[untyped-decorator]
 def write_rows(context: Any, node: Any) -> None:
     """New keys or values in a state: one slice, open on all axes but that of positions."""
-    cache, rows, position, axis = _get_inputs(context, node, expected=4)
+    cache, rows, position, axis = inputs_of(context, node, 4)
     place = int(axis.val)
     whole = np.arange(4) != place
 
@@ -216,9 +215,9 @@ def _parameters(exported: ExportedProgram) -> Iterator[tuple[str, str]]:
 
 def _finish(program: Any, places: Places) -> None:
     """What coremltools does before it writes, without looking at the content of constants."""
-    pipeline = PassPipeline.get_pipeline("backend_mlprogram")
+    pipeline = backend_pipeline()
     pipeline.remove_passes(HASHING)
-    PassPipelineManager.apply_pipeline(program, pipeline)
-    last = PassPipeline(["common::dead_code_elimination", SETTLE], "edgeship")
+    run_passes(program, pipeline)
+    last = ct.PassPipeline(["common::dead_code_elimination", SETTLE], "edgeship")
     last.set_options(SETTLE, {"places": places})
-    PassPipelineManager.apply_pipeline(program, last)
+    run_passes(program, last)

@@ -16,16 +16,14 @@ import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import types
 from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
-from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY, register_pass
 
+from edgeship.compat.coremltools import add_pass
 from edgeship.core.weights import AffineTensor, FloatTensor, PaletteTensor
 from edgeship.errors import EncodingError, LoweringError
 
 if TYPE_CHECKING:
     from edgeship.core.weights import Array, EncodedTensor
 
-HOLD = "edgeship::hold_places"
-SETTLE = "edgeship::settle_places"
 # Between a weight and the part of it in the identifier that says what a constant will hold.
 PART = "::"
 
@@ -237,6 +235,5 @@ def _settle(function: Any, operation: Any, piece: Piece, places: Places) -> None
 
 Reader = Callable[[str], "EncodedTensor"]
 
-for _name, _pass in (("hold_places", _HoldPlaces), ("settle_places", _SettlePlaces)):
-    if f"edgeship::{_name}" not in PASS_REGISTRY:
-        register_pass(namespace="edgeship", name=_name)(_pass)
+HOLD = add_pass("hold_places", _HoldPlaces)
+SETTLE = add_pass("settle_places", _SettlePlaces)

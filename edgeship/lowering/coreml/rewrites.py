@@ -9,10 +9,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
-from coremltools.converters.mil.frontend.torch.utils import sanitize_op_kind
 from torch.nn import functional
 
+from edgeship.compat.coremltools import knows_operator
 from edgeship.compat.torch import is_operator
 from edgeship.lowering.operators import (
     Rewrite,
@@ -161,4 +160,4 @@ def _computed(exported: ExportedProgram, target: Any, *args: Any) -> Node:
 
 def _known(node: Node) -> bool:
     name = str(node.target) if is_operator(node.target) else getattr(node.target, "__name__", "")
-    return sanitize_op_kind(name) in _TORCH_OPS_REGISTRY
+    return knows_operator(name)

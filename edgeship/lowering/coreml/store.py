@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
-from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY, register_pass
 
+from edgeship.compat.coremltools import add_pass
 from edgeship.core.weights import AffineTensor, FloatTensor, PaletteTensor, SparseTensor
 from edgeship.errors import EncodingError
 from edgeship.lowering.coreml.constexpr import build
@@ -20,8 +20,6 @@ from edgeship.lowering.coreml.constexpr import build
 if TYPE_CHECKING:
     from edgeship.core.weights import EncodedTensor
     from edgeship.lowering.coreml.constexpr import Stored
-
-PASS = "edgeship::store_exact"
 
 # The names that the operations of an activation's grid get; runtimes/coreml/grids.py finds them.
 QUANTIZED = "{}__int8"
@@ -108,5 +106,4 @@ def _name_pair(dequantize: Any, activation: str) -> None:
         operation.outputs[0].set_name(operation.name)
 
 
-if PASS not in PASS_REGISTRY:
-    register_pass(namespace="edgeship", name="store_exact")(_StoreExact)
+PASS = add_pass("store_exact", _StoreExact)

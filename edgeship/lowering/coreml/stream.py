@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from coremltools.converters.mil.backend.mil import helper
-from coremltools.converters.mil.backend.mil.load import CoreMLProtoExporter, MILProtoExporter
 from coremltools.converters.mil.mil import Program, types
 
+from edgeship.compat.coremltools import MILProtoExporter, file_value, model_proto
 from edgeship.errors import LoweringError
 from edgeship.lowering.coreml.package import write_package
 from edgeship.lowering.coreml.places import PART, Piece, Reader, parts
@@ -54,8 +53,7 @@ def write(
     exporter = _Exporter(program, str(weights), version, pieces, read)
     written = exporter.export()
     exporter.blob_writers.clear()
-    spec = CoreMLProtoExporter(program, written, "", "", None, "mlprogram", "milinternal", version).export(version)
-    write_package(spec, path, facts)
+    write_package(model_proto(program, written, version), path, facts)
 
 
 class _Exporter(MILProtoExporter):  # type: ignore[misc]
@@ -79,12 +77,8 @@ class _Exporter(MILProtoExporter):  # type: ignore[misc]
             if content is None:
                 content = self._part(key, var.val)
             writer = self.get_blob_writer(self.get_weight_path(var.op))
-            self.weight_id_to_file_value[key] = helper.create_file_value_tensor(
-                file_name=WEIGHTS,
-                offset=_written(content, types.builtin_to_string(var.dtype), writer),
-                dim=var.val.shape,
-                data_type=helper.types_to_proto_primitive(var.sym_type.get_primitive()),
-            )
+            offset = _written(content, types.builtin_to_string(var.dtype), writer)
+            self.weight_id_to_file_value[key] = file_value(var, WEIGHTS, offset)
         return self.weight_id_to_file_value[key]
 
     def _part(self, key: str, place: Array) -> Array:
