@@ -39,9 +39,10 @@ class Section:
 def write_container(path: Path, sections: Sequence[Section]) -> None:
     """Write the file. Each section's content is made when its turn comes."""
     import flatbuffers
-    from litert_lm_builder import litertlm_core as core
-    from litert_lm_builder import litertlm_header_schema_py_generated as schema
 
+    from edgeship.compat.litert import section_reader, section_schema
+
+    core, schema = section_reader(), section_schema()
     # Zero fields are left out of a flatbuffer, so the header only has its final length with others.
     objects = [
         schema.SectionObjectT(
@@ -79,8 +80,9 @@ def write_container(path: Path, sections: Sequence[Section]) -> None:
 
 
 def _item(key: str, value: str) -> Any:
-    from litert_lm_builder import litertlm_header_schema_py_generated as schema
+    from edgeship.compat.litert import section_schema
 
+    schema = section_schema()
     text = schema.StringValueT(value=value)
     return schema.KeyValuePairT(key=key, valueType=schema.VData.StringValue, value=text)
 
@@ -98,9 +100,9 @@ def metadata_section(decoder: Decoder, origin: Path, context: int) -> Section:
     Args:
         origin: folder with the files of `Decoder.files`.
     """
-    from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
+    from edgeship.compat.litert import metadata_proto, sampler_proto
 
-    found = llm_metadata_pb2.LlmMetadata(
+    found = metadata_proto().LlmMetadata(
         max_num_tokens=context, supports_thinking=False, supports_function_calling=False
     )
     found.llm_model_type.generic_model.SetInParent()
@@ -119,7 +121,7 @@ def metadata_section(decoder: Decoder, origin: Path, context: int) -> Section:
         found.start_token.token_ids.ids.append(decoder.bos)
     sampler = found.sampler_params
     # Type GREEDY is not implemented on CPU; the likeliest of one is the same.
-    sampler.type = sampler_params_pb2.SamplerParameters.TOP_P
+    sampler.type = sampler_proto().SamplerParameters.TOP_P
     sampler.k, sampler.p, sampler.temperature, sampler.seed = 1, 1.0, 1.0, 0
     content = found.SerializeToString(deterministic=True)
     return Section("LlmMetadataProto", lambda file: file.write(content))

@@ -158,11 +158,10 @@ def _register() -> None:
 
 def _write(cache: torch.Tensor, rows: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
     """DYNAMIC_UPDATE_SLICE, which writes in place where the engine lets it."""
-    from litert_torch.generative.custom_ops.dynamic_update_slice import dynamic_update_slice
+    from edgeship.compat.litert import write_slice
 
     zero = torch.zeros((), dtype=torch.int32)
-    written: torch.Tensor = dynamic_update_slice(cache, rows, [zero, zero, position, zero])
-    return written
+    return write_slice(cache, rows, [zero, zero, position, zero])
 
 
 def _mask(*args: Any, **settings: Any) -> torch.Tensor:
@@ -182,13 +181,13 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """As `edgeship.llm.attention.grouped_attention`, with a product that reads the keys as they lie: a transposed
     view would be a copy of the whole cache."""
-    from litert_torch.generative.custom_ops.bmm_4d import bmm_4d
+    from edgeship.compat.litert import product_of_rows
 
     heads, tokens, width = (int(size) for size in query.shape[1:])
     kv_heads = int(key.shape[1])
     group = heads // kv_heads
     rows = query.reshape(1, kv_heads, group * tokens, width) * (width**-0.5 if scaling is None else scaling)
-    scores = bmm_4d(rows, key)
+    scores = product_of_rows(rows, key)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores + attention_mask.repeat(1, 1, group, 1)

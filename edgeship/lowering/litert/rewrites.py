@@ -14,11 +14,9 @@ if TYPE_CHECKING:
 
 def rewrite_for_litert(module: GraphModule) -> None:
     """Replace, in place, the operators in this file's table by ``torch.ops.tfl`` and plain ones."""
-    import litert_torch.backend.experimental.torch_tfl  # noqa: F401  registers torch.ops.tfl
     import torch
 
     aten = torch.ops.aten
-    keep_sides()
     table: dict[Any, Callable[..., Any]] = {
         aten.topk.default: _topk,
         aten.sort.default: _sort,
@@ -50,32 +48,21 @@ def _or_as_it_is(replace: Callable[..., Any], target: Any) -> Callable[..., Any]
 ONE_SIDED = ("stablehlo.subtract", "stablehlo.divide", "tfl.sub", "tfl.div")
 
 
-def keep_sides() -> None:
-    """Let the converter not see that what is subtracted from, or divided, is a constant.
+def hide_left_constants(module: Any) -> int:
+    """Let the converter not see that what is subtracted from, or divided, is a constant: put a barrier behind it.
 
     Where litert-converter 0.5.0 moves a transpose over ``constant - x`` or ``constant / x`` it writes ``x - constant``
     and ``x / constant``, without a word. Drop this when `tests/lowering/litert/test_litert_rewrites.py` passes without.
+
+    Args:
+        module: what the converter lowered a program to, changed in place.
+
+    Returns:
+        How many barriers there are.
     """
-    from litert_torch.backend import export
+    from edgeship.compat import litert
 
-    plain = export.exported_program_to_mlir
-    if getattr(plain, "keeps_sides", False):
-        return
-
-    def kept(*args: Any, **kwargs: Any) -> Any:
-        lowered = plain(*args, **kwargs)
-        hide_left_constants(lowered.module)
-        return lowered
-
-    kept.keeps_sides = True  # type: ignore[attr-defined]
-    export.exported_program_to_mlir = kept
-
-
-def hide_left_constants(module: Any) -> int:
-    """Put a barrier behind each constant on the left of a difference or quotient. Returns how many."""
-    from litert_converter.mlir import ir
-    from litert_converter.mlir.dialects import stablehlo
-
+    ir, stablehlo = litert.mlir(), litert.stablehlo()
     calls: dict[str, list[Any]] = {}
     for operation in _walk(module.operation):
         if operation.name in ("func.call", "call"):
@@ -108,9 +95,9 @@ def _walk(operation: Any) -> Iterator[Any]:
 
 def _is_constant(value: Any, calls: Mapping[str, Sequence[Any]], depth: int = 12) -> bool:
     """Whether a value of the converter's program depends on constants only, in one call of its function at least."""
-    from litert_converter.mlir import ir
+    from edgeship.compat.litert import mlir
 
-    owner = value.owner
+    ir, owner = mlir(), value.owner
     if depth == 0:
         return False
     if isinstance(owner, ir.Block):
@@ -130,8 +117,10 @@ def _topk(
     """TOPK_V2 sees the last axis and the largest values only. The converter's own form is a STABLEHLO_SORT."""
     import torch
 
+    from edgeship.compat.litert import tfl_operators
+
     swapped = value.transpose(dim, -1) if value.dim() else value
-    found, places = torch.ops.tfl.topk_v2(swapped if largest else -swapped, k)
+    found, places = tfl_operators().topk_v2(swapped if largest else -swapped, k)
     found = found if largest else -found
     if value.dim():
         found, places = found.transpose(dim, -1), places.transpose(dim, -1)

@@ -46,9 +46,9 @@ def read_sections(path: Path) -> dict[str, Section]:
 
 
 def _read(path: Path) -> dict[str, Section]:
-    from litert_lm_builder import litertlm_core as core
-    from litert_lm_builder import litertlm_header_schema_py_generated as schema
+    from edgeship.compat.litert import section_reader, section_schema
 
+    core, schema = section_reader(), section_schema()
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(core.HEADER_BEGIN_BYTE_OFFSET)
@@ -83,9 +83,10 @@ def read_content(path: Path, section: Section) -> bytes:
 
 def _check_metadata(content: bytes) -> None:
     from google.protobuf.message import DecodeError
-    from litert_lm_builder.runtime.proto import llm_metadata_pb2
 
-    found = llm_metadata_pb2.LlmMetadata()
+    from edgeship.compat.litert import metadata_proto
+
+    found = metadata_proto().LlmMetadata()
     try:
         found.ParseFromString(content)
     except DecodeError as error:

@@ -183,9 +183,9 @@ class _Texts(Dialogue):
 
 def has_template(path: Path) -> bool:
     """Whether a checked file has a chat template."""
-    from litert_lm_builder.runtime.proto import llm_metadata_pb2
+    from edgeship.compat.litert import metadata_proto
 
-    found = llm_metadata_pb2.LlmMetadata()
+    found = metadata_proto().LlmMetadata()
     found.ParseFromString(read_content(path, read_sections(path)["LlmMetadataProto"]))
     return bool(found.jinja_prompt_template)
 
