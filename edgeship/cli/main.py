@@ -432,9 +432,9 @@ def _leave(code: int) -> None:
     A thread of Core AI's that asks for the interpreter while it goes is ended by unwinding (until Python 3.14), and
     Swift aborts the process when its frames are unwound.
     """
-    import atexit
+    from edgeship.compat.python import run_exit_functions
 
-    atexit._run_exitfuncs()
+    run_exit_functions()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

@@ -15,8 +15,6 @@ from edgeship.core.artifact import source_digest
 from edgeship.core.stamps import Stamp, moved, stamp
 from edgeship.errors import ChangedError
 
-NAME = "safe_open"
-
 
 class Reads:
     """Files read while recording: opened by Python, imported from outside the installation, or by safetensors.
@@ -27,11 +25,10 @@ class Reads:
     def __init__(self) -> None:
         self.paths: dict[Path, Stamp] = {}
         self.written: set[Path] = set()
-        self.active = True
 
     def saw(self, path: Any) -> None:
         """Note one path when it is a file of the user's."""
-        if not self.active or not isinstance(path, (str, bytes, Path)):
+        if not isinstance(path, (str, bytes, Path)):
             return
         found = Path(path.decode(errors="replace") if isinstance(path, bytes) else path)
         if found.suffix in (".pyc", ".so", ".dylib") or found.parts[:2] in (("/", "proc"), ("/", "sys"), ("/", "dev")):
@@ -56,46 +53,24 @@ class Reads:
 
 @contextmanager
 def recorded_reads() -> Iterator[Reads]:
-    """Record reads inside the block. Audit hooks cannot be removed, so this one goes quiet at the end."""
-    import safetensors
+    """Record reads inside the block: by this process, in whichever thread."""
+    from edgeship.compat import python, safetensors
 
     reads = Reads()
     before = set(sys.modules)
 
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event == "open" and reads.active:
-            # os.open says no mode, only flags.
-            flags = args[2] if isinstance(args[2], int) else 0
-            writing = isinstance(args[1], str) and any(letter in args[1] for letter in "wax+")
-            writing = writing or flags & (os.O_WRONLY | os.O_RDWR) != 0
-            if not writing:
-                reads.saw(args[0])
-            elif isinstance(args[0], (str, bytes, Path)):
-                reads.written.add(Path(os.fsdecode(args[0])).absolute())
+    def opened(path: Any, writing: bool) -> None:
+        if not writing:
+            reads.saw(path)
+        elif isinstance(path, (str, bytes, Path)):
+            reads.written.add(Path(os.fsdecode(path)).absolute())
 
-    sys.addaudithook(hook)
-    # safetensors opens files in Rust, where no audit event is raised.
-    original = safetensors.safe_open
-
-    def safe_open(filename: Any, *args: Any, **kwargs: Any) -> Any:
-        reads.saw(filename)
-        return original(filename, *args, **kwargs)
-
-    _exchange(original, safe_open)
     try:
-        yield reads
+        # safetensors opens files in Rust, where no audit event is raised.
+        with python.opened_files(opened), safetensors.opened_files(reads.saw):
+            yield reads
     finally:
-        # Those that were imported meanwhile have it, too.
-        _exchange(safe_open, original)
         for name in set(sys.modules) - before:
-            path = getattr(sys.modules[name], "__file__", None)
+            path = getattr(sys.modules.get(name), "__file__", None)
             if path:
                 reads.saw(path)
-        reads.active = False
-
-
-def _exchange(old: Any, new: Any) -> None:
-    """Put a function in place of another wherever a library has taken the name over."""
-    for module in list(sys.modules.values()):
-        if getattr(module, "__dict__", {}).get(NAME) is old:
-            setattr(module, NAME, new)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgeship.compat.python import PlainUnpickler
 from edgeship.errors import SourceError, UnsafeSourceError
 
 if TYPE_CHECKING:
@@ -134,16 +135,13 @@ def named_in(content: bytes) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-_PYTHONS_OWN: Any = pickle._Unpickler  # type: ignore[attr-defined]
-
-
-class _Reader(_PYTHONS_OWN):  # type: ignore[misc]
+class _Reader(PlainUnpickler):  # type: ignore[misc]
     """The standard library's reader in Python, with everything that calls, builds or looks up replaced.
 
     Python's own and not the one in C: that one allocates a table as large as the largest number a file says.
     """
 
-    dispatch: ClassVar[dict[int, Any]] = dict(_PYTHONS_OWN.dispatch)
+    dispatch: ClassVar[dict[int, Any]] = dict(PlainUnpickler.dispatch)
 
     def __init__(self, file: Any, what: str, storage: Callable[[tuple[Any, ...]], Storage] | None, fix: str) -> None:
         super().__init__(file, encoding="utf-8", errors="surrogateescape")
