@@ -1,0 +1,1 @@
+"""A device for edgeship in a package of its own: a folder that stands for a phone."""
