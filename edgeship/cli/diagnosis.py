@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeship.core.installed import remarks, wanted
-from edgeship.core.registry import Broken, broken
+from edgeship.core.registry import Broken, broken, devices
 from edgeship.core.runtimes import Availability
 from edgeship.version import __version__
 
@@ -20,12 +20,14 @@ class Diagnosis:
 
     Args:
         packages: versions that were not tested and packages that are missing, a line each.
+        devices: how each is named after ``--device``, and what it is.
     """
 
     version: str
     machine: dict[str, str]
     runtimes: tuple[Availability, ...]
     packages: tuple[str, ...]
+    devices: dict[str, str]
     broken_plugins: tuple[Broken, ...]
     cache: str
     cache_bytes: int
@@ -48,6 +50,7 @@ def diagnose() -> Diagnosis:
         machine(),
         tuple(availability()),
         tuple(remarks(wanted())),
+        {f"{name}:{item.argument}" if item.argument else name: item.summary for name, item in devices().items()},
         broken(),
         str(root),
         total_bytes(root) if root.exists() else 0,
@@ -71,6 +74,8 @@ def print_diagnosis(found: Diagnosis) -> None:
     print_runtimes(found.runtimes)
     for line in found.packages:
         click.echo(line)
+    for name, summary in found.devices.items():
+        click.echo(f"device {name}: {summary}")
     for item in found.broken_plugins:
         click.echo(f"broken plug-in {item.name} ({item.group}): {item.reason}; update or uninstall it")
     if not found.broken_plugins:

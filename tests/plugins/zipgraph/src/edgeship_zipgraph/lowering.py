@@ -7,7 +7,6 @@ import json
 import operator
 import zipfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from edgeship.core.encodings import EncodedTensor, short_name
@@ -15,9 +14,8 @@ from edgeship.core.model import Placement, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.planning import other_runtime
 from edgeship.core.profile import Request
-from edgeship.core.weights import Affine, AffineTensor, FloatTensor
+from edgeship.core.weights import AffineTensor, FloatTensor
 from edgeship.errors import LoweringError, UnsupportedOpError
-
 from edgeship_zipgraph.model import ZipGraphModel
 
 

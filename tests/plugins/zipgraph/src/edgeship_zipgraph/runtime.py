@@ -15,7 +15,6 @@ from edgeship.core.model import Artifact
 from edgeship.core.runtimes import ActivationMode, Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
 from edgeship.core.weights import Affine, Float, rebuild
 from edgeship.errors import ArtifactError, DataError
-
 from edgeship_zipgraph.model import ZipGraphModel
 
 if TYPE_CHECKING:
