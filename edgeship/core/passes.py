@@ -73,7 +73,7 @@ class Pass(ABC):
     Class attributes:
         name: ``folder/file``. tools: distributions whose versions decide the result, part of the cache key.
         settles: what a refinement decides ("weights", "activations"); the plan shows it.
-        after: refinements that come before this one when both are planned.
+        after, before: refinements that come before this one, and behind it, when both are planned.
         decided: fields that are no options, and what decides them instead, beyond `DECIDED`.
         limits: options that decide what passes a check; the report says which were set by hand.
         cached: False for passes that write outside their folder.
@@ -84,6 +84,7 @@ class Pass(ABC):
     tools: ClassVar[tuple[str, ...]] = ()
     settles: ClassVar[str] = ""
     after: ClassVar[tuple[str, ...]] = ()
+    before: ClassVar[tuple[str, ...]] = ()
     decided: ClassVar[Mapping[str, str]] = {}
     limits: ClassVar[tuple[str, ...]] = ()
     cached: ClassVar[bool] = True

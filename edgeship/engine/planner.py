@@ -177,13 +177,16 @@ def _told(reasons: Mapping[tuple[str, str], str]) -> str:
 
 
 def _in_order(tasks: list[Pass]) -> list[Pass]:
-    """Refinements with those they come ``after`` first; otherwise by name."""
+    """Refinements with those they come ``after`` first, and those they come ``before`` last; otherwise by name."""
     waiting = sorted(tasks, key=lambda task: task.name)
-    names = {task.name for task in tasks}
+    first = {task.name: {*task.after} for task in tasks}
+    for task in tasks:
+        for name in task.before:
+            first.setdefault(name, set()).add(task.name)
     done: list[Pass] = []
     while waiting:
-        placed = {task.name for task in done}
-        ready = [task for task in waiting if all(name in placed or name not in names for name in task.after)]
+        left = {task.name for task in waiting}
+        ready = [task for task in waiting if left.isdisjoint(first[task.name])]
         if not ready:
             raise UsageError(f"passes wait for each other: {', '.join(task.name for task in waiting)}")
         done.append(ready[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgeship.core.model import Artifact, OnnxModel, QnnDecoder, Signature, TensorSpec
 from edgeship.core.runtimes import ActivationMode, Engine, Format, Runtime, Session
@@ -15,6 +15,7 @@ from edgeship.runtimes.qnn.runtime import chip_of
 
 if TYPE_CHECKING:
     from edgeship.core.inventory import WeightOp
+    from edgeship.core.profile import Choice
     from edgeship.core.weights import EncodedTensor, Encoding
     from edgeship.runtimes.qnn.emulator import Emulator
 
@@ -65,6 +66,10 @@ class QnnLanguage(Runtime):
         if activations != "int16":
             return "a language model on Hexagon has 16-bit activations"
         return FAMILY.holds(op, encoding, activations)
+
+    def float_bits(self, choice: Choice) -> Literal[16, 32]:
+        """As Hexagon's."""
+        return FAMILY.float_bits(choice)
 
 
 class _Session(LanguageSession):

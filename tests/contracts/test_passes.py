@@ -1,9 +1,10 @@
 """What every pass keeps: options in a frozen dataclass, a name that is its place, typed edges, a plan or a reason."""
 
 import dataclasses
-import importlib
+import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -20,7 +21,18 @@ from edgeship.core.registry import STAGES, passes, profiles, runtimes, targets
 from edgeship.core.report import Measurements, Verdict
 from edgeship.errors import EdgeshipError
 
-EVERY = sorted(passes().items())
+
+def example() -> type[Pass]:
+    """The pass of docs/adding-a-pass.md, as it would be in edgeship itself."""
+    path = Path(__file__).parents[1] / "plugins" / "clip" / "src" / "edgeship_clip" / "clip.py"
+    spec = importlib.util.spec_from_file_location("edgeship.passes.compress.clip", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.ClipWeights
+
+
+EVERY = sorted({**passes(), "compress/clip": example()}.items())
 FORMS = ("torch", "export", "huggingface", "safetensors", "pickle", "onnx", "decoder", "llama2c")
 ENGINES = {item.format.name: item.name for item in runtimes().values() if item.engine.for_language}
 INVENTORY = Inventory((WeightUse("w", "linear", (4, 8)), WeightUse("b", "other", (4,))), (), 32)
@@ -37,6 +49,7 @@ def requests():
                     for data in (None, DataRef("d.npz", "1")):
                         yield Request(source, target, runtime, profile, INVENTORY, data, data, load=load)
                         asked = {"compress/prune": {"sparsity": 0.5}, "compress/smooth": {}, "compress/finetune": {}}
+                        asked["compress/clip"] = {"deviations": 3.0}
                         yield Request(source, target, runtime, profile, INVENTORY, data, data, options=asked, load=load)
 
 
@@ -130,7 +143,7 @@ def test_planning_twice_gives_the_same_step(item):
 def test_refinements_say_what_they_settle(item):
     cls = item[1]
     assert bool(cls.settles) == (cls.shape() == "refinement")
-    assert all(name in passes() for name in cls.after)
+    assert all(name in passes() for name in (*cls.after, *cls.before))
 
 
 def test_every_form_of_source_has_one_loader():

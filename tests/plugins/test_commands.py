@@ -1,4 +1,4 @@
-"""A runtime, a device and a target of other packages go through every command."""
+"""A runtime, a device, a pass and a target of other packages go through every command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-ORDER = ("--input", "image:f32[1,1,4,4]", "--target", "zipboard")
+CLIP = ("--set", "compress/clip.deviations=3")
+ORDER = ("--input", "image:f32[1,1,4,4]", "--target", "zipboard", "--set", "ship/benchmark.seconds=0.05")
 pytestmark = pytest.mark.xdist_group("plugins")
 
 
@@ -25,9 +26,9 @@ def ran(installed, commands, tiny_source, tmp_path_factory) -> SimpleNamespace:
     box.mkdir()
     data = folder / "labelled.npz"
     labelled(tiny_source, data)
-    short = ("--eval", data, "--max-drop", "1%", "--set", "compress/quantize.bits=2")
+    short = ("--eval", data, "--max-drop", "1%", "--set", "compress/quantize.bits=2", *CLIP)
     orders = {
-        "plan": ["plan", tiny_source, *ORDER],
+        "plan": ["plan", tiny_source, *ORDER, *CLIP],
         "build": ["build", tiny_source, *ORDER, "-o", bundle],
         "verify": ["verify", bundle],
         "inspect": ["inspect", bundle, "--json"],
@@ -41,7 +42,7 @@ def ran(installed, commands, tiny_source, tmp_path_factory) -> SimpleNamespace:
         "refused": ["build", tiny_source, *ORDER, "--profile", "small", "--set", "compress/quantize.form=palette"],
         "doctor": ["doctor", "--json"],
     }
-    said = commands(installed("zipgraph", "locker"), folder, *orders.values())
+    said = commands(installed("zipgraph", "locker", "clip"), folder, *orders.values())
     return SimpleNamespace(folder=folder, bundle=bundle, box=box, said=dict(zip(orders, said, strict=True)))
 
 
@@ -64,6 +65,13 @@ def test_the_plan_goes_through_its_pass(ran):
     assert ran.said["plan"].code == 0, ran.said["plan"].err
     assert "lower/torch_to_zipgraph" in ran.said["plan"].out
     assert "ZipGraphModel" in ran.said["plan"].out
+
+
+def test_a_pass_goes_where_it_says(ran):
+    steps = [line.split()[1] for line in ran.said["plan"].out.splitlines() if line[:1].isdigit()]
+    assert steps[:3] == ["load/torch", "compress/clip", "compress/quantize"]
+    passed = json.loads((ran.folder / "repaired" / "report.json").read_text())["steps"]
+    assert "compress/clip" in [step["name"] for step in passed]
 
 
 def test_the_build_verifies_it_bit_for_bit_and_times_it(ran):
@@ -140,7 +148,7 @@ def test_a_damaged_artifact_of_its_format_is_told_in_one_line(ran, installed, co
     shutil.copytree(ran.bundle, damaged)
     file = damaged / "zipgraph" / "model.zipgraph"
     file.write_bytes(file.read_bytes()[:-40])
-    (said,) = commands(installed("zipgraph", "locker"), ran.folder, ["bench", damaged])
+    (said,) = commands(installed("zipgraph", "locker", "clip"), ran.folder, ["bench", damaged])
     assert said.code not in (0, 70)
     assert len(said.err.splitlines()) == 1
 
@@ -156,7 +164,7 @@ def test_a_bundle_whose_runtime_is_not_installed_says_so(ran, cli):
 def test_each_command_is_a_process_of_its_own(installed, tiny_source, tmp_path):
     bundle, box = tmp_path / "b", tmp_path / "box"
     box.mkdir()
-    environment = {**os.environ, **installed("zipgraph", "locker")}
+    environment = {**os.environ, **installed("zipgraph", "locker", "clip")}
     for order in (
         ["plan", tiny_source, *ORDER], ["build", tiny_source, *ORDER, "-o", bundle], ["verify", bundle],
         ["inspect", bundle], ["bench", bundle], ["bench", bundle, "--device", f"locker:{box}"], ["doctor"],

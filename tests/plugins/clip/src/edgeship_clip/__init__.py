@@ -1,0 +1,1 @@
+"""A pass for edgeship in a package of its own."""
