@@ -44,7 +44,7 @@ def test_the_wheel_holds_targets_profiles_schemas_and_types(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for name in (
         "edgeship/targets/iphone15pro.toml", "edgeship/profiles/balanced.toml", "edgeship/schemas/manifest.schema.json",
-        "edgeship/cli/main.py", "edgeship/passes/load/torch.py", "edgeship/py.typed",
+        "edgeship/cli/main.py", "edgeship/passes/load/torch.py", "edgeship/py.typed", "edgeship/constraints/tested.txt",
     ):  # fmt: skip
         assert name in names
     assert not any(name.startswith(("tests/", "samples/", "benchmarks/")) for name in names)
@@ -60,7 +60,9 @@ def test_it_builds_the_sample_from_an_empty_environment(wheel, root, tmp_path):
         pytest.skip("an environment with torch needs 8 GB")
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
     python, edgeship = tmp_path / "venv" / "bin" / "python", tmp_path / "venv" / "bin" / "edgeship"
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{wheel}[onnx]", cwd=tmp_path)
+    pip = (python, "-m", "pip", "--disable-pip-version-check")
+    tested = root / "constraints" / "tested.txt"
+    run(*pip, "install", "--quiet", "--constraint", tested, f"{wheel}[onnx]", cwd=tmp_path)
     shutil.copytree(root / "samples" / "digits_cnn", tmp_path / "digits_cnn")
     cache = {"EDGESHIP_CACHE": str(tmp_path / "cache")}
     place = run(python, "-c", "import edgeship; print(edgeship.__file__)", cwd=tmp_path).stdout
@@ -69,8 +71,12 @@ def test_it_builds_the_sample_from_an_empty_environment(wheel, root, tmp_path):
     listed = {row["name"]: row["ok"] for row in json.loads(run(edgeship, "runtimes", "--json", cwd=tmp_path).stdout)}
     assert {"coreai", "coreml", "qnn", "tflite", "genai", "litert-lm"} <= listed.keys()
     assert [name for name, there in listed.items() if there] == ["onnx"]
+    remarks = json.loads(run(edgeship, "doctor", "--json", cwd=tmp_path, **cache).stdout)["packages"]
+    assert remarks
+    assert all(remark.startswith("not installed: ") for remark in remarks)
+    assert not any("onnx]" in remark for remark in remarks)
     order = ("digits_cnn", "--target", "linux-x86", "--runtime", "onnx", "-o", "out", "--json")
     report = json.loads(run(edgeship, "build", *order, cwd=tmp_path, **cache).stdout)
     assert report["passed"] is True
     assert "is whole" in run(edgeship, "verify", "out", cwd=tmp_path, **cache).stdout
-    run(python, "-m", "pip", "check", cwd=tmp_path)
+    run(*pip, "check", cwd=tmp_path)

@@ -58,20 +58,41 @@ def read_requirements(lines: Iterable[str], tested: Mapping[str, tuple[str, ...]
         lines: as ``Requires-Dist`` has them: ``coremltools<9.1,>=9.0; extra == "coreml"``.
         tested: normalised name -> versions.
     """
-    asked = [Requirement(line) for line in lines]
-    extras = {""}
-    for item in asked:
-        if item.name == "edgeship" and _applies(item, EVERYTHING):
-            extras |= item.extras
-    found = []
-    for item in asked:
-        extra = _extra(item)
-        if item.name == "edgeship" or extra not in extras:
-            continue
-        installed = _installed(item.name)
-        known = tested.get(canonicalize_name(item.name), ())
-        found.append(Wanted(item.name, extra, str(item.specifier), _applies(item, extra), installed, known))
-    return tuple(found)
+    members: dict[str, list[Requirement]] = {}
+    for item in map(Requirement, lines):
+        members.setdefault(_extra(item), []).append(item)
+    sizes = _sizes_for_users(members)
+    found: dict[str, Wanted] = {}
+    # An extra that holds another one repeats what that one brings: the smallest says it.
+    for extra in sorted(sizes, key=lambda name: (sizes[name], name)):
+        for item in members[extra]:
+            name = canonicalize_name(item.name)
+            if name not in found and name != "edgeship":
+                offered = _applies(item, extra)
+                known = tested.get(name, ())
+                found[name] = Wanted(item.name, extra, str(item.specifier), offered, _installed(name), known)
+    return tuple(found.values())
+
+
+def _sizes_for_users(members: Mapping[str, Iterable[Requirement]]) -> dict[str, int]:
+    """The extras that are part of `EVERYTHING`, and how many distributions each brings; 0 for what is always needed.
+
+    Build backends differ: some leave an extra's mention of other extras as it is, some write out what it brings.
+    """
+    brought = {extra: _brought(extra, members) for extra in members}
+    everything = brought.get(EVERYTHING, set())
+    sizes = {extra: len(names) for extra, names in brought.items() if names <= everything and extra != EVERYTHING}
+    return {**sizes, "": 0}
+
+
+def _brought(extra: str, members: Mapping[str, Iterable[Requirement]]) -> set[str]:
+    names: set[str] = set()
+    for item in members.get(extra, ()):
+        if item.name == "edgeship":
+            names.update(*(_brought(other, members) for other in item.extras))
+        else:
+            names.add(canonicalize_name(item.name))
+    return names
 
 
 def remarks(found: Iterable[Wanted]) -> list[str]:

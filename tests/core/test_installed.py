@@ -6,6 +6,9 @@ import tomllib
 from importlib import metadata
 
 import pytest
+from hatchling.metadata.core import ProjectMetadata
+from hatchling.metadata.spec import construct_metadata_file_2_4
+from hatchling.plugin.manager import PluginManager
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -20,9 +23,14 @@ def project(root):
     return tomllib.loads((root / "pyproject.toml").read_text())["project"]
 
 
-@pytest.fixture(scope="module")
-def lines(project):
-    """``Requires-Dist`` as a build backend writes it."""
+@pytest.fixture(scope="module", params=["as written", "as built"])
+def lines(request, project, root):
+    """``Requires-Dist`` as build backends write it: with extras that name other extras, or written out by hatchling."""
+    if request.param == "as built":
+        text = construct_metadata_file_2_4(ProjectMetadata(str(root), PluginManager()))
+        return [
+            line.removeprefix("Requires-Dist: ") for line in text.splitlines() if line.startswith("Requires-Dist: ")
+        ]
     found = list(project["dependencies"])
     for extra, items in project["optional-dependencies"].items():
         for item in items:
@@ -53,6 +61,10 @@ def test_every_distribution_of_a_runtime_is_in_its_extra(lines):
         assert runtime.engine.extra in {item.extra for item in found}
     assert "torch" in {item.name for item in found if not item.extra}
     assert not {"pytest", "ruff", "django"} & names  # what work on edgeship takes
+    homes = {item.name: item.extra for item in found}
+    assert len(homes) == len(found)
+    for name, extra in {"onnxruntime": "onnx", "ai-edge-litert": "tflite", "transformers": "huggingface"}.items():
+        assert homes[name] == extra
 
 
 def test_the_tested_set_is_within_the_ranges_and_holds_all_of_them(project, root):
