@@ -18,6 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from killing import Killed, deadly
+
 from edgeship.core.model import OnnxModel, Signature, TensorSpec, TorchModel
 from edgeship.core.owned import LINE, MARKER
 from edgeship.core.passes import Pass, Skip
@@ -567,28 +570,6 @@ def test_flipped_bits_in_the_entries_of_a_build_never_ship(cli, tiny_order, tmp_
     assert cli("verify", "out").code == 0
 
 
-class Killed(BaseException):
-    """Stands for kill -9."""
-
-
-def deadly(patch: pytest.MonkeyPatch, moment: int) -> None:
-    """Let everything that changes a folder fail from the ``moment``-th time on, as it does for a dead process."""
-    calls: list[str] = []
-
-    def wrapped(name: str, real):
-        def call(*arguments, **named):
-            calls.append(name)
-            if len(calls) > moment:
-                raise Killed
-            return real(*arguments, **named)
-
-        return call
-
-    for owner, names in ((Path, ("rename", "unlink", "rmdir", "mkdir", "write_text")), (os, ("unlink", "rmdir"))):
-        for name in names:
-            patch.setattr(owner, name, wrapped(name, getattr(owner, name)))
-
-
 @pytest.mark.parametrize(
     "first", [0, pytest.param(1, marks=pytest.mark.heavy), pytest.param(2, marks=pytest.mark.heavy)]
 )
@@ -600,7 +581,7 @@ def test_killed_at_every_moment(tmp_path, first):
         put(Cache(root))
         put(Cache(root), "o" * 64)
         with pytest.MonkeyPatch.context() as patch:
-            deadly(patch, moment)
+            deadly(patch, moment, (Path, "write_text"))
             try:
                 build(root)
                 done = True

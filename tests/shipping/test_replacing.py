@@ -6,12 +6,16 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from killing import Killed, deadly
 
 from edgeship.core.artifact import MANIFEST, SEAL, file_digest
 from edgeship.core.owned import LINE, MARKER, claim, make
@@ -347,36 +351,6 @@ def test_builds_that_publish_at_once_replace_each_other(tmp_path):
     assert replacing.holdings(output).strange == ()
 
 
-class Killed(BaseException):
-    """Stands for kill -9."""
-
-
-def deadly(patch: pytest.MonkeyPatch, moment: int, exchange: bool) -> list[str]:
-    """Let everything that changes a folder fail from the ``moment``-th time on, as it does for a dead process."""
-    calls: list[str] = []
-
-    def wrapped(name: str, real):
-        def call(*arguments, **named):
-            calls.append(name)
-            if len(calls) > moment:
-                raise Killed
-            return real(*arguments, **named)
-
-        return call
-
-    for owner, name in (
-        (Path, "rename"),
-        (Path, "unlink"),
-        (Path, "rmdir"),
-        (Path, "mkdir"),
-        (os, "unlink"),
-        (os, "rmdir"),
-    ):
-        patch.setattr(owner, name, wrapped(name, getattr(owner, name)))
-    patch.setattr(swap, "_exchange", wrapped("exchange", swap._exchange if exchange else lambda one, other: False))
-    return calls
-
-
 @pytest.mark.heavy
 @pytest.mark.parametrize("exchange", [True, False])
 @pytest.mark.parametrize(
@@ -394,7 +368,9 @@ def test_killed_at_every_moment(tmp_path, exchange, first):
         (base / "notes.txt").write_bytes(b"theirs")
         publish(output)
         with pytest.MonkeyPatch.context() as patch:
-            deadly(patch, moment, exchange)
+            if not exchange:
+                patch.setattr(swap, "_exchange", lambda one, other: False)
+            deadly(patch, moment, (swap, "_exchange"))
             try:
                 publish(output, new)
                 done = True
