@@ -24,6 +24,7 @@ def rewrite_graph(source: Path, written: Path, htp_arch: int) -> None:
     from edgeship.lowering.qnn.embedding import lookup_integers
     from edgeship.lowering.qnn.logs import floor_behind_logs
     from edgeship.lowering.qnn.matmul import keep_products_wide
+    from edgeship.lowering.qnn.means import divide_before_sums
     from edgeship.lowering.qnn.norms import quantize_norms
     from edgeship.lowering.qnn.sigmoid import spell_out_sigmoids
     from edgeship.lowering.qnn.tanh import keep_tanh_apart
@@ -36,6 +37,7 @@ def rewrite_graph(source: Path, written: Path, htp_arch: int) -> None:
     keep_products_wide(graph, htp_arch)
     keep_tanh_apart(graph)
     spell_out_sigmoids(graph)
+    divide_before_sums(graph)
     floor_behind_logs(graph)
     graph.finish()
     onnx.save(model, written)

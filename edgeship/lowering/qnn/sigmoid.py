@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 # Between these the exponential stays within float16; beyond them a share is below 2e-5, or as far from 1.
 LOWEST, HIGHEST = -11.0, 16.0
-# What moves, joins, picks or averages scores, and products of scores.
+# What moves, joins, chooses, picks or averages scores, and products of scores.
 HANDING_ON = (
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Concat", "Slice", "Split", "Gather", "Identity", "Mul",
     "ReduceMax", "Max", "ReduceMean", "ReduceMin", "Min", "GlobalAveragePool", "AveragePool", "MaxPool",
+    "Where", "Clip", "Expand", "Tile", "Pad", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "TopK",
+    "DepthToSpace", "SpaceToDepth", "Resize", "ReduceSum", "Sum", "Sqrt", "Pow", "Div", "Cast", "GlobalMaxPool",
 )  # fmt: skip
 
 

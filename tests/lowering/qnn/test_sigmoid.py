@@ -65,22 +65,29 @@ def test_rare_scores_are_right_on_hexagon(tmp_path: Path, size: float) -> None:
     assert min(ratio_db(wanted[..., place], found[..., place]) for place in range(8)) > 40
 
 
-class Mean(nn.Module):
-    """A share that an output shows as a mean over time, as voice detectors do."""
+class Shown(nn.Module):
+    """A rare share as an output shows it: its mean over time, as voice detectors do, or the one of two that is chosen.
 
-    def __init__(self) -> None:
+    Args:
+        how: ``mean`` or ``chosen``.
+    """
+
+    def __init__(self, how: str) -> None:
         super().__init__()
-        self.layer = nn.Conv1d(8, 1, 1)
+        self.how, self.layer = how, nn.Conv1d(8, 1, 1)
         self.layer.bias.data.fill_(-5.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x).sigmoid().mean(-1)
+        """``(1, 8, T)`` to ``(1, 1)`` or ``(1, 1, T)``."""
+        share = self.layer(x).sigmoid()
+        return share.mean(-1) if self.how == "mean" else torch.where(share > 0.5, (share * share).clamp(max=0.9), share)
 
 
-def test_a_mean_of_rare_scores_is_right_on_hexagon(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["mean", "chosen"])
+def test_a_rare_score_is_right_on_hexagon_however_it_is_shown(tmp_path: Path, how: str) -> None:
     torch.manual_seed(0)
     x = 0.1 * torch.randn(1, 8, 6)
-    program = make_program(Mean().eval(), [TensorSpec("x", "f32", (1, 8, 6))], [x])
+    program = make_program(Shown(how).eval(), [TensorSpec("x", "f32", (1, 8, 6))], [x])
     program.save(tmp_path / "program")
     for name in ("onnx", "qnn"):
         (tmp_path / name).mkdir()
