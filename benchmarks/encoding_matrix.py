@@ -32,11 +32,15 @@ from edgeship.compression.calibrate import decide_activations
 from edgeship.compression.lpbq import quantize_npu_block
 from edgeship.compression.palette import palettize
 from edgeship.compression.prune import keep_mask, magnitude_score
+from edgeship.core.encodings import families
+from edgeship.core.encodings.mxfp4 import BLOCK
+from edgeship.core.forms import Form
 from edgeship.core.model import Artifact, TensorSpec, TorchModel
 from edgeship.core.passes import Context, Pass
 from edgeship.core.registry import runtimes
 from edgeship.core.runtimes import ActivationMode
 from edgeship.core.weights import (
+    MXFP4,
     Affine,
     EncodedTensor,
     Encoding,
@@ -52,6 +56,7 @@ from edgeship.errors import EdgeshipError
 from edgeship.program.compare import OutputError, Reference
 from edgeship.program.export import make_program
 from edgeship.program.program import TorchProgram
+from edgeship.runtimes.coreml.forms import IOS18, lacking
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "encodings.md"
 MODES: tuple[ActivationMode, ...] = get_args(ActivationMode)
@@ -123,11 +128,12 @@ ENCODINGS: tuple[Encoding, ...] = (
         )
     ),
     *(Palette(bits, channels) for bits in (8, 6, 4, 3, 2, 1) for channels in (None, 8)),
+    MXFP4(),
     *(Sparse(inner) for inner in (Float(16), Affine(8), Affine(4), Palette(4))),
 )
 QUICK: tuple[Encoding, ...] = (
     Affine(8), Affine(4), Affine(4, True, "group", 32), Affine(4, False, "group", 32), Affine(3), Affine(2),
-    Palette(4, 8), Sparse(Affine(8)),
+    Palette(4, 8), MXFP4(), Sparse(Affine(8)),
 )  # fmt: skip
 
 
@@ -163,7 +169,14 @@ class Cell:
             return weight.dim() > 1 and axis == 1 and weight.shape[1] % encoding.group_size == 0
         if isinstance(encoding, Palette) and encoding.group_channels is not None:
             return bool(weight.shape[0] % encoding.group_channels == 0)
+        if isinstance(encoding, MXFP4):
+            return weight.dim() > 1 and self.layer.op != "conv_transpose" and weight.shape[1] % BLOCK == 0
         return True
+
+    @property
+    def system(self) -> str:
+        """The version of iOS that Core ML's cells are lowered for: 18, and 26 for what only that one has."""
+        return "iOS26" if lacking(self.encoding, IOS18) else "iOS18"
 
 
 @dataclass(frozen=True)
@@ -312,6 +325,8 @@ def encode(weight: torch.Tensor, encoding: Encoding, axis: int) -> EncodedTensor
         return palettize(weight, encoding)
     if isinstance(encoding, Affine):
         return quantize_nearest(weight, encoding, axis=axis)
+    if not isinstance(encoding, Sparse):
+        return encoding.encode(weight.numpy(), axis=axis)
     kept = keep_mask(magnitude_score(weight), SPARSITY)
     inner = encode(torch.where(kept, weight, 0.0), encoding.inner, axis)
     mask = kept.numpy()
@@ -354,7 +369,9 @@ def lower(program: TorchProgram, runtime: str, mode: ActivationMode, folder: Pat
     program.save(folder / "program")
     model: Any = TorchModel(folder / "program", program.signature)
     halves = [str(encoding).endswith("float16") for encoding in program.record.encodings.values()]
-    for number, step in enumerate(_steps(runtime, mode, "float16" if all(halves) else "float32")):
+    compute = "float16" if all(halves) else "float32"
+    new = any(lacking(encoding, IOS18) for encoding in program.record.encodings.values())
+    for number, step in enumerate(_steps(runtime, mode, compute, "iOS26" if new else "iOS18")):
         (folder / str(number)).mkdir()
         made = step.run(model, Context(folder / str(number)))
         step.ensures(made, model=model)
@@ -362,7 +379,7 @@ def lower(program: TorchProgram, runtime: str, mode: ActivationMode, folder: Pat
     return model  # type: ignore[no-any-return]
 
 
-def _steps(runtime: str, mode: ActivationMode, compute: Any) -> list[Pass]:
+def _steps(runtime: str, mode: ActivationMode, compute: Any, system: Any) -> list[Pass]:
     from edgeship.passes.lower.onnx_to_qnn import OnnxToQnn
     from edgeship.passes.lower.torch_to_coreai import TorchToCoreAI
     from edgeship.passes.lower.torch_to_coreml import TorchToCoreML
@@ -373,7 +390,7 @@ def _steps(runtime: str, mode: ActivationMode, compute: Any) -> list[Pass]:
         "onnx": [TorchToOnnx(mode)],
         "qnn": [TorchToOnnx(mode), OnnxToQnn(57, 75)],
         "tflite": [TorchToTFLite(mode)],
-        "coreml": [TorchToCoreML("iOS18", compute)],
+        "coreml": [TorchToCoreML(system, compute)],
         "coreai": [TorchToCoreAI(compute)],
     }
     return steps[runtime]
@@ -384,7 +401,9 @@ def batches(found: Iterable[Cell], *, together: bool = False) -> dict[str, list[
     made: dict[str, list[Cell]] = {}
     for cell in found:
         if not cell.refused:
-            key = cell.activations if together else f"{cell.activations} {cell.family}"
+            new = cell.runtime == "coreml" and cell.system == "iOS26"
+            alone = " iOS26" if new else ""
+            key = f"{cell.activations}{alone}" if together else f"{cell.activations} {cell.family}"
             made.setdefault(key, []).append(cell)
     return made
 
@@ -393,26 +412,6 @@ def batches(found: Iterable[Cell], *, together: bool = False) -> dict[str, list[
 
 TITLES = {"linear": "linear", "conv": "conv", "depthwise_conv": "depthwise", "conv_transpose": "transposed conv",
           "embedding": "embedding", "other": "vector"}  # fmt: skip
-# How each runtime holds them: integers, palettes, zeros left out, float16.
-MECHANISMS = {
-    "onnx": ("MatMulNBits, GatherBlockQuantized, DequantizeLinear, or Cast and Mul (docs/decisions/0007)", "", "", "Cast"),
-    "tflite": (
-        "INT8, INT4 and INT2 tensors with scales, read by the kernel or by DEQUANTIZE; groups as BlockwiseQuantization",
-        "", "", "FLOAT16 and DEQUANTIZE",
-    ),
-    "coreml": (
-        "constexpr_blockwise_shift_scale, with constexpr_lut_to_dense for 2 and 3 bits", "constexpr_lut_to_dense",
-        "constexpr_sparse_to_dense, joined with the others", "float16 constants",
-    ),
-    "coreai": (
-        "constexpr_blockwise_shift_scale", "lut_to_dense", "sparse_to_dense, joined with the others",
-        "float16 constants",
-    ),
-    "qnn": (
-        "DequantizeLinear in the QDQ graph; groups as LPBQ: uint8 steps times a unit a channel", "", "",
-        "float16 arithmetic of the whole graph",
-    ),
-}  # fmt: skip
 HEADER = """# Encodings: what each runtime holds exactly
 
 Made by `python benchmarks/encoding_matrix.py`; `tests/contracts/test_encodings.py` asserts the same cells. Versions: {versions}.
@@ -478,11 +477,18 @@ def summary() -> str:
             spread = "-".join(map(str, sorted(set(resident))))
             row.append(f"{stored} / {spread} ({', '.join(modes)})" if modes else "no")
         lines.append(f"| {encoding} | " + " | ".join(row) + " |")
-    lines += ["", "## Mechanisms", "", "| runtime | integers | palettes | sparse | float16 |", "|---" * 5 + "|"]
+    return "\n".join([*lines, "", *mechanisms(names)])
+
+
+def mechanisms(names: Sequence[str]) -> list[str]:
+    """What each format stores of each family, and how: the table of `edgeship.core.forms` in words."""
+    kinds = list(families())
+    lines = ["## Mechanisms", "", "| runtime | " + " | ".join(kinds) + " |", "|---" * (1 + len(kinds)) + "|"]
     for name in names:
-        entries = (entry or "no" for entry in MECHANISMS.get(name, ("",) * 4))
+        rows = [runtimes()[name].forms.row(family) for family in families().values()]
+        entries = [row.how if isinstance(row, Form) else "no" for row in rows]
         lines.append(f"| {runtimes()[name].title} | " + " | ".join(entries) + " |")
-    return "\n".join([*lines, ""])
+    return [*lines, ""]
 
 
 def section(name: str, found: Sequence[Cell], outcomes: dict[Cell, Outcome]) -> str:

@@ -51,35 +51,20 @@ def from_plain(cls: type[T], data: Any, where: str = "") -> T:
 
 
 def _convert(hint: Any, data: Any, where: str) -> Any:
-    origin, args = get_origin(hint), get_args(hint)
+    """``data`` as what a type hint says. Raises `UsageError` that names the key where it is something else."""
     if hint is Any:
         return data
-    if origin is Literal:
-        if not any(data == arg and type(data) is type(arg) for arg in args):
-            raise UsageError(f"{where}: {data!r} is not one of {', '.join(map(str, args))}")
-        return data
-    if origin in (Union, types.UnionType):
-        return _convert_union(args, data, where)
+    origin = get_origin(hint)
+    if origin in _GENERIC:
+        return _GENERIC[origin](get_args(hint), data, where)
     if dataclasses.is_dataclass(hint):
         return _convert_record(cast(type, hint), data, where)
     if isinstance(hint, type) and hint in _open:
-        kind = data.get("kind") if isinstance(data, Mapping) else None
-        if not isinstance(kind, str):
-            raise UsageError(f"{where}: expected a table with a kind, found {data!r}")
-        return _convert_record(_open[hint](kind), data, where)
-    if origin is tuple:
-        if not isinstance(data, (list, tuple)):
-            raise UsageError(f"{where}: expected a list, found {data!r}")
-        inner = [args[0]] * len(data) if len(args) == 2 and args[1] is Ellipsis else list(args)
-        if len(inner) != len(data):
-            raise UsageError(f"{where}: expected {len(inner)} items, found {len(data)}")
-        return tuple(
-            _convert(item, value, f"{where}[{i}]") for i, (item, value) in enumerate(zip(inner, data, strict=True))
-        )
-    if origin in (dict, Mapping):
-        if not isinstance(data, Mapping):
-            raise UsageError(f"{where}: expected a table, found {data!r}")
-        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in data.items()}
+        return _convert_open(hint, data, where)
+    return _convert_scalar(hint, data, where)
+
+
+def _convert_scalar(hint: Any, data: Any, where: str) -> Any:
     if hint is Path:
         if not isinstance(data, str):
             raise UsageError(f"{where}: expected a path, found {data!r}")
@@ -89,6 +74,35 @@ def _convert(hint: Any, data: Any, where: str) -> Any:
     if isinstance(hint, type) and (not isinstance(data, hint) or (isinstance(data, bool) and hint is not bool)):
         raise UsageError(f"{where}: expected {hint.__name__}, found {data!r}")
     return data
+
+
+def _convert_open(base: type, data: Any, where: str) -> Any:
+    kind = data.get("kind") if isinstance(data, Mapping) else None
+    if not isinstance(kind, str):
+        raise UsageError(f"{where}: expected a table with a kind, found {data!r}")
+    return _convert_record(_open[base](kind), data, where)
+
+
+def _convert_literal(args: tuple[Any, ...], data: Any, where: str) -> Any:
+    if not any(data == arg and type(data) is type(arg) for arg in args):
+        raise UsageError(f"{where}: {data!r} is not one of {', '.join(map(str, args))}")
+    return data
+
+
+def _convert_tuple(args: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(data, (list, tuple)):
+        raise UsageError(f"{where}: expected a list, found {data!r}")
+    inner = [args[0]] * len(data) if len(args) == 2 and args[1] is Ellipsis else list(args)
+    if len(inner) != len(data):
+        raise UsageError(f"{where}: expected {len(inner)} items, found {len(data)}")
+    pairs = enumerate(zip(inner, data, strict=True))
+    return tuple(_convert(item, value, f"{where}[{i}]") for i, (item, value) in pairs)
+
+
+def _convert_table(args: tuple[Any, ...], data: Any, where: str) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise UsageError(f"{where}: expected a table, found {data!r}")
+    return {key: _convert(args[1], item, f"{where}.{key}") for key, item in data.items()}
 
 
 def _convert_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
@@ -128,6 +142,16 @@ def _convert_record(cls: type, data: Any, where: str) -> Any:
         return cls(**values)
     except EdgeshipError as error:
         raise UsageError(f"{where}: {error.what}", fix=error.fix) from None
+
+
+_GENERIC: dict[Any, Callable[[tuple[Any, ...], Any, str], Any]] = {
+    Literal: _convert_literal,
+    Union: _convert_union,
+    types.UnionType: _convert_union,
+    tuple: _convert_tuple,
+    dict: _convert_table,
+    Mapping: _convert_table,
+}
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

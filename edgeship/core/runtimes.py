@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from edgeship.core.decoder import CacheType
+from edgeship.core.forms import ActivationMode, Forms
 from edgeship.core.installed import is_installed, not_offered
 from edgeship.core.model import Artifact
 from edgeship.errors import EncodingError, MissingToolError, UsageError
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
     from edgeship.core.target import Target
     from edgeship.core.weights import ActivationEncoding, EncodedTensor, Encoding
 
+__all__ = [
+    "ActivationMode", "Arrays", "Availability", "Engine", "Execution", "Format", "Forms", "Roofline", "Runtime",
+    "Session", "as_numpy",
+]  # fmt: skip
+
 Arrays = Mapping[str, "npt.NDArray[Any]"]
 Execution = Literal["native", "emulated"]
-ActivationMode = Literal["float", "int8", "int16", "dynamic"]
 
 
 class Session(ABC):
@@ -67,26 +72,18 @@ class Session(ABC):
 class Format:
     """The file: what a target decodes, a profile names and several engines may share.
 
-    A format that keeps weights in other widths than were decided is a subclass that says so.
-
     Args:
         name: as targets and profiles spell it. title: for people.
         packages: distributions that write and read it, in the order to look.
         float_bits: of a number that nothing encodes: 16 where programs compute in float16, else 32.
+        forms: which encodings it stores and how, a row a family; what has no row is refused.
     """
 
     name: str
     title: str
     packages: tuple[str, ...] = ()
     float_bits: Literal[16, 32] = 32
-
-    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """Bits a weight takes in the file: more than decided where the format lacks that width (int3 in int4)."""
-        return encoding.bits
-
-    def scale_bits(self, encoding: Encoding) -> int:
-        """Bits a scale takes in the file."""
-        return 16
+    forms: Forms = field(default_factory=Forms)
 
 
 @dataclass(frozen=True)
@@ -190,9 +187,18 @@ class Runtime(ABC):
         result compares bit for bit with what compression decided.
         """
 
-    @abstractmethod
+    @property
+    def forms(self) -> Forms:
+        """Which encodings it stores and how: the format's table, unless this engine wants another."""
+        return self.format.forms
+
+    def refuses(self, op: WeightOp, activations: ActivationMode) -> str:
+        """Why no weight of ``op`` is taken beside such activations, whatever its encoding; empty when some are."""
+        return ""
+
     def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
         """Empty when a weight of ``op`` can be stored so, exactly and safely; else the reason why not."""
+        return self.refuses(op, activations) or self.forms.refusal(op, encoding, activations)
 
     def cache_of(self, asked: CacheType | None, choice: Choice) -> CacheType:
         """How a language model's keys and values are kept: as asked for, else as the engine does.
@@ -226,8 +232,8 @@ class Runtime(ABC):
         return {}
 
     def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """Bits a weight takes in the file: the format's, unless this engine wants another width."""
-        return self.format.container_bits(op, encoding)
+        """Bits a weight takes in the file: more than decided where the format lacks that width (int3 in int4)."""
+        return self.forms.container_bits(op, encoding)
 
     def float_bits(self, choice: Choice) -> Literal[16, 32]:
         """Bits of a number that nothing encodes, a weight or an activation: float32 where the weights are to be so."""
@@ -239,15 +245,13 @@ class Runtime(ABC):
 
     def stored_bits(self, use: WeightUse, encoding: Encoding, sparsity: float = 0.0) -> int:
         """Bits that a weight takes in the file with scales, tables and mask; ``sparsity`` is its share of zeros."""
-        from edgeship.core.encodings import stored_bits
-
-        return stored_bits(
-            encoding, use, self.container_bits(use.op, encoding), sparsity, self.format.scale_bits(encoding)
-        )
+        stored = self.forms.in_the_file(encoding)
+        container = self.container_bits(use.op, encoding)
+        return stored.stored_bits(use, container, sparsity, self.forms.scale_bits(encoding))
 
     def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """Bits a weight takes in memory while the model runs: more than stored where the engine decompresses it."""
-        return self.container_bits(op, encoding)
+        return self.forms.resident_bits(op, encoding, activations)
 
     def working_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """Bits a weight takes beside `resident_bits`: pages of a mapped file, and copies that are made for a run."""
@@ -259,7 +263,7 @@ class Runtime(ABC):
 
     def unpacks(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> bool:
         """Whether a weight is unpacked again at every run, which takes longer than computing in float32."""
-        return False
+        return self.forms.unpacks(op, encoding, activations)
 
     @property
     def packages(self) -> tuple[str, ...]:

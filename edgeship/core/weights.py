@@ -17,16 +17,33 @@ from typing import TYPE_CHECKING
 from edgeship.core.encodings.affine import Affine, AffineTensor, Granularity
 from edgeship.core.encodings.family import EncodedTensor, Encoding, expand_blocks, same_numbers
 from edgeship.core.encodings.floats import Float, FloatTensor
+from edgeship.core.encodings.mxfp4 import MXFP4, MXFP4Tensor
 from edgeship.core.encodings.palette import Palette, PaletteTensor
 from edgeship.core.encodings.sparse import Dense, DenseTensor, Sparse, SparseTensor
 
 if TYPE_CHECKING:
-    from edgeship.core.encodings.family import Array
+    from edgeship.core.encodings.family import Array as Array
 
 __all__ = [
-    "ActivationEncoding", "Affine", "AffineTensor", "Array", "Dense", "DenseTensor", "EncodedTensor", "Encoding",
-    "Float", "FloatTensor", "Granularity", "Palette", "PaletteTensor", "Sparse", "SparseTensor", "expand_blocks",
-    "rebuild", "same_numbers",
+    "MXFP4",
+    "ActivationEncoding",
+    "Affine",
+    "AffineTensor",
+    "Dense",
+    "DenseTensor",
+    "EncodedTensor",
+    "Encoding",
+    "Float",
+    "FloatTensor",
+    "Granularity",
+    "MXFP4Tensor",
+    "Palette",
+    "PaletteTensor",
+    "Sparse",
+    "SparseTensor",
+    "expand_blocks",
+    "rebuild",
+    "same_numbers",
 ]  # fmt: skip
 
 

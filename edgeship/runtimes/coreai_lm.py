@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.decoder import CacheType
+from edgeship.core.forms import Forms, Lacks
 from edgeship.core.model import Artifact, CoreAIDecoder
 from edgeship.core.runtimes import ActivationMode, Engine, Format, Runtime
 from edgeship.core.weights import Sparse
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
     from edgeship.core.inventory import WeightOp
     from edgeship.core.profile import Choice
-    from edgeship.core.weights import EncodedTensor, Encoding
+    from edgeship.core.weights import EncodedTensor
 
+FORMS = FAMILY.forms.replaced(Lacks(Sparse, "a language model's weights are stored dense"))
 ENTRIES = ("prefill", "decode")
 
 
@@ -57,21 +59,18 @@ class CoreAILanguage(Runtime):
         """Every placed weight, from the bytes of the saved program."""
         return FAMILY.read_weights(artifact)
 
-    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
-        """As Core AI holds it; activations stay float, and zeros are not left out."""
-        if activations != "float":
-            return "a language model in Core AI computes in floats"
-        if isinstance(encoding, Sparse):
-            return "a language model's weights are stored dense"
-        return FAMILY.holds(op, encoding, activations)
-
     def cache_of(self, asked: CacheType | None, choice: Choice) -> CacheType:
         """As it computes, unless something else is asked for."""
         return super().cache_of(asked or ("float32" if choice.weights == "float32" else "float16"), choice)
 
-    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """As Core AI's."""
-        return FAMILY.resident_bits(op, encoding, activations)
+    @property
+    def forms(self) -> Forms:
+        """As Core AI's, but that zeros are not left out."""
+        return FORMS
+
+    def refuses(self, op: WeightOp, activations: ActivationMode) -> str:
+        """Its activations stay float."""
+        return "" if activations == "float" else "a language model in Core AI computes in floats"
 
 
 class _Session(LanguageSession):

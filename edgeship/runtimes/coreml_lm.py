@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgeship.core.forms import Forms, Lacks
 from edgeship.core.model import Artifact, CoreMLDecoder
 from edgeship.core.runtimes import ActivationMode, Arrays, Engine, Format, Runtime
-from edgeship.core.weights import Affine, Sparse
+from edgeship.core.weights import MXFP4, Affine, Sparse
 from edgeship.errors import ArtifactError, EdgeshipError
 from edgeship.llm.generation import Stepper
+from edgeship.runtimes.coreml.forms import Integers
 from edgeship.runtimes.coreml.runtime import ON_MAC
 from edgeship.runtimes.coreml.runtime import RUNTIME as FAMILY
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edgeship.core.inventory import WeightOp
-    from edgeship.core.weights import EncodedTensor, Encoding
+    from edgeship.core.weights import EncodedTensor
     from edgeship.llm.session import LanguageSession
 
     # Takes all values by name for some runs in a row, gives those that each makes.
@@ -27,6 +29,21 @@ if TYPE_CHECKING:
 
 # Tokens whose logits the evaluator finds together: each has a copy of the caches of the layer that is looked at.
 IN_A_ROW = 32
+
+
+class _Integers(Integers):
+    """Integers of 4 and 8 bits; all that are shorter stand in 4."""
+
+    def container_bits(self, op: WeightOp, encoding: Affine) -> int:
+        """At least 4."""
+        return max(encoding.bits, 4)
+
+
+FORMS = FAMILY.forms.replaced(
+    _Integers(),
+    Lacks(MXFP4, "its packages are for iOS 18, where it takes more bytes than int8"),
+    Lacks(Sparse, "a language model's weights are stored dense"),
+)
 
 
 class CoreMLLanguage(Runtime):
@@ -64,23 +81,14 @@ class CoreMLLanguage(Runtime):
         with _damage(artifact):
             return PlacedWeights(artifact.path, artifact.placements)
 
-    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
-        """As Core ML holds it; activations stay float, and zeros are not left out."""
-        if activations != "float":
-            return "a language model in Core ML computes in floats"
-        if isinstance(encoding, Sparse):
-            return "a language model's weights are stored dense"
-        return FAMILY.holds(op, encoding, activations)
+    @property
+    def forms(self) -> Forms:
+        """As Core ML's, but that zeros are not left out and short integers stand in 4 bits."""
+        return FORMS
 
-    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """As Core ML's, but that all integers of 2 and 3 bits stand in 4."""
-        if isinstance(encoding, Affine):
-            return max(encoding.bits, 4)
-        return FAMILY.container_bits(op, encoding)
-
-    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """As Core ML's."""
-        return FAMILY.resident_bits(op, encoding, activations)
+    def refuses(self, op: WeightOp, activations: ActivationMode) -> str:
+        """Its activations stay float."""
+        return "" if activations == "float" else "a language model in Core ML computes in floats"
 
 
 class _Stepper(Stepper):

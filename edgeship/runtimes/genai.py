@@ -251,15 +251,10 @@ class Genai(Runtime):
                 found[name] = {layer: (held[f"{layer}.lora_A"], held[f"{layer}.lora_B"]) for layer in layers}
         return found
 
-    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
-        """As ONNX Runtime holds it; activations stay float or are rounded while running."""
-        if activations in ("int8", "int16"):
-            return "its attention computes in float32; use dynamic"
-        return FAMILY.holds(op, encoding, activations)
-
-    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """As ONNX Runtime's."""
-        return FAMILY.resident_bits(op, encoding, activations)
+    def refuses(self, op: WeightOp, activations: ActivationMode) -> str:
+        """Its activations stay float or are rounded while running."""
+        static = activations in ("int8", "int16")
+        return "its attention computes in float32; use dynamic" if static else ""
 
     def table_bits(self, encoding: Encoding, activations: ActivationMode) -> int:
         """Floats are kept twice: packed for the head's kernel, and as a table."""

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.model import Artifact, OnnxModel, TensorSpec
-from edgeship.core.runtimes import ActivationMode, Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
-from edgeship.core.weights import Affine, EncodedTensor, Encoding, Float
+from edgeship.core.runtimes import Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
+from edgeship.core.weights import EncodedTensor
 from edgeship.errors import ArtifactError, DataError
+from edgeship.runtimes.onnx_forms import FORMS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from edgeship.core.inventory import WeightOp
 
 INTRA_OP_THREADS = 2
 # Errors arrive as exceptions; the log would say them twice.
@@ -26,15 +26,7 @@ SESSION_OPTIONS = ("session.qdq_matmulnbits_accuracy_level",)
 MAX_OPTION = 16
 
 
-class OnnxFormat(Format):
-    """An ONNX graph, whose integers of 3 bits stand in 4."""
-
-    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """Four bits for 3-bit integers: the format has none."""
-        return 4 if isinstance(encoding, Affine) and encoding.bits == 3 else encoding.bits
-
-
-FORMAT = OnnxFormat("onnx", "ONNX", ("onnx",))
+FORMAT = Format("onnx", "ONNX", ("onnx",), forms=FORMS)
 
 
 class OnnxSession(Session):
@@ -117,38 +109,6 @@ class OnnxRuntime(Runtime):
 
         with _damage(artifact, "read"):
             return read_placed_weights(artifact)
-
-    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
-        """Empty when ONNX Runtime's CPU kernels compute exactly with it; else why not."""
-        if isinstance(encoding, Float):
-            return ""
-        if not isinstance(encoding, Affine):
-            return "ONNX has no form of it that stays small: it would be widened to float32 at load; use integers"
-        if op == "other":
-            return "only weights of layers are stored as integers"
-        if activations in STATIC and encoding.bits == 2:
-            return "its integer kernels do not load with 2-bit weights"
-        if (
-            activations in STATIC
-            and not encoding.symmetric
-            and (encoding.bits != 8 or encoding.granularity != "tensor")
-        ):
-            return "its integer kernels want zero point 0 in the weights, or 8 bits with one for all"
-        if encoding.granularity == "group" and op not in ("linear", "embedding"):
-            return "groups are for linear layers and embeddings"
-        return ""
-
-    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """Float16, and layers of 8 bits with float activations, are widened at load, and so are all convolutions of 8
-        bits that are not static; rows are looked up as they are."""
-        packed = op == "embedding" or activations in STATIC or (activations == "dynamic" and op == "linear")
-        widened = isinstance(encoding, Float) or (encoding.bits == 8 and not packed)
-        return 32 if widened else self.container_bits(op, encoding)
-
-    def unpacks(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> bool:
-        """Convolutions of 4, 3 and 2 bits, which have no kernel."""
-        small = isinstance(encoding, Affine) and encoding.bits < 8
-        return small and op not in ("linear", "embedding", "other") and activations not in STATIC
 
     def warm_imports(self) -> None:
         """Import onnxruntime, and onnx, which checks files before they are loaded."""

@@ -16,7 +16,7 @@ from edgeship.runtimes.qnn.runtime import chip_of
 if TYPE_CHECKING:
     from edgeship.core.inventory import WeightOp
     from edgeship.core.profile import Choice
-    from edgeship.core.weights import EncodedTensor, Encoding
+    from edgeship.core.weights import EncodedTensor
     from edgeship.runtimes.qnn.emulator import Emulator
 
 STEPS = ("prefill", "decode")
@@ -61,11 +61,9 @@ class QnnLanguage(Runtime):
                 raise ArtifactError(f"the steps do not share {name}: {difference}", fix="build again")
         return weights
 
-    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
-        """As Hexagon holds it, with 16-bit activations."""
-        if activations != "int16":
-            return "a language model on Hexagon has 16-bit activations"
-        return FAMILY.holds(op, encoding, activations)
+    def refuses(self, op: WeightOp, activations: ActivationMode) -> str:
+        """Its activations have 16 bits."""
+        return "" if activations == "int16" else "a language model on Hexagon has 16-bit activations"
 
     def float_bits(self, choice: Choice) -> Literal[16, 32]:
         """As Hexagon's."""

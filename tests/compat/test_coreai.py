@@ -126,3 +126,10 @@ def test_large_constants_are_resources_with_a_name() -> None:
 )  # fmt: skip
 def test_the_dialect_has_the_operations_that_hold_weights(name) -> None:
     assert callable(getattr(compat.dialect, name))
+
+
+def test_the_types_of_mxfp4_are_spelled_as_files_are_read():
+    with compat.ir.Context(), compat.Location.unknown():
+        assert str(compat.Float4E2M1FNType.get()) == "f4E2M1FN"
+        assert str(compat.Float8E8M0FNUType.get()) == "f8E8M0FNU"
+        assert float(compat.FloatAttr.get(compat.Float4E2M1FNType.get(), 1.5).value) == 1.5

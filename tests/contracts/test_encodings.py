@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from edgeship.core.inventory import Inventory, WeightUse
+from edgeship.core.encodings import Encoding, families
+from edgeship.core.forms import Form, Forms, Lacks
+from edgeship.core.inventory import Inventory, WeightOp, WeightUse
 from edgeship.core.model import Signature, Source
 from edgeship.core.planning import refuse_unholdable
 from edgeship.core.profile import Choice, DataRef, Profile, Request
 from edgeship.core.registry import runtimes, targets
+from edgeship.core.runtimes import ActivationMode
 from edgeship.core.weights import Affine, Float, Palette, Sparse, same_numbers
 from edgeship.errors import EncodingError
 
+MODES = get_args(ActivationMode)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -43,9 +48,8 @@ NAMES = sorted(name for name, runtime in runtimes().items() if not runtime.engin
 QUICK = [
     pytest.param(name, mode, id=f"{name}-{mode}")
     for name in NAMES
-    for mode in ("float", "int8", "int16", "dynamic")
+    for mode in cells.batches(cells.cells(name, quick=True), together=True)
     if (name, mode) not in (("qnn", "float"), ("qnn", "int8"), ("onnx", "int16"), ("tflite", "int16"))
-    and cells.batches(cells.cells(name, quick=True), together=True).get(mode)
 ]
 ALL = [
     pytest.param(name, key, marks=pytest.mark.heavy, id=f"{name}-{key.replace(' ', '-')}")
@@ -91,6 +95,77 @@ def test_planning_refuses_what_is_not_held_and_says_why(name):
             refuse_unholdable(request, lambda use, encoding=cell.encoding: encoding)
         for part in (runtime.title, str(cell.encoding), cell.refused, "layer.weight"):
             assert part in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Strange(Encoding):
+    """A family of which no runtime has heard."""
+
+    kind = "strange"
+    bits: int = 4
+
+    @classmethod
+    def named(cls, text):
+        return None
+
+    @property
+    def short_name(self):
+        return "strange"
+
+    def __str__(self):
+        return "strange"
+
+    def rebuild(self, arrays):
+        raise AssertionError
+
+
+@dataclass(frozen=True)
+class Disguised(Strange):
+    """Another one, whose numbers integers hold too."""
+
+    kind = "disguised"
+
+    @property
+    def stored_as(self):
+        return Affine(4)
+
+
+@pytest.mark.parametrize("name", sorted(runtimes()))
+def test_a_family_that_nobody_knows_is_refused_by_every_runtime(name):
+    runtime = runtimes()[name]
+    for op in get_args(WeightOp):
+        for mode in MODES:
+            assert "strange" in runtime.holds(op, Strange(), mode) or runtime.refuses(op, mode)
+
+
+@pytest.mark.parametrize("name", sorted(runtimes()))
+def test_a_family_that_integers_hold_is_held_where_they_are(name):
+    runtime = runtimes()[name]
+    for op in get_args(WeightOp):
+        for mode in MODES:
+            reason = runtime.holds(op, Disguised(), mode)
+            assert (reason == "") == (runtime.holds(op, Affine(4), mode) == "")
+            assert reason == "" or "int4 per channel" in reason or runtime.refuses(op, mode)
+            assert runtime.resident_bits(op, Disguised(), mode) == runtime.resident_bits(op, Affine(4), mode)
+
+
+@pytest.mark.parametrize("name", sorted(runtimes()))
+def test_the_table_of_a_runtime_has_a_row_for_each_family_and_no_other(name):
+    """A new family is not forgotten: each format says how it stores it, or why not."""
+    rows = list(runtimes()[name].forms)
+    assert len(rows) == len({row.family for row in rows})
+    assert {row.family for row in rows} == set(families().values())
+    assert all(row.how if isinstance(row, Form) else row.reason for row in rows)
+
+
+def test_a_table_with_another_row_for_a_family_has_that_one_alone():
+    class Integers(Form[Affine]):
+        family, how = Affine, "somehow"
+
+    table = Forms((Lacks(Float, "no"), Lacks(Affine, "no"))).replaced(Integers())
+    assert table.refusal("linear", Affine(4), "float") == ""
+    assert table.refusal("linear", Float(16), "float") == "no"
+    assert len(list(table)) == 2
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,7 +13,7 @@ import torch
 from edgeship.compression.encode import Encoder
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context
-from edgeship.core.weights import Affine, Float, Palette, Sparse, same_numbers
+from edgeship.core.weights import MXFP4, Affine, Float, Palette, Sparse, same_numbers
 from edgeship.errors import ArtifactError, UsageError
 from edgeship.llm.generation import generate
 from edgeship.passes.lower.decoder_to_coreai import DecoderToCoreAI
@@ -92,6 +92,7 @@ def test_float16_stays_close(name, decoder_model, lowered):
     [
         (Affine(8), "float32"),
         (Affine(4, True, "group", 32), "float16"),
+        (MXFP4(), "float16"),
         pytest.param(Affine(4, False, "group", 32), "float32", marks=pytest.mark.heavy),
         pytest.param(Affine(3), "float32", marks=pytest.mark.heavy),
         pytest.param(Palette(3, 16), "float32", marks=pytest.mark.heavy),

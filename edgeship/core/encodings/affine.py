@@ -57,7 +57,9 @@ class Affine(Encoding):
         if found is None or (found["tensor"] and found["group"]):
             return None
         group = int(found["group"]) if found["group"] else None
-        reach: Granularity = "tensor" if found["tensor"] else "group" if group else "channel"
+        reach: Granularity = "group" if group else "channel"
+        if found["tensor"]:
+            reach = "tensor"
         return cls(int(found["bits"]), not found["asym"], reach, group)
 
     @property

@@ -11,6 +11,7 @@ from functools import cache
 from edgeship.core.encodings.affine import Affine
 from edgeship.core.encodings.family import Encoding
 from edgeship.core.encodings.floats import Float
+from edgeship.core.encodings.mxfp4 import MXFP4
 from edgeship.core.encodings.palette import Palette
 from edgeship.core.encodings.sparse import Sparse
 from edgeship.core.plugins import loaded, refuse
@@ -18,7 +19,7 @@ from edgeship.core.records import open_union
 from edgeship.errors import UsageError
 
 GROUP = "edgeship.encodings"
-BUILT_IN: tuple[type[Encoding], ...] = (Float, Affine, Palette, Sparse)
+BUILT_IN: tuple[type[Encoding], ...] = (Float, Affine, Palette, MXFP4, Sparse)
 
 
 @cache

@@ -39,7 +39,9 @@ class Palette(Encoding):
     def named(cls, text: str) -> Palette | None:
         """``palette4``: one table for the tensor; ``-c8`` one for 8 output channels."""
         found = _NAME.fullmatch(text)
-        return None if found is None else cls(int(found["bits"]), int(found["channels"]) if found["channels"] else None)
+        if found is None:
+            return None
+        return cls(int(found["bits"]), int(found["channels"]) if found["channels"] else None)
 
     @property
     def short_name(self) -> str:

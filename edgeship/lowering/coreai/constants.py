@@ -7,18 +7,30 @@ The constant with the integers, indices or floats has the weight's own name; bes
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 import numpy as np
 
-from edgeship.compat.coreai import DenseResourceElementsAttr, F16Type, F32Type, IntegerType, RankedTensorType
+from edgeship.compat.coreai import (
+    DenseElementsAttr,
+    DenseResourceElementsAttr,
+    F16Type,
+    F32Type,
+    Float4E2M1FNType,
+    Float8E8M0FNUType,
+    FloatAttr,
+    IntegerType,
+    RankedTensorType,
+)
 from edgeship.compat.coreai import dialect as coreai
-from edgeship.core.weights import AffineTensor, FloatTensor, PaletteTensor, SparseTensor
+from edgeship.core.weights import AffineTensor, FloatTensor, MXFP4Tensor, PaletteTensor, SparseTensor
 from edgeship.errors import EncodingError
 
 if TYPE_CHECKING:
     from edgeship.compat.coreai import Type, Value
     from edgeship.core.weights import Affine, Array, EncodedTensor
+
+Stored: TypeAlias = FloatTensor | AffineTensor | PaletteTensor | SparseTensor | MXFP4Tensor
 
 
 def build(name: str, tensor: EncodedTensor, *, half: bool) -> tuple[Value, str]:
@@ -30,17 +42,23 @@ def build(name: str, tensor: EncodedTensor, *, half: bool) -> tuple[Value, str]:
     Raises:
         EncodingError: there is no form for the encoding, or a number does not fit float16.
     """
-    if isinstance(tensor, FloatTensor):
-        return constant(name, tensor.values, F16Type.get() if half else F32Type.get())
-    if isinstance(tensor, PaletteTensor):
-        indices, stored = _indices(name, tensor, None)
-        return coreai.lut_to_dense(indices, _table(name, tensor, half), first_axis()), stored
-    if isinstance(tensor, SparseTensor):
-        return _sparse(name, tensor, half)
-    if not isinstance(tensor, AffineTensor):
+    if not isinstance(tensor, Stored):
         raise EncodingError(f"Core AI cannot store {tensor.encoding} for {name}", fix="use another encoding")
-    integers, stored = _integers(name, tensor, None)
-    return _scaled(name, integers, tensor, half, _integer(tensor)), stored
+    match tensor:
+        case FloatTensor():
+            return constant(name, tensor.values, F16Type.get() if half else F32Type.get())
+        case PaletteTensor():
+            indices, stored = _indices(name, tensor, None)
+            return coreai.lut_to_dense(indices, _table(name, tensor, half), first_axis()), stored
+        case SparseTensor():
+            return _sparse(name, tensor, half)
+        case AffineTensor():
+            integers, stored = _integers(name, tensor, None)
+            return _scaled(name, integers, tensor, half, _integer(tensor)), stored
+        case MXFP4Tensor():
+            return _microscaled(name, tensor, half)
+        case _:
+            assert_never(tensor)
 
 
 def pack(values: Array, bits: int) -> Array:
@@ -125,6 +143,31 @@ def _scaled(name: str, integers: Value, tensor: AffineTensor, half: bool, intege
         zero, _ = constant(f"{name}.zero_point", pack(tensor.zero_point, bits), integer, blocks)
     offset = coreai.constant(np.zeros(blocks, np.float16 if half else np.float32))
     return coreai.blockwise_shift_scale(integers, scale, zero, offset)
+
+
+def _microscaled(name: str, tensor: MXFP4Tensor, half: bool) -> tuple[Value, str]:
+    """Elements and exponents as they are: Core AI has both types."""
+    if half:
+        refuse_beyond_float16(name, tensor)
+    elements, stored = constant(name, pack(tensor.elements, 4), Float4E2M1FNType.get(), tensor.shape)
+    scale, _ = constant(f"{name}.scale", tensor.exponents, Float8E8M0FNUType.get())
+    return shifted(elements, scale, tensor.exponents.shape, half), stored
+
+
+def shifted(elements: Value, scale: Value, blocks: tuple[int, ...], half: bool) -> Value:
+    """Elements of MXFP4 times their scales, with no offset before or after."""
+    splat = DenseElementsAttr.get_splat(
+        RankedTensorType.get(list(blocks), Float4E2M1FNType.get()), FloatAttr.get(Float4E2M1FNType.get(), 0.0)
+    )
+    zero = coreai.ConstantOp(value=splat).result
+    offset = coreai.constant(np.zeros(blocks, np.float16 if half else np.float32))
+    return coreai.blockwise_shift_scale(elements, scale, zero, offset)
+
+
+def refuse_beyond_float16(name: str, tensor: MXFP4Tensor) -> None:
+    """Raise `EncodingError` where a float16 program cannot hold every number of a weight."""
+    if not tensor.fits_float16:
+        raise EncodingError(f"{name} has scales beyond those of float16", fix="lower in float32")
 
 
 def _table(name: str, tensor: PaletteTensor, half: bool) -> Value:

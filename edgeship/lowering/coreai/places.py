@@ -9,15 +9,22 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 import numpy as np
 
-from edgeship.compat.coreai import F16Type, F32Type, IntegerType
+from edgeship.compat.coreai import F16Type, F32Type, Float4E2M1FNType, Float8E8M0FNUType, IntegerType
 from edgeship.compat.coreai import dialect as coreai
-from edgeship.core.weights import AffineTensor, FloatTensor, PaletteTensor
+from edgeship.core.weights import AffineTensor, FloatTensor, MXFP4Tensor, PaletteTensor
 from edgeship.errors import EncodingError, LoweringError
-from edgeship.lowering.coreai.constants import constant, container, first_axis, pack
+from edgeship.lowering.coreai.constants import (
+    constant,
+    container,
+    first_axis,
+    pack,
+    refuse_beyond_float16,
+    shifted,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -30,6 +37,8 @@ if TYPE_CHECKING:
     # Name -> (first byte, bytes) of every constant in a file.
     Find = Callable[[Path], Mapping[str, tuple[int, int]]]
 
+# What a place can be kept for.
+Dense: TypeAlias = FloatTensor | PaletteTensor | AffineTensor | MXFP4Tensor
 PROGRAM, DIGEST = "main.mlirb", "main.hash"
 # Integers are packed and written this many at a time; a multiple of all that fill whole bytes.
 PIECE = 24 << 18
@@ -56,7 +65,7 @@ class Places:
         Raises `EncodingError` where a place cannot be kept for it.
         """
         held = self.names[weight] = {}
-        contents = _contents(tensor)
+        contents = _contents(_placed(weight, tensor))
         float_type = F16Type.get() if self.half else F32Type.get()
         kind = np.dtype(np.float16 if self.half else np.float32)
 
@@ -74,26 +83,36 @@ class Places:
         def floats(role: str, shape: tuple[int, ...]) -> Value:
             return place(role, shape, float_type, kind.itemsize * _count(shape))
 
-        if isinstance(tensor, FloatTensor):
-            return floats("", tensor.shape)
-        if isinstance(tensor, PaletteTensor):
-            bits = tensor.encoding.bits
-            indices = place("", tensor.shape, IntegerType.get_unsigned(bits), _packed(tensor.shape, bits))
-            return coreai.lut_to_dense(indices, floats(".table", _table_shape(tensor)), first_axis())
-        if not isinstance(tensor, AffineTensor):
-            raise EncodingError(
-                f"a language model in Core AI has no place for {tensor.encoding} ({weight})", fix="store it dense"
-            )
-        bits = container(tensor.encoding)
-        integer = IntegerType.get_signed(bits) if tensor.encoding.symmetric else IntegerType.get_unsigned(bits)
-        integers = place("", tensor.shape, integer, _packed(tensor.shape, bits))
-        blocks = tensor.scale.shape
-        scale = floats(".scale", blocks)
-        if tensor.zero_point is None:
-            zero = coreai.constant(np.zeros(blocks, np.int8), dtype=integer)
-        else:
-            zero = place(".zero_point", blocks, integer, _packed(blocks, bits))
-        return coreai.blockwise_shift_scale(integers, scale, zero, coreai.constant(np.zeros(blocks, kind)))
+        def integers(tensor: AffineTensor) -> Value:
+            bits = container(tensor.encoding)
+            integer = IntegerType.get_signed(bits) if tensor.encoding.symmetric else IntegerType.get_unsigned(bits)
+            values = place("", tensor.shape, integer, _packed(tensor.shape, bits))
+            blocks = tensor.scale.shape
+            scale = floats(".scale", blocks)
+            if tensor.zero_point is None:
+                zero = coreai.constant(np.zeros(blocks, np.int8), dtype=integer)
+            else:
+                zero = place(".zero_point", blocks, integer, _packed(blocks, bits))
+            return coreai.blockwise_shift_scale(values, scale, zero, coreai.constant(np.zeros(blocks, kind)))
+
+        match _placed(weight, tensor):
+            case FloatTensor():
+                return floats("", tensor.shape)
+            case PaletteTensor() as palette:
+                bits = palette.encoding.bits
+                indices = place("", tensor.shape, IntegerType.get_unsigned(bits), _packed(tensor.shape, bits))
+                return coreai.lut_to_dense(indices, floats(".table", _table_shape(palette)), first_axis())
+            case AffineTensor() as affine:
+                return integers(affine)
+            case MXFP4Tensor() as scaled:
+                if self.half:
+                    refuse_beyond_float16(weight, scaled)
+                elements = place("", tensor.shape, Float4E2M1FNType.get(), _packed(tensor.shape, 4))
+                blocks = scaled.exponents.shape
+                scale = place(".scale", blocks, Float8E8M0FNUType.get(), _count(blocks))
+                return shifted(elements, scale, blocks, self.half)
+            case unreachable:
+                assert_never(unreachable)
 
     def fill(self, asset: Path, read: Callable[[str], EncodedTensor], find: Find) -> None:
         """Write each weight into its constants of a saved asset, and the digest of the whole.
@@ -109,7 +128,7 @@ class Places:
         found = find(program)
         with program.open("r+b") as file:
             for weight, held in self.names.items():
-                tensor = read(weight)
+                tensor = _placed(weight, read(weight))
                 for role, values in _contents(tensor).items():
                     flat = values.reshape(-1)
                     if held[role] not in found and values.nbytes <= 4 * SMALL:
@@ -127,8 +146,7 @@ class Places:
     def _stored(self, weight: str, tensor: EncodedTensor, role: str, values: Array) -> Array:
         """Numbers as they lie in the file."""
         if values.dtype.kind != "f":
-            bits = container(tensor.encoding) if isinstance(tensor, AffineTensor) else tensor.encoding.bits
-            return pack(values, bits)
+            return pack(values, _width(_placed(weight, tensor), role))
         stored = values.astype(np.float16 if self.half else np.float32)
         if role and not np.array_equal(stored.astype(np.float32), values):
             raise EncodingError(f"a number of {weight}{role} is not a float16 number", fix="lower in float32")
@@ -157,14 +175,36 @@ def _same(file: IO[bytes], found: Mapping[str, tuple[int, int]], content: bytes)
     return ""
 
 
-def _contents(tensor: EncodedTensor) -> dict[str, Array]:
-    if isinstance(tensor, FloatTensor):
-        return {"": tensor.values}
-    if isinstance(tensor, PaletteTensor):
-        return {"": tensor.indices, ".table": tensor.table}
-    assert isinstance(tensor, AffineTensor)
-    found = {"": tensor.values, ".scale": tensor.scale}
-    return found if tensor.zero_point is None else {**found, ".zero_point": tensor.zero_point}
+def _placed(weight: str, tensor: EncodedTensor) -> Dense:
+    """The tensor, where a place can be kept for it."""
+    if not isinstance(tensor, Dense):
+        raise EncodingError(
+            f"a language model in Core AI has no place for {tensor.encoding} ({weight})", fix="store it dense"
+        )
+    return tensor
+
+
+def _contents(tensor: Dense) -> dict[str, Array]:
+    """The numbers of each constant, by role."""
+    match tensor:
+        case FloatTensor():
+            return {"": tensor.values}
+        case PaletteTensor():
+            return {"": tensor.indices, ".table": tensor.table}
+        case AffineTensor():
+            found = {"": tensor.values, ".scale": tensor.scale}
+            return found if tensor.zero_point is None else {**found, ".zero_point": tensor.zero_point}
+        case MXFP4Tensor():
+            return {"": tensor.elements, ".scale": tensor.exponents}
+        case _:
+            assert_never(tensor)
+
+
+def _width(tensor: Dense, role: str) -> int:
+    """Bits of one number of a role that holds no floats."""
+    if isinstance(tensor, MXFP4Tensor):
+        return 8 if role else 4
+    return container(tensor.encoding) if isinstance(tensor, AffineTensor) else tensor.encoding.bits
 
 
 def _table_shape(tensor: PaletteTensor) -> tuple[int, ...]:

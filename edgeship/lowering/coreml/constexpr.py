@@ -6,19 +6,19 @@ they lie on its grid.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
 import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import types
 
-from edgeship.core.weights import AffineTensor, FloatTensor, PaletteTensor, SparseTensor
+from edgeship.core.encodings.mxfp4 import DOUBLED
+from edgeship.core.weights import AffineTensor, FloatTensor, MXFP4Tensor, PaletteTensor, SparseTensor
 
 if TYPE_CHECKING:
     from edgeship.core.weights import Array
 
-    Stored = AffineTensor | PaletteTensor | SparseTensor
-
+Stored: TypeAlias = AffineTensor | PaletteTensor | SparseTensor | MXFP4Tensor
 IOS18 = 18
 
 
@@ -30,11 +30,17 @@ def build(tensor: Stored, ios: int, before: Any, *, listed: bool = True) -> Any:
         listed: integers of 2 and 3 bits may be indices into a list of them; else they stand in 4 bits.
     """
     new = ios >= IOS18
-    if isinstance(tensor, SparseTensor):
-        return (_sparse if new else _packed_sparse)(tensor, before)
-    if isinstance(tensor, PaletteTensor):
-        return (_palette if new else _packed_palette)(tensor, before)
-    return _blockwise(tensor, before, listed) if new else _by_channel(tensor, before)
+    match tensor:
+        case SparseTensor():
+            return (_sparse if new else _packed_sparse)(tensor, before)
+        case PaletteTensor():
+            return (_palette if new else _packed_palette)(tensor, before)
+        case AffineTensor():
+            return _blockwise(tensor, before, listed) if new else _by_channel(tensor, before)
+        case MXFP4Tensor():
+            return _microscaled(tensor, before)
+        case _:
+            assert_never(tensor)
 
 
 def _blockwise(tensor: AffineTensor, before: Any, listed: bool) -> Any:
@@ -60,6 +66,15 @@ def _blockwise(tensor: AffineTensor, before: Any, listed: bool) -> Any:
     return mb.constexpr_blockwise_shift_scale(
         data=data, scale=tensor.scale.astype(np.float32), before_op=before, name=before.name, **arguments
     )
+
+
+def _microscaled(tensor: MXFP4Tensor, before: Any) -> Any:
+    """IOS 26: elements as indices into the list of twice their numbers, which are integers; scales are halved."""
+    table = np.array(DOUBLED, np.int8).reshape([1] * len(tensor.shape) + [len(DOUBLED), 1])
+    data = mb.constexpr_lut_to_dense(
+        indices=_typed(tensor.elements, "uint4"), lut=table, before_op=before, name=f"{before.name}_elements"
+    )
+    return mb.constexpr_blockwise_shift_scale(data=data, scale=tensor.scale / 2, before_op=before, name=before.name)
 
 
 def _palette(tensor: PaletteTensor, before: Any) -> Any:

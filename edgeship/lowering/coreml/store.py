@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
 
 from edgeship.compat.coremltools import add_pass
-from edgeship.core.weights import AffineTensor, FloatTensor, PaletteTensor, SparseTensor
+from edgeship.core.weights import FloatTensor, MXFP4Tensor, SparseTensor
 from edgeship.errors import EncodingError
-from edgeship.lowering.coreml.constexpr import build
+from edgeship.lowering.coreml.constexpr import Stored, build
 
 if TYPE_CHECKING:
     from edgeship.core.weights import EncodedTensor
-    from edgeship.lowering.coreml.constexpr import Stored
 
 # The names that the operations of an activation's grid get; runtimes/coreml/grids.py finds them.
 QUANTIZED = "{}__int8"
@@ -56,7 +55,7 @@ def order(encoded: Mapping[str, EncodedTensor], constants: Mapping[str, str], io
         tensor = encoded.get(weight)
         if tensor is None or isinstance(tensor, FloatTensor):
             continue
-        if not isinstance(tensor, (AffineTensor, PaletteTensor, SparseTensor)):
+        if not isinstance(tensor, Stored):
             raise EncodingError(f"Core ML cannot store {tensor.encoding} for {weight}", fix="use another encoding")
         _check(weight, tensor)
         waiting[constant] = (weight, tensor)
@@ -69,6 +68,8 @@ def _check(weight: str, tensor: Stored) -> None:
             f"{weight} is all zeros, and Core ML stores no sparse weight without values",
             fix="prune less, or store it dense",
         )
+    if isinstance(tensor, MXFP4Tensor) and not tensor.fits_float16:
+        raise EncodingError(f"{weight} has scales beyond those of float16", fix="store it as float16 or int8")
 
 
 class _StoreExact(AbstractGraphPass):  # type: ignore[misc]

@@ -86,15 +86,16 @@ class TorchToCoreML(Pass):
 
     def _check_system(self, encoded: Mapping[str, EncodedTensor]) -> None:
         """Refuse what the oldest system cannot hold, and say what it can."""
-        from edgeship.runtimes.coreml.forms import IOS18, refusal_before_ios18
+        from edgeship.runtimes.coreml.forms import lacking
 
         system = int(self.target.removeprefix("iOS"))
         for weight, tensor in encoded.items():
-            reason = "" if system >= IOS18 else refusal_before_ios18(tensor.encoding)
+            reason = lacking(tensor.encoding, system)
             if reason:
+                newer = next((name for name in TARGETS if not lacking(tensor.encoding, int(name[3:]))), TARGETS[-1])
                 raise EncodingError(
                     f"Core ML of iOS {system} cannot hold {tensor.encoding} for {weight}: {reason}",
-                    fix=f"use that, or --set {self.name}.target=iOS18",
+                    fix=f"use that, or --set {self.name}.target={newer}",
                 )
 
 

@@ -7,28 +7,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeship.core.model import Artifact, CoreAIModel, Signature
 from edgeship.core.runtimes import ActivationMode, Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
 from edgeship.errors import ArtifactError, DataError
-from edgeship.runtimes.apple import resident_bits
 from edgeship.runtimes.coreai.asset import ON_MAC, LoadedAsset
-from edgeship.runtimes.coreai.forms import container_bits, refusal
+from edgeship.runtimes.coreai.forms import FORMS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edgeship.core.inventory import WeightOp
-    from edgeship.core.weights import ActivationEncoding, EncodedTensor, Encoding
+    from edgeship.core.weights import ActivationEncoding, EncodedTensor
 
 ENTRY = "main"
 
 
-class CoreAIFormat(Format):
-    """A Core AI asset."""
-
-    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """Four bits for 3-bit integers."""
-        return container_bits(encoding)
-
-
-FORMAT = CoreAIFormat("coreai", "Core AI", ("coreai-torch", "coreai-core"), float_bits=16)
+FORMAT = Format("coreai", "Core AI", ("coreai-torch", "coreai-core"), float_bits=16, forms=FORMS)
 
 
 class CoreAIRuntime(Runtime):
@@ -78,13 +69,11 @@ class CoreAIRuntime(Runtime):
         check_digest(artifact.path)
         return stored_grids(artifact.path)
 
-    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
-        """See `edgeship.runtimes.coreai.forms`."""
-        return refusal(op, encoding, activations)
-
-    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """What is known of the Neural Engine; see `edgeship.runtimes.apple`."""
-        return resident_bits(encoding, self.container_bits(op, encoding))
+    def refuses(self, op: WeightOp, activations: ActivationMode) -> str:
+        """Its activations are floats, or static integers of 8 bits."""
+        if activations == "int16":
+            return "Core AI refuses int16 activations"
+        return "Core AI has no dynamic activations from torch" if activations == "dynamic" else ""
 
 
 class CoreAISession(Session):

@@ -18,6 +18,7 @@ from edgeship.core.weights import (
     Affine,
     AffineTensor,
     FloatTensor,
+    MXFP4Tensor,
     Palette,
     PaletteTensor,
     Sparse,
@@ -37,6 +38,8 @@ PROGRAM = "main.mlirb"
 # What fills the zeros of a sparse weight in.
 FILLED = "coreai.sparse_with_bitmask_to_dense"
 LOOKED_UP = "coreai.lut_to_sparse_with_bitmask"
+# Elements and scales of MXFP4, packed as unsigned integers of that width.
+MICROSCALED = {"f4E2M1FN": 4, "f8E8M0FNU": 8}
 FLOATS = {"f16": np.float16, "f32": np.float32}
 
 
@@ -107,7 +110,10 @@ def _compressed(operation: Any, blobs: Mapping[str, memoryview]) -> tuple[str, E
             inner: Any = _affine(operation, values, blobs, integers)
             return values.name, SparseTensor(mask, inner, Sparse(inner.encoding))
         constant = _constant(operation.operands[0], blobs)
-        return None if constant is None else (constant.name, _affine(operation, constant, blobs, constant.array()))
+        if constant is None:
+            return None
+        read = _microscaled if constant.element in MICROSCALED else _affine
+        return constant.name, read(operation, constant, blobs, constant.array())
     if operation.name == "coreai.lut_to_dense":
         constant = _constant(operation.operands[0], blobs)
         return None if constant is None else (constant.name, _palette(operation, constant, blobs, constant.array()))
@@ -195,11 +201,11 @@ class _Constant:
         count = int(np.prod(self.shape, dtype=np.int64))
         if self.element in FLOATS:
             return self._exactly(np.frombuffer(self.data, FLOATS[self.element]), count)
-        if not self.element.startswith(("si", "ui")):
+        if self.element not in MICROSCALED and not self.element.startswith(("si", "ui")):
             raise ArtifactError(
                 f"constant {self.name} holds {self.element}, which is not a weight", fix="build it again"
             )
-        bits = int(self.element[2:])
+        bits = MICROSCALED.get(self.element) or int(self.element[2:])
         raw = np.frombuffer(self.data, np.uint8)
         if bits == 8:
             unpacked = raw
@@ -213,7 +219,7 @@ class _Constant:
                 f"constant {self.name} holds {unpacked.size} integers, not {count}", fix="build it again"
             )
         values = self._exactly(unpacked[:count], count)
-        if self.element.startswith("ui"):
+        if not self.element.startswith("si"):
             return values
         sign = 1 << (bits - 1)
         return ((values.astype(np.int16) ^ sign) - sign).astype(np.int8)
@@ -283,6 +289,16 @@ def _affine(operation: Any, values: _Constant, blobs: Mapping[str, memoryview], 
     return AffineTensor(
         integers, scales, zeros, _encoding(int(values.element[2:]), symmetric, integers.shape, scale.shape)
     )
+
+
+def _microscaled(operation: Any, elements: _Constant, blobs: Mapping[str, memoryview], codes: Array) -> MXFP4Tensor:
+    """E2M1 elements with E8M0 scales, and no offset."""
+    scale = _constant(operation.operands[1], blobs)
+    if scale is None or scale.element != "f8E8M0FNU":
+        raise ArtifactError(f"{elements.name} has no E8M0 scales of its own", fix="build it again")
+    if not (_is_zero(operation.operands[2]) and _is_zero(operation.operands[3])):
+        raise ArtifactError(f"{elements.name} has an offset, which edgeship never writes", fix="build it again")
+    return MXFP4Tensor(codes, scale.array())
 
 
 def _is_zero(value: Any) -> bool:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeship.core.model import Artifact, CoreMLModel, Signature
 from edgeship.core.runtimes import ActivationMode, Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
 from edgeship.errors import ArtifactError, DataError, EdgeshipError
-from edgeship.runtimes.apple import resident_bits
-from edgeship.runtimes.coreml.forms import IOS18, container_bits, refusal, refusal_before_ios18
+from edgeship.runtimes.coreml.forms import FORMS, lacking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,15 +23,7 @@ if TYPE_CHECKING:
 ON_MAC = sys.platform == "darwin"
 
 
-class CoreMLFormat(Format):
-    """A Core ML package."""
-
-    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """Four bits for some integers of fewer; see `edgeship.runtimes.coreml.forms`."""
-        return container_bits(op, encoding)
-
-
-FORMAT = CoreMLFormat("coreml", "Core ML", ("coremltools",), float_bits=16)
+FORMAT = Format("coreml", "Core ML", ("coremltools",), float_bits=16, forms=FORMS)
 
 
 class CoreMLRuntime(Runtime):
@@ -90,23 +81,23 @@ class CoreMLRuntime(Runtime):
         except Exception as error:
             raise _damaged(artifact.path, error) from error
 
-    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
-        """See `edgeship.runtimes.coreml.forms`; `refused_by_system` for what iOS 16 and 17 lack."""
-        return refusal(op, encoding, activations)
-
     def refused_by_system(self, encoding: Encoding, target: Target, options: Mapping[str, Mapping[str, Any]]) -> str:
-        """Before iOS 18 Core ML has fewer forms."""
+        """Older versions of iOS have fewer forms; see `edgeship.runtimes.coreml.forms`."""
         oldest = str(target.setting("coreml.minimum_deployment_target", "iOS17"))
         oldest = options.get("lower/torch_to_coreml", {}).get("target", oldest)
         version = oldest.removeprefix("iOS")
         # The lowering refuses names that are none.
-        old = version.isdigit() and int(version) < IOS18
-        reason = refusal_before_ios18(encoding) if old else ""
+        reason = lacking(encoding, int(version)) if version.isdigit() else ""
         return reason and f"{oldest} is built for, and {reason}"
 
-    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """What is known of the Neural Engine; see `edgeship.runtimes.apple`."""
-        return resident_bits(encoding, self.container_bits(op, encoding))
+    def refuses(self, op: WeightOp, activations: ActivationMode) -> str:
+        """Its activations are floats, or static integers of 8 bits."""
+        if activations == "int16":
+            return "Core ML quantizes activations to int8 only"
+        if activations == "dynamic":
+            return "Core ML has no dynamic activations"
+        on_a_grid = op == "other" and activations == "int8"
+        return "a constant among static activations is stored on their grid" if on_a_grid else ""
 
 
 class _EvaluatedSession(Session):

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeship.core.weights import Affine, AffineTensor, Float, FloatTensor, Palette, PaletteTensor, Sparse, SparseTensor
+from edgeship.core.encodings.mxfp4 import BIAS, DOUBLED
+from edgeship.core.weights import (
+    Affine,
+    AffineTensor,
+    Float,
+    FloatTensor,
+    MXFP4Tensor,
+    Palette,
+    PaletteTensor,
+    Sparse,
+    SparseTensor,
+)
 from edgeship.errors import ArtifactError
 from edgeship.runtimes.coreml.weights import read_stored_weights
 
@@ -37,7 +48,11 @@ def as_encoded(constant: StoredConstant) -> EncodedTensor | None:
     if kind in FLOATS and constant.values is not None:
         return FloatTensor(constant.values.reshape(constant.shape))
     if kind in ("affine", "affine+palette", "palette+affine") and constant.scale is not None:
-        return None if _is_on_a_grid(constant) else _affine(constant, constant.scale)
+        if _is_on_a_grid(constant):
+            return None
+        if constant.bits == 4 and constant.indices is not None and constant.values is None:
+            return _microscaled(constant, constant.indices, constant.scale)
+        return _affine(constant, constant.scale)
     if kind == "palette" and constant.indices is not None and constant.lut is not None:
         return _palette(constant, constant.indices, constant.lut)
     if kind.startswith("sparse") and constant.mask is not None and constant.nonzero is not None:
@@ -60,6 +75,17 @@ def in_torch_layout(tensor: EncodedTensor, placement: Placement) -> EncodedTenso
     long = [size for size in tensor.shape if size != 1]
     own = tensor.values.reshape(long + [1] * (len(order) - len(long)))
     return FloatTensor(np.ascontiguousarray(own.transpose(np.argsort(order))))
+
+
+def _microscaled(constant: StoredConstant, codes: Array, scale: Array) -> MXFP4Tensor:
+    """Elements of MXFP4, from indices into the list of twice their numbers and halved scales."""
+    if tuple(_list(constant).tolist()) != DOUBLED:
+        raise ArtifactError(f"{constant.name} looks up a list that is not MXFP4's", fix="build the package again")
+    halves, exponents = np.frexp(scale.astype(np.float32))
+    if np.any(halves != 0.5):
+        raise ArtifactError(f"{constant.name} has scales that are no powers of two", fix="build the package again")
+    # frexp says 0.5 * 2**exponents: half of the scale that the family means.
+    return MXFP4Tensor(codes.astype(np.uint8), (exponents + BIAS).astype(np.uint8))
 
 
 def _palette(constant: StoredConstant, indices: Array, lut: Array) -> PaletteTensor:

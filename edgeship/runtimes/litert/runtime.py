@@ -6,34 +6,21 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.model import Artifact, Signature, TFLiteModel
-from edgeship.core.runtimes import ActivationMode, Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
-from edgeship.core.weights import ActivationEncoding, Affine, EncodedTensor, Encoding
+from edgeship.core.runtimes import Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
+from edgeship.core.weights import ActivationEncoding, EncodedTensor
 from edgeship.errors import ArtifactError, DataError
-from edgeship.runtimes.litert.kernels import container_bits, refusal, resident_bits
+from edgeship.runtimes.litert.kernels import FORMS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from edgeship.core.inventory import WeightOp
 
 THREADS = 2
 # How the lowering names a tensor of activations: nodes of the graph, bits, and a number when there are several.
 _ACTIVATION = re.compile(r"(\S+) \(int(?:8|16)\)(?:#\d+)?")
 
 
-class LiteRTFormat(Format):
-    """A flatbuffer of LiteRT's."""
-
-    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """Four bits for 3-bit integers."""
-        return container_bits(encoding)
-
-    def scale_bits(self, encoding: Encoding) -> int:
-        """Scales of blocks are float16 in the file; others float32, each with a zero point of 64 bits beside it."""
-        return 16 if isinstance(encoding, Affine) and encoding.granularity == "group" else 32 + 64
-
-
-FORMAT = LiteRTFormat("tflite", "LiteRT", ("ai-edge-litert",))
+FORMAT = Format("tflite", "LiteRT", ("ai-edge-litert",), forms=FORMS)
 
 
 class LiteRTRuntime(Runtime):
@@ -100,14 +87,6 @@ class LiteRTRuntime(Runtime):
                 if found.setdefault(node, grid) != grid:
                     raise ArtifactError(f"{artifact.path} has two grids for activation {node}", fix="build again")
         return found
-
-    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """See `edgeship.runtimes.litert.kernels`."""
-        return resident_bits(op, encoding, activations)
-
-    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
-        """See `edgeship.runtimes.litert.kernels`."""
-        return refusal(op, encoding, activations)
 
 
 class _LiteRTSession(Session):

@@ -62,15 +62,10 @@ class LiteRTLM(Runtime):
                 refuse_other_weights(file, graphs["decode"], number, artifact)
         return read_placed(file, graphs["decode"], artifact)
 
-    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
-        """As LiteRT; activations stay float or are rounded while running."""
-        if activations in ("int8", "int16"):
-            return "its caches and attention are float32; use dynamic"
-        return FAMILY.holds(op, encoding, activations)
-
-    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """As LiteRT."""
-        return FAMILY.resident_bits(op, encoding, activations)
+    def refuses(self, op: WeightOp, activations: ActivationMode) -> str:
+        """Its activations stay float or are rounded while running."""
+        static = activations in ("int8", "int16")
+        return "its caches and attention are float32; use dynamic" if static else ""
 
     def working_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
         """The file is mapped while kernels keep the weights as they want them. What is dequantized is float32 once more

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgeship.core.model import Artifact, OnnxModel, QnnModel
 from edgeship.core.runtimes import ActivationMode, Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
-from edgeship.core.weights import Affine, EncodedTensor, Encoding, Float
+from edgeship.core.weights import EncodedTensor
 from edgeship.errors import ArtifactError, DataError
+from edgeship.runtimes.qnn.forms import FORMS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -18,22 +19,9 @@ if TYPE_CHECKING:
 
 GRAPH = "model.qdq.onnx"
 CONTEXT = "model_ctx.onnx"
-GROUP_SIZES = (16, 32, 64, 128)
 
 
-class QnnFormat(Format):
-    """A folder with a QDQ graph, a context binary and a DLC."""
-
-    def scale_bits(self, encoding: Encoding) -> int:
-        """Scales are float32 in the file."""
-        return 32
-
-    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """8 bits, or 4 for anything shorter; floats as they are."""
-        return encoding.bits if isinstance(encoding, Float) or encoding.bits == 8 else 4
-
-
-FORMAT = QnnFormat("qnn", "QNN", ("onnxruntime-qnn", "onnx"))
+FORMAT = Format("qnn", "QNN", ("onnxruntime-qnn", "onnx"), forms=FORMS)
 
 
 class QnnSession(Session):
@@ -106,48 +94,14 @@ class QnnRuntime(Runtime):
 
         return read_graph_weights(graph_of(artifact))
 
-    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
-        """Empty when Hexagon computes with exactly these integers; else why not."""
-        if activations == "dynamic":
-            return "Hexagon has no activations decided while running; use int8 or int16"
-        if isinstance(encoding, Float):
-            if activations == "float":
-                return ""
-            return "with integer activations Hexagon wants integer weights" if op != "other" else ""
-        if not isinstance(encoding, Affine):
-            return "Hexagon has no compressed form of it"
-        if op == "other":
-            return "biases, norms and shared tensors follow the activations"
-        if activations == "float":
-            return "integer weights want integer activations; profiles balanced and fast have them"
-        if not encoding.symmetric and (encoding.bits != 8 or encoding.granularity != "tensor"):
-            return "weights want zero point 0, or 8 bits with one for all"
-        if encoding.bits == 2:
-            return "2 bits are silently wrong on Hexagon"
-        if op == "embedding":
-            if encoding.bits != 8 or encoding.granularity == "group":
-                return "rows are looked up in 8 bits, with one scale a row or a table"
-            return ""
-        if encoding.granularity == "group":
-            return _group_refusal(op, encoding, activations)
-        if encoding.granularity == "tensor" and encoding.bits != 8 and op != "linear":
-            return "short weights of convolutions want one scale a channel"
-        return ""
-
     def float_bits(self, choice: Choice) -> Literal[16, 32]:
         """Float programs compute in float16, whatever the weights are; beside integers floats are float32."""
         return 16 if choice.activations == "float" else 32
 
-
-def _group_refusal(op: WeightOp, encoding: Affine, activations: ActivationMode) -> str:
-    """Groups exist as multiples of a unit (`edgeship.compression.lpbq`); the lowering refuses other scales."""
-    if op != "linear":
-        return "groups are for linear layers; use one scale a channel"
-    if encoding.bits == 8 or activations != "int16":
-        return "groups are of 4-bit weights, with 16-bit activations"
-    if encoding.group_size not in GROUP_SIZES:
-        return f"group sizes are {', '.join(map(str, GROUP_SIZES))}"
-    return ""
+    def refuses(self, op: WeightOp, activations: ActivationMode) -> str:
+        """It has no activations decided while running."""
+        dynamic = activations == "dynamic"
+        return "Hexagon has no activations decided while running; use int8 or int16" if dynamic else ""
 
 
 def graph_of(artifact: Artifact) -> OnnxModel:

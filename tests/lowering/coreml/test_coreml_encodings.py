@@ -8,7 +8,7 @@ from edgeship.core.weights import Affine, Float, Palette, Sparse
 from edgeship.errors import EncodingError
 from edgeship.passes.lower.torch_to_coreml import TorchToCoreML
 from edgeship.program.export import make_program
-from edgeship.runtimes.coreml.forms import refusal_before_ios18
+from edgeship.runtimes.coreml.forms import lacking
 from edgeship.runtimes.coreml.runtime import RUNTIME
 
 FAMILIES = ("integers_0", "integers_1", "integers_2", "integers_3", "palettes", "sparse_0", "sparse_1")
@@ -39,7 +39,7 @@ def test_in_float32(target, lower, apple) -> None:
 
 
 def test_before_ios18(lower, apple) -> None:
-    assert [encoding for encoding in OLD if refusal_before_ios18(encoding)] == []
+    assert [encoding for encoding in OLD if lacking(encoding, 17)] == []
     apple.check(RUNTIME, lower, apple.cells_program(OLD, held), TorchToCoreML("iOS16"), 55)
 
 
