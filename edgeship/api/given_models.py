@@ -110,4 +110,9 @@ def _folder_source(given: GivenModel, outputs: tuple[str, ...], renames: tuple[s
 
     folder = cache.kept(lambda place: write_pretrained(given.model, given.tokenizer, place))
     found = find_source(str(folder), inputs=spec_texts(given.inputs), outputs=outputs, renames=renames)
+    if given.tokenizer is None and found.source.form == "decoder":
+        raise UsageError(
+            f"{given.title} is a language model, and its tokenizer is not given",
+            fix="add tokenizer=..., or give inputs to build the network without a cache",
+        )
     return replace(found, source=replace(found.source, reference=given.title))

@@ -81,6 +81,13 @@ RULES: tuple[Rule, ...] = (
         "add --calibration DATA",
     ),
     Rule(
+        "--factory",
+        lambda order: order.factory is not None,
+        # Of files it is told by what they hold, before anything else (`engine.sources`).
+        lambda found: found.form != "memory",
+        "belongs to a weights file",
+    ),
+    Rule(
         "--weights",
         lambda order: order.weights is not None,
         lambda found: not _options_say_weights(found.order),

@@ -146,8 +146,25 @@ class Request:
         if self.weights is not None:
             choice = replace(choice, weights=self.weights, candidates=())
         if self.activations is not None:
-            choice = replace(choice, activations=self.activations, quickest=False)
-        return choice
+            return replace(choice, activations=self.activations, quickest=False)
+        return choice if self.weights is None else replace(choice, activations=self._computing(choice))
+
+    def _computing(self, choice: Choice) -> ActivationMode:
+        """What layers compute in where the user said how weights are stored and no more: the profile's, or the first
+        of the engine's own with which it holds such weights; the profile's where there is none, to be refused."""
+        from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted
+        from edgeship.core.registry import runtimes
+
+        runtime = runtimes().get(self.runtime)
+        if runtime is None or self.inventory is None:
+            return choice.activations
+        encoding = encoding_named(choice.weights)
+        stored = {(use.op, fitted(encoding, use)) for use in self.inventory.weights if use.op in ENCODED_OPS}
+        for mode in (choice.activations, *runtime.engine.computes):
+            known = mode != "int8" or self.calibration is not None
+            if known and not any(runtime.holds(op, form, mode) for op, form in stored):
+                return mode
+        return choice.activations
 
     def choice_of(self, profile: Profile) -> Choice:
         """How any profile wants them for this runtime.

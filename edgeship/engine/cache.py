@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeship.core.artifact import list_files, source_digest, total_bytes
-from edgeship.core.model import KeptFiles, Model, Signature
+from edgeship.core.model import KeptFiles, Model, Signature, Source
 from edgeship.core.owned import MARKER, Hold, claim, clear, hold, is_ours, make, remove
 from edgeship.core.passes import Pass
 from edgeship.core.records import from_plain, to_plain
@@ -198,7 +198,8 @@ class Cache:
 
     def check(self, model: Model) -> None:
         """Raise `ChangedError`, and drop the entry, when a model in the cache is no longer what was stored."""
-        folder = _entry_of(model.path)
+        # A source is looked at by what it holds (`engine.outside`), wherever it lies.
+        folder = None if isinstance(model, Source) else _entry_of(model.path)
         if folder is None:
             return
         stored = _read_stored(folder)

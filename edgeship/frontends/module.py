@@ -107,9 +107,11 @@ def _by_name(module: torch.nn.Module, names: Sequence[str]) -> Any:
     Raises:
         UsageError: a name is a parameter's, but stands in another place than that.
     """
-    known = list(_parameters(module))
+    parameters = _parameters(module)
+    known = list(parameters)
     if set(names) <= set(known):
-        if list(names) == known[: len(names)]:
+        by_place = [name for name, item in parameters.items() if item.kind is not item.KEYWORD_ONLY]
+        if list(names) == by_place[: len(names)]:
             return None
         return lambda module, *tensors: module(**dict(zip(names, tensors, strict=True)))
     for place, name in enumerate(names):

@@ -10,6 +10,7 @@ from edgeship.errors import EdgeshipError, UsageError
 
 NETWORK = Situation(make_order("m.py:f"), "torch", calibrated=False, evaluated=False)
 DECODER = Situation(make_order("folder"), "decoder", calibrated=False, evaluated=False)
+MEMORY = Situation(make_order("Module"), "memory", calibrated=False, evaluated=False)
 EXPORT = Situation(make_order("m.pt2"), "export", calibrated=False, evaluated=False)
 # For every option of the table: how each side says it, and where it means nothing.
 SAID = {
@@ -21,6 +22,7 @@ SAID = {
         {"weights": "int8", "passes": [edgeship.Quantize(bits=4)]},
         NETWORK,
     ),
+    "--factory": (["--factory", "m.py:f"], {"factory": "m.py:f"}, MEMORY),
     "--part": (["--part", "encoder"], {"part": "encoder"}, NETWORK),
     "--context": (["--context", "64"], {"context": 64}, NETWORK),
     "--kv-cache": (["--kv-cache", "int8"], {"kv_cache": "int8"}, NETWORK),
