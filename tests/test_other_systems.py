@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from edgeship.api.orders import BuildOrder
+from edgeship.api.preparing import _adapters as named_adapters
 from edgeship.api.preparing import prepare
 from edgeship.compression import forecast
 from edgeship.core import owned, runtimes
@@ -25,6 +26,7 @@ from edgeship.engine import gathering
 from edgeship.engine.cache import Cache
 from edgeship.engine.chatter import Log
 from edgeship.engine.executor import Silence
+from edgeship.errors import UsageError
 from edgeship.shipping import swap
 
 
@@ -136,6 +138,17 @@ def test_a_runtime_that_was_asked_for_is_not_left_out(cli, tiny_source, without_
     ran = cli("plan", *order)
     assert ran.code == 6
     assert ran.errors == [f"error: QNN (Hexagon) does not work here: {without_qnn}; name other runtimes with --runtime"]
+
+
+@pytest.mark.parametrize("other", ["style", "Style", "STYLE"])
+def test_adapters_are_not_told_apart_by_capitals(tmp_path, other):
+    """Their files have their names, and a disk of a Mac takes both for one file."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError) as caught:
+        named_adapters([f"style={tmp_path}", f"{other}={tmp_path}"])
+    assert caught.value.what == f"two adapters are called {other}"
+    assert len(named_adapters([f"style={tmp_path}", f"styles={tmp_path}"])) == 2
 
 
 def newest(folder: Path, root: Path) -> str:

@@ -236,8 +236,11 @@ def _adapters(given: Sequence[str]) -> tuple[AdapterRef, ...]:
         name, equals, folder = text.partition("=")
         if not equals or not folder or not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
             raise UsageError(f"--adapter {text!r} is not NAME=DIR", fix="name it with letters, digits, - and _")
-        if name in found:
-            raise UsageError(f"two adapters are called {name}", fix="give each a name of its own")
+        # Their files are named after them, and Macs take capitals for small letters there.
+        if name.lower() in (other.lower() for other in found):
+            raise UsageError(
+                f"two adapters are called {name}", fix="give each a name of its own, not by capitals alone"
+            )
         found[name] = AdapterRef(name, str(Path(folder).absolute()), adapter_digest(Path(folder)))
     return tuple(found.values())
 
