@@ -24,6 +24,10 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+from packaging.utils import canonicalize_name
+
+from edgeship.core.installed import read_constraints
+
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "docs" / "results" / "other-environments.json"
 PAGE = RECORD.with_suffix(".md")
@@ -164,21 +168,15 @@ def build_network(environment: Environment) -> dict[str, str]:
     return {artifact["runtime"]: artifact["verified"] for artifact in manifest["artifacts"]}
 
 
-def write_page(rows: dict[str, Any]) -> None:
+def page(rows: dict[str, Any]) -> str:
     """The page, from the record."""
-    tested = _tested()
     parts = [INTRODUCTION]
     for name, row in sorted(rows.items()):
         versions = ", ".join(f"{key} {row['versions'][key]}" for key in SHOWN if key in row["versions"])
         parts.append(f"## {name}\n\n{row['date']}, {row['system']}, Python {row['python']}; {versions}.\n")
         if row["before"]:
             parts.append(f"Installed before edgeship and unchanged by it: {', '.join(row['before'])}.\n")
-        differing = sorted(
-            f"{key} {version} ({tested[key]})"
-            for key, version in row["versions"].items()
-            if key in tested and tested[key] != version
-        )
-        parts.append(f"Other than the tested set (in brackets): {', '.join(differing) or 'nothing'}.\n")
+        parts.append(f"Other than the tested set of that day (in brackets): {', '.join(row['other']) or 'nothing'}.\n")
         if "network" in row:
             parts.append("| torchvision MobileNetV3-small for | check/verify |\n|---|---|")
             for runtime, summary in row["network"].items():
@@ -191,7 +189,20 @@ def write_page(rows: dict[str, Any]) -> None:
                 parts.append(f"| {place} | {ran['passed']} | {failed} | {ran['skipped']} | {ran['seconds']} |")
             parts.append("")
             parts += [f"- failed: `{test}`" for ran in row["tests"].values() for test in ran["failed"]]
-    PAGE.write_text("\n".join(parts), encoding="utf-8")
+            if row.get("left"):
+                parts.append(f"Not run here: {', '.join(row['left'])}.\n")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def other_versions(versions: dict[str, str]) -> list[str]:
+    """What is not in the tested set, with the tested version in brackets."""
+    tested = read_constraints(ROOT / "constraints" / "tested.txt")
+    found = []
+    for name, version in sorted(versions.items()):
+        wanted = tested.get(canonicalize_name(name))
+        if wanted and wanted != version.partition("+")[0]:
+            found.append(f"{name} {version} ({wanted})")
+    return found
 
 
 def quick_places() -> list[str]:
@@ -203,15 +214,9 @@ def quick_places() -> list[str]:
 def keep_record(name: str, row: dict[str, Any]) -> None:
     """Put a row in the record, and write the page from it."""
     rows = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
-    rows[name] = rows.get(name, {}) | row
+    rows[name] = row
     RECORD.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    write_page(rows)
-
-
-def _tested() -> dict[str, str]:
-    lines = (ROOT / "constraints" / "tested.txt").read_text(encoding="utf-8").splitlines()
-    pins = [line.partition("#")[0].strip().partition("==") for line in lines]
-    return {name.lower(): version for name, _, version in pins if version}
+    PAGE.write_text(page(rows), encoding="utf-8")
 
 
 def main() -> None:
@@ -241,6 +246,7 @@ def main() -> None:
         "system": " ".join(system),
         "before": asked.before,
         "versions": versions,
+        "other": other_versions(versions),
     }
     if "torchvision" in versions:
         row["network"] = build_network(environment)
@@ -248,8 +254,12 @@ def main() -> None:
     where = environment.run("python", "-c", "import edgeship; print(edgeship.__file__)").stdout
     if "site-packages" not in where:
         sys.exit(f"the tests would run against {where}")
-    for place in [] if asked.no_tests else asked.tests or quick_places():
+    left = [] if asked.no_tests else asked.tests or quick_places()
+    row["left"] = sorted({*quick_places(), *left})
+    while left:
+        place = left.pop(0)
         row.setdefault("tests", {})[place] = run_tests(environment, place, asked.jobs)
+        row["left"].remove(place)
         keep_record(asked.name, row)  # after each: a run that is cut off has said what it saw
     print(json.dumps({key: row[key] for key in ("network", "tests") if key in row}, indent=1))
     if not asked.keep:
