@@ -31,6 +31,7 @@ from edgeship.core.installed import read_constraints
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "docs" / "results" / "other-environments.json"
 PAGE = RECORD.with_suffix(".md")
+PIP = ("python", "-m", "pip", "--disable-pip-version-check")
 EXTRAS = "all,test,minilm"
 RUNTIMES = ("onnx", "coreml", "coreai", "tflite")
 # Rows of the table that say which versions were tried.
@@ -54,8 +55,9 @@ def network():
 INTRODUCTION = """# Other environments
 
 Made by `python scripts/check_environment.py`. Each part is an environment of its own into which the wheel was installed
-with every extra, by a plain `pip install` or with the constraints named. The tests are the repository's own, run
-against the installed wheel. The set that everything else in these pages was measured with is `constraints/tested.txt`.
+with every extra, by a plain `pip install` or with the constraints named; the network was built with that wheel, the
+tests are the repository's own, run from a copy of the checkout. The set that everything else in these pages was
+measured with is `constraints/tested.txt`.
 """
 
 
@@ -110,18 +112,17 @@ def install(environment: Environment, before: list[str], constraints: Path | Non
 
     Exits when a version of what was there before has changed, or something installed does not fit together.
     """
-    pip = ("python", "-m", "pip", "--disable-pip-version-check")
     if before and "edgeship" not in environment.versions():
-        environment.run(*pip, "install", "--quiet", *before)
+        environment.run(*PIP, "install", "--quiet", *before)
     there = {name: version for name, version in environment.versions().items() if name != "edgeship"}
     wheels = environment.folder / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
-    environment.run(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, environment.folder / "source")
+    environment.run(*PIP, "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, environment.folder / "source")
     (wheel,) = wheels.glob("*.whl")
     chosen = ("--constraint", constraints.resolve()) if constraints else ()
-    environment.run(*pip, "install", "--quiet", *chosen, f"{wheel}[{EXTRAS}]")
-    environment.run(*pip, "install", "--quiet", "--no-deps", "--force-reinstall", wheel)
-    environment.run(*pip, "check")
+    environment.run(*PIP, "install", "--quiet", *chosen, f"{wheel}[{EXTRAS}]")
+    environment.run(*PIP, "install", "--quiet", "--no-deps", "--force-reinstall", wheel)
+    environment.run(*PIP, "check")
     after = environment.versions()
     named = {item.partition("==")[0].lower() for item in before}
     moved = {name: (there[name], after.get(name)) for name in named if there.get(name) != after.get(name)}
@@ -131,7 +132,7 @@ def install(environment: Environment, before: list[str], constraints: Path | Non
 
 
 def run_tests(environment: Environment, place: str, jobs: str) -> dict[str, Any]:
-    """Run the quick tests of one file or folder of the copied checkout against the installed wheel.
+    """Run the quick tests of one file or folder of the copied checkout, which is installed in place of the wheel.
 
     Returns counts, the names of what failed, and the seconds it took.
     """
@@ -211,10 +212,14 @@ def quick_places() -> list[str]:
     return [f"tests/{path.name}" for path in sorted([*holds, *(ROOT / "tests").glob("test_*.py")])]
 
 
+def read_record() -> dict[str, Any]:
+    """Row by name; none where nothing was run yet."""
+    return dict(json.loads(RECORD.read_text(encoding="utf-8"))) if RECORD.is_file() else {}
+
+
 def keep_record(name: str, row: dict[str, Any]) -> None:
     """Put a row in the record, and write the page from it."""
-    rows = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
-    rows[name] = row
+    rows = {**read_record(), name: row}
     RECORD.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     PAGE.write_text(page(rows), encoding="utf-8")
 
@@ -231,6 +236,7 @@ def main() -> None:
     parser.add_argument("--tests", nargs="*", default=[], help="test files or folders instead of all quick tests")
     parser.add_argument("--no-tests", action="store_true")
     parser.add_argument("--jobs", default="1")
+    parser.add_argument("--more", action="store_true", help="keep what the record has of this name, and add to it")
     parser.add_argument("--folder", type=Path, help="where the environment is made")
     parser.add_argument("--keep", action="store_true", help="do not remove the environment")
     asked = parser.parse_args()
@@ -240,7 +246,7 @@ def main() -> None:
     versions = install(environment, asked.before, asked.constraints)
     facts = "import platform; print(platform.python_version(), platform.system(), platform.machine())"
     python, *system = environment.run("python", "-c", facts).stdout.split()
-    row = {
+    row: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "python": python,
         "system": " ".join(system),
@@ -248,18 +254,19 @@ def main() -> None:
         "versions": versions,
         "other": other_versions(versions),
     }
-    if "torchvision" in versions:
+    if asked.more:
+        row = read_record()[asked.name] | row
+    if "torchvision" in versions and "network" not in row:
         row["network"] = build_network(environment)
         keep_record(asked.name, row)
-    where = environment.run("python", "-c", "import edgeship; print(edgeship.__file__)").stdout
-    if "site-packages" not in where:
-        sys.exit(f"the tests would run against {where}")
+    # The tests are those of a checkout: its own samples may run their Python.
+    environment.run(*PIP, "install", "--quiet", "--no-deps", "--editable", folder / "source")
     left = [] if asked.no_tests else asked.tests or quick_places()
-    row["left"] = sorted({*quick_places(), *left})
+    row["left"] = sorted({*quick_places(), *left} - row.get("tests", {}).keys())
     while left:
         place = left.pop(0)
         row.setdefault("tests", {})[place] = run_tests(environment, place, asked.jobs)
-        row["left"].remove(place)
+        row["left"] = [name for name in row["left"] if name != place]
         keep_record(asked.name, row)  # after each: a run that is cut off has said what it saw
     print(json.dumps({key: row[key] for key in ("network", "tests") if key in row}, indent=1))
     if not asked.keep:

@@ -62,7 +62,7 @@ def test_the_allowed_drop_is_a_small_fraction(path):
 
 
 def test_a_profile_of_ones_own_names_runtimes_that_there_are(tmp_path):
-    from edgeship.api import _profile
+    from edgeship.api.preparing import _profile
     from edgeship.errors import UsageError
 
     path = tmp_path / "mine.toml"
