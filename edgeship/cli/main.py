@@ -90,7 +90,7 @@ def order_options(command: F) -> F:
             "--keep",
             multiple=True,
             metavar="PATTERN[=ENC]",
-            help="Weights to keep in float16, float32 or int8, as *.stem.weight=float16; repeat for more.",
+            help="Weights with an encoding of their own, float16 by default, as *.stem.weight=int8; repeat for more.",
         ),
         click.option("--set", "settings", multiple=True, metavar="PASS.FIELD=VALUE", help="Set an option of a pass."),
         click.option(

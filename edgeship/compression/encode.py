@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, assert_never, cast
 
 from edgeship.compression.affine import quantize_nearest, to_float16
 from edgeship.compression.palette import palettize
@@ -116,8 +116,7 @@ class Encoder:
         """Whether a weight is large, and none of its rows needs to know of another."""
         if use.elements <= CHUNK_ELEMENTS or use.channel_axis != 0 or self.npu_block:
             return False
-        alone = isinstance(encoding, Float) or (isinstance(encoding, Affine) and encoding.granularity != "tensor")
-        return alone and len(use.shape) == 2 and use.name not in self.program.record.pruned
+        return encoding.rows_alone and len(use.shape) == 2 and use.name not in self.program.record.pruned
 
     def encode_one(self, use: WeightUse, encoding: Encoding, layer: Layer | None = None) -> EncodedTensor:
         """One weight in one of several ways: against a layer's inputs where one is given, else from its own numbers."""
@@ -183,9 +182,7 @@ class Encoder:
         mask: torch.Tensor | None,
     ) -> Plain:
         if isinstance(encoding, Float):
-            if encoding.bits == 32:
-                return FloatTensor(weight.float().numpy())
-            return to_float16(weight, use.name)
+            return FloatTensor(weight.float().numpy()) if encoding.bits == 32 else to_float16(weight, use.name)
         if isinstance(encoding, Affine) and encoding.granularity == "group" and self.npu_block:
             from edgeship.compression.lpbq import quantize_npu_block
 
@@ -204,8 +201,16 @@ class Encoder:
             return quantize_gptq_conv(
                 weight, (), encoding, groups=use.groups, mask=mask, hessian=hessian, name=use.name
             )
-        if isinstance(encoding, Palette):
-            return palettize(weight, encoding, importance=None if mask is None else mask.float(), name=use.name)
+        match encoding:
+            case Palette():
+                return palettize(weight, encoding, importance=None if mask is None else mask.float(), name=use.name)
+            case Affine():
+                return self._integers(use, weight, encoding, layer)
+            case _:
+                assert_never(encoding)
+
+    def _integers(self, use: WeightUse, weight: torch.Tensor, encoding: Affine, layer: Layer | None) -> Plain:
+        """Integers by any method but GPTQ."""
         if self.method == "awq" and layer is not None and use.op == "linear":
             from edgeship.compression.awq import quantize_awq
 
@@ -231,8 +236,7 @@ class Encoder:
 def _by_parts(weight: torch.Tensor, encoding: Encoding, encode: Callable[[slice], Plain]) -> Plain:
     """A large weight some rows at a time, where none of its rows needs to know of another."""
     rows = max(PART_ROWS, PART_ELEMENTS // weight.shape[1])
-    alone = isinstance(encoding, Affine) and encoding.granularity != "tensor"
-    if not alone or rows >= weight.shape[0]:
+    if not encoding.rows_alone or rows >= weight.shape[0]:
         return encode(slice(None))
     parts = (encode(slice(start, start + rows)) for start in range(0, weight.shape[0], rows))
     return cast("AffineTensor", _joined(weight.shape[0], parts))
@@ -264,11 +268,14 @@ def _masked(inner: Plain, mask: torch.Tensor, encoding: Sparse) -> SparseTensor:
     import numpy as np
 
     kept = mask.numpy()
-    if isinstance(inner, FloatTensor):
-        inner = FloatTensor(np.where(kept, inner.values, inner.values.dtype.type(0)))
-    elif isinstance(inner, AffineTensor):
-        zero = inner.values.dtype.type(0)
-        inner = AffineTensor(np.where(kept, inner.values, zero), inner.scale, inner.zero_point, inner.encoding)
-    else:
-        inner = PaletteTensor(np.where(kept, inner.indices, np.uint8(0)), inner.table, inner.encoding)
-    return SparseTensor(kept, inner, encoding)
+    match inner:
+        case FloatTensor():
+            inside: Plain = FloatTensor(np.where(kept, inner.values, inner.values.dtype.type(0)))
+        case AffineTensor():
+            zero = inner.values.dtype.type(0)
+            inside = AffineTensor(np.where(kept, inner.values, zero), inner.scale, inner.zero_point, inner.encoding)
+        case PaletteTensor():
+            inside = PaletteTensor(np.where(kept, inner.indices, np.uint8(0)), inner.table, inner.encoding)
+        case _:
+            assert_never(inner)
+    return SparseTensor(kept, inside, encoding)

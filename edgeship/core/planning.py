@@ -7,11 +7,12 @@ from fnmatch import fnmatchcase
 from typing import Literal, cast, get_args
 
 from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, short_name
+from edgeship.core.encodings.words import Words
 from edgeship.core.inventory import Inventory, WeightOp, WeightUse
 from edgeship.core.model import Artifact
 from edgeship.core.profile import Request
 from edgeship.core.records import suggest
-from edgeship.core.weights import Affine, Encoding, Float, Palette, Sparse
+from edgeship.core.weights import Affine, Encoding, Sparse
 from edgeship.errors import EncodingError, UsageError
 
 # What language models are calibrated on where nobody says otherwise (docs/results/calibration-budget.md).
@@ -41,24 +42,26 @@ def other_runtime(request: Request, kind: type[Artifact]) -> str:
     return f"only for runtime{'s' if len(names) > 1 else ''} {' and '.join(names)}"
 
 
-# What --keep may say of a weight, the first when it says nothing.
-KEPT_AS = ("float16", "float32", "int8")
+# What --keep says of a weight where it names no encoding.
+KEPT_AS = "float16"
 
 
 def kept_weights(keep: Sequence[str], inventory: Inventory) -> tuple[tuple[str, str], ...]:
     """``--keep PATTERN[=ENCODING]`` as (weight, short name of its encoding), a later pattern before an earlier one.
 
     Raises:
-        UsageError: an encoding that is none of `KEPT_AS`, or a pattern that no stored weight meets, with a near name.
+        UsageError: what is no encoding, or a pattern that no stored weight meets, with a near name.
     """
     uses = {use.name: use for use in inventory.weights}
     stored = [name for name, use in uses.items() if use.op in ENCODED_OPS]
     found: dict[str, str] = {}
     for text in keep:
         pattern, equals, encoding = text.partition("=")
-        encoding = encoding if equals else KEPT_AS[0]
-        if encoding not in KEPT_AS:
-            raise UsageError(f"--keep {text!r}: {encoding!r} is not known", fix=f"write ={', ='.join(KEPT_AS)}")
+        encoding = encoding if equals else KEPT_AS
+        try:
+            encoding_named(encoding)
+        except UsageError as error:
+            raise UsageError(f"--keep {text!r}: {error.what}", fix=error.fix) from None
         met = [name for name in stored if fnmatchcase(name, pattern)]
         if not met:
             others = [name for name in uses if fnmatchcase(name, pattern)]
@@ -115,24 +118,17 @@ def refuse_unholdable(request: Request, decide: Callable[[WeightUse], Encoding |
             )
 
 
+def planned_words(request: Request) -> Words:
+    """What compress/quantize is asked for: the profile's word, and ``--set`` in place of it; int8 for ``auto``, which
+    decides layer by layer."""
+    auto = request.choice.weights == "auto"
+    base = Words() if auto else Words.of(encoding_named(request.choice.weights))
+    return base.changed(request.options.get("compress/quantize", {}))
+
+
 def planned_encoding(request: Request) -> str:
-    """Short name of what compress/quantize will make of this request, its ``--set`` options counted; ``int8`` for
-    ``auto``, which decides layer by layer."""
-    given = request.options.get("compress/quantize", {})
-    base = encoding_named(request.choice.weights) if request.choice.weights != "auto" else Affine()
-    form = given.get("form", "")
-    if form in ("float16", "float32") or (isinstance(base, Float) and not form):
-        return form or short_name(base)
-    bits = given.get("bits", 8 if isinstance(base, Float) else base.bits)
-    if form == "palette" or (isinstance(base, Palette) and not form):
-        channels = given.get("group_channels", base.group_channels if isinstance(base, Palette) else None)
-        return short_name(encoding_named(f"palette{bits}{f'-c{channels}' if channels else ''}"))
-    grid = base if isinstance(base, Affine) else Affine()
-    granularity = given.get("granularity", grid.granularity)
-    size = given.get("group_size") or grid.group_size or 32
-    symmetric = given.get("symmetric", grid.symmetric)
-    reach = {"group": f"-g{size}", "tensor": "-tensor"}.get(granularity, "")
-    return short_name(encoding_named(f"int{bits}{reach}{'' if symmetric else '-asym'}"))
+    """Short name of what compress/quantize will make of this request, before it is fitted to each weight."""
+    return planned_words(request).meant().short_name
 
 
 def sparse_ops(request: Request) -> tuple[WeightOp, ...]:

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 from edgeship.core.encodings import encoding_named
+from edgeship.core.encodings.mxfp4 import BLOCK
 from edgeship.core.planning import planned_encoding
 from edgeship.core.profile import Request
 from edgeship.core.registry import runtimes
 from edgeship.core.report import LOSS_OF, ArtifactRow
 from edgeship.core.speed import predicted
 from edgeship.core.units import human_bytes
-from edgeship.core.weights import Affine, Sparse
+from edgeship.core.weights import MXFP4, Affine
 from edgeship.program.program import REMARK, ProgramRecord
 
 SHOWN = 5
@@ -109,9 +110,12 @@ def _ungrouped(requests: Sequence[Request], row: ArtifactRow, record: ProgramRec
     """What asked-for groups of input channels do not divide."""
     request = next(item for item in requests if item.runtime == row.runtime)
     wanted = encoding_named(planned_encoding(request))
-    if not isinstance(wanted, Affine) or wanted.granularity != "group":
+    if isinstance(wanted, MXFP4):
+        size, instead = BLOCK, "int8, one scale a channel"
+    elif isinstance(wanted, Affine) and wanted.group_size is not None:
+        size, instead = wanted.group_size, "one scale a channel"
+    else:
         return []
-    size = wanted.group_size or 1
     names = [
         f"{use.name} ({use.shape[1]})"
         for use in record.inventory.weights
@@ -120,15 +124,15 @@ def _ungrouped(requests: Sequence[Request], row: ArtifactRow, record: ProgramRec
     if not names:
         return []
     return [
-        f"{row.runtime}: groups of {size} do not divide the inputs of {len(names)} layers, which have one scale a "
-        f"channel and lose more for it: {_some(names)}"
+        f"{row.runtime}: groups of {size} do not divide the inputs of {len(names)} layers, which have {instead} and "
+        f"{'take' if isinstance(wanted, MXFP4) else 'lose'} more for it: {_some(names)}"
     ]
 
 
 def _reach(record: ProgramRecord, name: str) -> str:
     encoding = record.encodings.get(name)
-    encoding = encoding.inner if isinstance(encoding, Sparse) else encoding
-    return encoding.granularity if isinstance(encoding, Affine) else ""
+    dense = None if encoding is None else encoding.dense
+    return dense.granularity if isinstance(dense, Affine) else ""
 
 
 def _unpacked(requests: Sequence[Request], row: ArtifactRow, record: ProgramRecord) -> list[str]:

@@ -18,7 +18,7 @@ from edgeship.core.planning import refusal
 from edgeship.core.profile import Request
 from edgeship.core.registry import runtimes
 from edgeship.core.report import ArtifactRow, Report
-from edgeship.core.weights import Affine, Encoding, Palette, Sparse
+from edgeship.core.weights import Encoding
 from edgeship.engine.executor import Execution
 from edgeship.engine.gathering import Prepared
 from edgeship.engine.notes import losses_of
@@ -110,13 +110,8 @@ def raise_worst(
 
 def larger_encoding(request: Request, use: WeightUse, encoding: Encoding) -> Encoding | None:
     """The next encoding with more bits that the runtime holds for a weight: of the same family, then int8, float16."""
-    inner = encoding.inner if isinstance(encoding, Sparse) else encoding
-    family: list[Encoding] = []
-    if isinstance(inner, Affine):
-        family = [dataclasses.replace(inner, bits=bits) for bits in (3, 4) if bits > inner.bits]
-    elif isinstance(inner, Palette):
-        family = [dataclasses.replace(inner, bits=bits) for bits in (3, 4, 6) if bits > inner.bits]
-    larger = [*family, *(encoding_named(text) for text in ("int8", "float16"))]
+    inner = encoding.dense
+    larger = [*inner.wider, *(encoding_named(text) for text in ("int8", "float16"))]
     runtime = runtimes()[request.runtime]
     width = runtime.container_bits(use.op, inner)
     found: Encoding | None = None

@@ -40,6 +40,11 @@ def request(weights="int8", runtime="onnx", **options):
         ("float16", {"form": "int"}, "int8"),
         ("int8", {"form": "float16"}, "float16"),
         ("auto", {}, "int8"),
+        ("int8", {"encoding": "mxfp4"}, "mxfp4"),
+        ("int8", {"encoding": "int4-g64-asym"}, "int4-g64-asym"),
+        ("palette4", {"encoding": "float16"}, "float16"),
+        ("mxfp4", {}, "mxfp4"),
+        ("sparse-int8", {}, "sparse-int8"),
     ],
 )
 def test_the_encoding_that_quantize_will_make(weights, given, wanted):
@@ -47,7 +52,7 @@ def test_the_encoding_that_quantize_will_make(weights, given, wanted):
 
 
 def test_an_encoding_that_is_none_is_refused():
-    with pytest.raises(UsageError, match="int6"):
+    with pytest.raises(EncodingError, match="int6"):
         planned_encoding(request("palette6", **{"compress/quantize": {"form": "int"}}))
 
 
@@ -85,6 +90,10 @@ LAYERS = Inventory(
             {"head.0.weight": "int8", "head.1.weight": "float16", "stem.weight": "int8"},
         ),
         (["head.[0].weight"], {"head.0.weight": "float16"}),
+        (
+            ["head.*=mxfp4", "stem.*=palette4-c8"],
+            {"head.0.weight": "mxfp4", "head.1.weight": "mxfp4", "stem.weight": "palette4-c8"},
+        ),
         ([], {}),
     ],
 )
@@ -97,8 +106,8 @@ def test_keep_names_weights_by_pattern(keep, found):
     [
         ("stem.weigt", r"no weight is called so.*did you mean stem\.weight"),
         ("stem.bias", r"no weight of a layer"),
-        ("stem.weight=int4", r"'int4' is not known.*=float16"),
-        ("stem.weight=", r"'' is not known"),
+        ("stem.weight=int5", r'"int5" is no encoding.*mxfp4'),
+        ("stem.weight=", r'"" is no encoding'),
         ("", r"no weight is called so"),
     ],
 )

@@ -73,6 +73,16 @@ class Affine(Encoding):
         sign = "" if self.symmetric else " asymmetric"
         return f"int{self.bits} {reach[self.granularity]}{sign}"
 
+    @property
+    def wider(self) -> tuple[Affine, ...]:
+        """The same with 3 and 4 bits; 8 have no need of groups."""
+        return tuple(replace(self, bits=bits) for bits in (3, 4) if bits > self.bits)
+
+    @property
+    def rows_alone(self) -> bool:
+        """All but one scale for the tensor."""
+        return self.granularity != "tensor"
+
     def fitted(self, use: WeightUse) -> Affine:
         """Groups are for linear layers and embeddings whose input channels they divide; others get one scale a
         channel."""

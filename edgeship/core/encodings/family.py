@@ -60,6 +60,21 @@ class Encoding(ABC):
         """The encoding as one weight can take it; another where the weight's shape or operator does not allow this."""
         return self
 
+    @property
+    def dense(self) -> Encoding:
+        """How the numbers themselves are stored, where this one leaves zeros out; else itself."""
+        return self
+
+    @property
+    def wider(self) -> tuple[Encoding, ...]:
+        """Encodings of the family with more bits, fewest first, that are worth a try where these are too few."""
+        return ()
+
+    @property
+    def rows_alone(self) -> bool:
+        """Whether each output channel is rounded without a look at the others, so that they can come in parts."""
+        return False
+
     def shared_bits(self, use: WeightUse, container_bits: int, scale_bits: int) -> int:
         """Bits that a weight takes beside its numbers: scales, zero points, tables.
 

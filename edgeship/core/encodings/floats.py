@@ -42,6 +42,11 @@ class Float(Encoding):
         """Every weight can be a float."""
         return self
 
+    @property
+    def rows_alone(self) -> bool:
+        """Every number is."""
+        return True
+
     def rebuild(self, arrays: dict[str, Array]) -> FloatTensor:
         """A tensor from ``values``."""
         return FloatTensor(arrays["values"])

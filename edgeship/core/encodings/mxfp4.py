@@ -58,6 +58,11 @@ class MXFP4(Encoding):
     def __str__(self) -> str:
         return "mxfp4"
 
+    @property
+    def rows_alone(self) -> bool:
+        """Blocks lie within them."""
+        return True
+
     def fitted(self, use: WeightUse) -> Encoding:
         """Blocks are for linear layers and embeddings whose input channels they divide; other weights have int8, a
         scale a channel: the family has no larger blocks."""

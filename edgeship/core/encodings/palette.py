@@ -52,6 +52,11 @@ class Palette(Encoding):
         reach = "per tensor" if self.group_channels is None else f"per {self.group_channels} channels"
         return f"palette{self.bits} {reach}"
 
+    @property
+    def wider(self) -> tuple[Palette, ...]:
+        """Tables of 8, 16 and 64 values."""
+        return tuple(replace(self, bits=bits) for bits in (3, 4, 6) if bits > self.bits)
+
     def fitted(self, use: WeightUse) -> Palette:
         """Tables whose channels do not divide the outputs, and those of transposed convolutions, become one a
         tensor."""

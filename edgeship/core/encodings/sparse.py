@@ -50,6 +50,11 @@ class Sparse(Encoding):
     def __str__(self) -> str:
         return f"sparse {self.inner}"
 
+    @property
+    def dense(self) -> Dense:
+        """How the values inside the mask are stored."""
+        return self.inner
+
     def fitted(self, use: WeightUse) -> Sparse:
         """As the values inside fit."""
         return Sparse(self.inner.fitted(use))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, without_zeros
+from edgeship.core.encodings.words import FLOATS, Form, Words
 from edgeship.core.inventory import WeightOp
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
@@ -17,6 +19,7 @@ from edgeship.core.planning import (
     calibration_tokens,
     held_as_given,
     next_wider,
+    planned_words,
     rounding_method,
     sparse_ops,
     wide_method,
@@ -24,7 +27,7 @@ from edgeship.core.planning import (
 )
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.units import human_bytes
-from edgeship.core.weights import Affine, AffineTensor, EncodedTensor, Encoding, Float, Granularity, Palette
+from edgeship.core.weights import Affine, AffineTensor, EncodedTensor, Encoding, Float, Granularity
 from edgeship.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +46,8 @@ SHOWN = 5
 WORTH_SAYING = 10.0
 # More inputs than any file of text holds windows.
 EVERYTHING = 1 << 40
-Form = Literal["float16", "float32", "int", "palette", "auto"]
+# Options that say more of integers and palettes than their form.
+GRID_WORDS = ("bits", "granularity", "group_size", "group_channels", "symmetric")
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class QuantizeWeights(Pass):
             and a convolution, gets one scale a channel.
         group_channels: output channels that share a palette; one for the tensor when None.
         symmetric: zero point 0 and the narrow range.
+        encoding: short name of an encoding (``int4-g32``, ``mxfp4``) in place of form, bits, granularity, group_size,
+            group_channels and symmetric.
         embeddings: short name of the encoding of tables of which rows are looked up; as the others when empty.
         method: ``nearest`` covers each block's range; ``clipped`` shrinks it to the least squared error; ``gptq``
             rounds linear layers and convolutions column by column against calibration data; ``awq`` clips by the error
@@ -88,6 +94,7 @@ class QuantizeWeights(Pass):
     group_size: int | None = None
     group_channels: int | None = None
     symmetric: bool = True
+    encoding: str = ""
     embeddings: str = ""
     method: Method = "nearest"
     bias_correction: bool = False
@@ -125,26 +132,15 @@ class QuantizeWeights(Pass):
         )
         if choice.weights == "auto":
             return replace(common, form="auto", bits=0)
-        encoding = encoding_named(choice.weights)
-        common = replace(common, **_guard(request, encoding))
-        if isinstance(encoding, Float):
-            form: Form = "float16" if encoding.bits == 16 else "float32"
-            if request.options.get(cls.name, {}).get("form") in ("int", "palette"):
-                return replace(common, form=form, bits=8)
-            return replace(common, form=form, bits=encoding.bits, method="nearest", data=None, tokens=None)
-        if isinstance(encoding, Palette):
-            return replace(common, form="palette", bits=encoding.bits, group_channels=encoding.group_channels)
-        assert isinstance(encoding, Affine)
-        fields = replace(
-            common,
-            bits=encoding.bits,
-            granularity=encoding.granularity,
-            group_size=encoding.group_size,
-            symmetric=encoding.symmetric,
-        )
         asked = request.options.get(cls.name, {})
-        wide = asked.get("bits", encoding.bits) == 8 and asked.get("form", "int") == "int"
-        return replace(fields, method=wide_method(request)) if wide else fields
+        words = planned_words(request)
+        # What the user names is in place of the profile's word.
+        encoding = encoding_named(asked.get("encoding") or choice.weights)
+        common = replace(common, **_guard(request, encoding), **dataclasses.asdict(words))
+        if words.form in FLOATS:
+            return replace(common, method="nearest", data=None, tokens=None)
+        wide = isinstance(encoding, Affine) and isinstance(words.meant(), Affine) and words.bits == 8
+        return replace(common, method=wide_method(request)) if wide else common
 
     def confirm(self, request: Request) -> None:
         """Refuse what the runtime cannot hold, and a method without its data."""
@@ -168,33 +164,34 @@ class QuantizeWeights(Pass):
             what = "bias correction" if self.bias_correction else f"method {self.method}"
             raise DataError(f"{what} needs calibration data", fix="add --calibration DATA")
         self._refuse_idle(request)
-        refuse_unholdable(request, self.encoding)
+        refuse_unholdable(request, self.encoding_of)
 
     def _refuse_idle(self, request: Request) -> None:
         """Refuse options that this form does not look at."""
         given = request.options.get(self.name, {})
         if self.form == "auto" and request.choice.weights != "auto":
             raise UsageError(f"{self.name}.form=auto allocates nothing", fix="use --profile auto")
-        if self.form in ("float16", "float32", "auto"):
-            idle = [
-                name for name in ("bits", "granularity", "group_size", "group_channels", "symmetric") if name in given
-            ]
-            if idle:
-                what = "auto chooses them" if self.form == "auto" else f"weights are {self.form}"
-                way_out = "another profile" if self.form == "auto" else f"--set {self.name}.form=int"
-                raise UsageError(f"--set {self.name}.{idle[0]} has no effect: {what}", fix=f"use {way_out}")
+        what, way_out = "", ""
+        if self.form == "auto":
+            what, way_out = "auto chooses them", "another profile"
+        elif self.encoding:
+            what, way_out = f"weights are {self.encoding}", f"--set {self.name}.encoding, or the others, alone"
+        elif self.form in FLOATS:
+            what, way_out = f"weights are {self.form}", f"--set {self.name}.form=int"
+        named = ("encoding",) if self.form == "auto" else ()
+        idle = [name for name in (*named, *GRID_WORDS) if name in given]
+        if self.encoding and self.form != "auto" and "form" in given:
+            idle.append("form")
+        if what and idle:
+            raise UsageError(f"--set {self.name}.{idle[0]} has no effect: {what}", fix=f"use {way_out}")
 
     @property
     def base(self) -> Encoding:
         """The encoding asked for, before it is fitted to a weight."""
-        if self.form in ("float16", "float32"):
-            return Float(int(self.form[5:]))
-        if self.form == "palette":
-            return Palette(self.bits, self.group_channels)
-        grouped = self.granularity == "group"
-        return Affine(self.bits, self.symmetric, self.granularity, (self.group_size or 32) if grouped else None)
+        words = {field.name: getattr(self, field.name) for field in dataclasses.fields(Words)}
+        return Words(**words).meant()
 
-    def encoding(self, use: WeightUse) -> Encoding | None:
+    def encoding_of(self, use: WeightUse) -> Encoding | None:
         """How one weight is stored; None for biases, norms and scalars, which stay as they are, and for what only
         compress/allocate knows."""
         if use.op not in ENCODED_OPS or (use.given and use.name not in dict(self.kept)):
@@ -255,7 +252,7 @@ class QuantizeWeights(Pass):
         free = {
             name: encoding
             for name, encoding in wanted.items()
-            if name not in decided and isinstance(encoding, (Affine, Palette))
+            if name not in decided and not isinstance(encoding, Float)
         }
         if self.floor_db <= 0 or not free or program.record.decoder is not None:
             return Sensitive()
@@ -329,7 +326,7 @@ class QuantizeWeights(Pass):
         record, raised, kept = program.record, dict(self.raised), dict(self.kept)
         wanted: dict[str, Encoding] = {}
         for use in record.inventory.weights:
-            encoding = self.encoding(use)
+            encoding = self.encoding_of(use)
             if self.form == "auto" and use.name not in raised and use.name not in kept:
                 encoding = record.assignment.get(use.name)
             if encoding is None or use.name in record.aliases or use.name in self.given:
@@ -343,7 +340,9 @@ class QuantizeWeights(Pass):
 def _guard(request: Request, encoding: Encoding) -> dict[str, Any]:
     """What the outputs should keep of a network's weights in few bits, and what sensitive ones may get instead."""
     # Who says how weights are stored means it; trained ones sit where their grid has them.
-    said = {"form", "bits", "granularity", "group_size"}.intersection(request.options.get("compress/quantize", {}))
+    said = {"encoding", "form", "bits", "granularity", "group_size"}.intersection(
+        request.options.get("compress/quantize", {})
+    )
     trained = "compress/finetune" in request.options
     if isinstance(encoding, Float) or request.decoder is not None or trained or said or request.weights:
         return {}

@@ -18,7 +18,7 @@ from edgeship.runtimes import apple
 
 def container_bits(encoding: Encoding) -> int:
     """Bits of one weight in the file: there are no 3-bit integers, and 4 bits hold them exactly."""
-    inner = encoding.inner if isinstance(encoding, Sparse) else encoding
+    inner = encoding.dense
     return 4 if isinstance(inner, Affine) and inner.bits == 3 else encoding.bits
 
 
