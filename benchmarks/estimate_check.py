@@ -18,9 +18,9 @@ from typing import Any
 import torch
 import transformers as hf
 
+from edgeship.core.choice import Choice
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import TensorSpec
-from edgeship.core.profile import Choice
 from edgeship.core.registry import targets
 from edgeship.devices.estimate import BAND, estimate
 from edgeship.program.export import make_program

@@ -11,8 +11,8 @@ from typing import Any, TypedDict, TypeVar, Unpack, get_args
 from edgeship.api.given_models import GivenModel, is_in_memory, take_model
 from edgeship.core.decoder import CacheType
 from edgeship.core.encodings import encoding_named
+from edgeship.core.forms import ActivationMode
 from edgeship.core.records import suggest
-from edgeship.core.runtimes import ActivationMode
 from edgeship.core.settings import Options, Settings, collect
 from edgeship.core.units import parse_bytes, parse_fraction
 from edgeship.data.memory import GivenData, take_data

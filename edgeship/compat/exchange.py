@@ -1,7 +1,8 @@
-"""Change something of another library for the length of a block, where it offers no option for it."""
+"""Change something of another library, or of the process, for the length of a block."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,3 +36,27 @@ def exchanged(owner: object, name: str, value: object) -> Iterator[None]:
 
 
 _MISSING = object()
+
+
+# Logger -> its own level, and the levels of the blocks that are open, the newest last.
+_levels: dict[str, tuple[int, list[int]]] = {}
+
+
+@contextmanager
+def log_level(name: str, level: int) -> Iterator[None]:
+    """A logger drops what is below a level inside. When the last of several blocks ends it has its own level again,
+    in whichever order they end."""
+    logger = logging.getLogger(name)
+    with _LOCK:
+        _, open_levels = _levels.setdefault(name, (logger.level, []))
+        open_levels.append(level)
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            own, open_levels = _levels[name]
+            open_levels.remove(level)
+            logger.setLevel(open_levels[-1] if open_levels else own)
+            if not open_levels:
+                del _levels[name]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import importlib
+import logging
 import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -24,6 +25,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
+
+from edgeship.compat.exchange import log_level
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram, ExportGraphSignature, ModuleCallEntry
@@ -50,6 +53,7 @@ __all__ = [
     "onednn_linear",
     "operator_names",
     "pair_operators",
+    "quiet_shape_errors",
     "replaced",
     "schema_of",
     "seeded",
@@ -201,6 +205,11 @@ def dtype_of_code(code: int) -> torch.dtype:
 
 
 # Global state, changed for the length of a block
+
+
+def quiet_shape_errors() -> AbstractContextManager[None]:
+    """Inside, torch logs no traceback for each shape that does not fit: it raises an error as well."""
+    return log_level("torch._subclasses.fake_tensor", logging.CRITICAL)
 
 
 # Hooks are a table that torch walks while it makes modules: two blocks at once would change it meanwhile.

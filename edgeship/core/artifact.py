@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgeship.core.choice import Choice
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Artifact, Placement, Signature
 from edgeship.core.plan import Plan
-from edgeship.core.profile import Choice, Request
+from edgeship.core.profile import Request
 from edgeship.core.report import Report
 from edgeship.errors import ChangedError
 

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+from edgeship.core.choice import Choice
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Artifact
-from edgeship.core.profile import Choice
 from edgeship.core.report import Measurement
 from edgeship.errors import UsageError
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from edgeship.core.choice import Choice
 from edgeship.core.encodings import encoding_named, fitted
+from edgeship.core.forms import ActivationMode
 from edgeship.core.inventory import Inventory, WeightUse
-from edgeship.core.profile import Choice
-from edgeship.core.runtimes import ActivationMode, Runtime
+from edgeship.core.runtimes import Runtime
 from edgeship.core.weights import Encoding, Float
 
 

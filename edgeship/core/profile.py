@@ -6,42 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from edgeship.core.choice import Choice as Choice
 from edgeship.core.decoder import CacheType, Decoder
+from edgeship.core.forms import ActivationMode
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Source
-from edgeship.core.runtimes import ActivationMode, Engine
+from edgeship.core.runtimes import Engine
 from edgeship.core.target import Target
 from edgeship.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How to store weights and compute activations for one runtime.
-
-    Args:
-        weights: short name of an encoding (`edgeship.core.encodings`), or ``auto``: chosen layer by layer from
-            ``candidates`` within the bytes there are.
-        activations: ``float``, ``int8``, ``int16`` (static), or ``dynamic`` (int8, decided while running).
-        embeddings: short name for tables of which rows are looked up; as ``weights`` when empty.
-        candidates: short names that ``auto`` may choose; those that the runtime cannot hold for an operator are left
-            out there.
-        quickest: ``activations`` give way to what is quicker for the model at hand (`edgeship.core.speed`).
-    """
-
-    weights: str = "float16"
-    activations: ActivationMode = "float"
-    embeddings: str = ""
-    candidates: tuple[str, ...] = ()
-    quickest: bool = False
-
-    def __post_init__(self) -> None:
-        from edgeship.core.encodings import encoding_named
-
-        named = [*self.candidates, *filter(None, [self.embeddings])]
-        for text in named if self.weights == "auto" else [self.weights, *named]:
-            encoding_named(text)
-        if (self.weights == "auto") != bool(self.candidates):
-            raise UsageError("auto chooses from candidates, and only auto does", fix="give both or neither")
 
 
 @dataclass(frozen=True)
@@ -153,7 +125,7 @@ class Request:
         """What layers compute in where the user said how weights are stored and no more: the profile's, or the first
         of the engine's own with which it holds such weights; the profile's where there is none, to be refused."""
         from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted
-        from edgeship.core.registry import runtimes
+        from edgeship.core.runtime_registry import runtimes
 
         runtime = runtimes().get(self.runtime)
         if runtime is None or self.inventory is None:
@@ -174,7 +146,7 @@ class Request:
         quickest gets what measured times of layers say of the model.
         A source that is quantized already is computed as its maker decided, where the runtime can.
         """
-        from edgeship.core.registry import runtimes
+        from edgeship.core.runtime_registry import runtimes
         from edgeship.core.speed import quickest
 
         runtime = runtimes().get(self.runtime)

@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from edgeship.core.passes import Pass
 from edgeship.core.plugins import Broken, loaded, refuse, refused
 from edgeship.core.profile import Profile
 from edgeship.core.records import read_toml, suggest
-from edgeship.core.runtimes import Runtime
+from edgeship.core.runtime_registry import instances, runtimes
 from edgeship.core.target import Target
 from edgeship.errors import UsageError
 
@@ -65,12 +65,6 @@ def passes() -> dict[str, type[Pass]]:
 
 
 @cache
-def runtimes() -> dict[str, Runtime]:
-    """Every runtime by name."""
-    return _instances("runtimes", Runtime, _unfit_runtime)  # type: ignore[type-abstract]
-
-
-@cache
 def artifacts() -> dict[str, type[Artifact]]:
     """What a bundle can hold, by kind: the artifact of every runtime."""
     return {runtime.artifact.kind: runtime.artifact for runtime in runtimes().values()}
@@ -88,7 +82,7 @@ def kinds() -> dict[str, type[Model]]:
 @cache
 def devices() -> dict[str, Device]:
     """Every device by name."""
-    return _instances("devices", Device)  # type: ignore[type-abstract]
+    return instances("devices", Device)  # type: ignore[type-abstract]
 
 
 @cache
@@ -108,38 +102,6 @@ def find(kind: str, known: dict[str, T], name: str) -> T:
     if name not in known:
         raise UsageError(f'no {kind} "{name}"', fix=suggest(name, known))
     return known[name]
-
-
-def _instances(
-    group: str, cls: type[T], unfit: Callable[[T, Mapping[str, T]], str] = lambda value, found: ""
-) -> dict[str, T]:
-    """One instance a module of ``edgeship/<group>/`` (a folder keeps it in ``runtime.py``), then those of plug-ins.
-
-    Args:
-        unfit: why an instance cannot be used beside those that were found; empty when it can.
-    """
-    found: dict[str, T] = {}
-    package = importlib.import_module(f"edgeship.{group}")
-    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda item: item.name):
-        place = f"{package.__name__}.{info.name}" + (".runtime" if info.ispkg else "")
-        if importlib.util.find_spec(place) is not None:
-            for value in vars(importlib.import_module(place)).values():
-                if isinstance(value, cls):
-                    found[_name(value)] = value
-    for name, value in loaded(f"edgeship.{group}"):
-        reason = "" if isinstance(value, cls) and _name(value) else f"is not a {cls.__name__} with a name"
-        if not reason and _name(value) in found:
-            reason = f"{_name(value)} exists already"
-        reason = reason or unfit(value, found)
-        if reason:
-            refuse(f"edgeship.{group}", name, reason)
-        else:
-            found[_name(value)] = value
-    return found
-
-
-def _name(value: object) -> str:
-    return str(getattr(value, "name", ""))
 
 
 def _records(group: str, cls: type[T]) -> dict[str, T]:
@@ -183,24 +145,6 @@ def _unfit_kind(cls: type[Pass], others: Iterable[type[Pass]]) -> str:
     known = [other.edges()[1] for other in others]
     twice = any(getattr(other, "kind", "") == made.kind and other is not made for other in known)
     return f"it makes another {made.kind} than there is" if twice else ""
-
-
-def _unfit_runtime(runtime: Runtime, found: Mapping[str, Runtime]) -> str:
-    """Why a runtime cannot be used beside others; empty when it can."""
-    missing = [item for item in ("title", "artifact", "format", "engine") if not hasattr(runtime, item)]
-    if missing:
-        return f"has no {missing[0]}"
-    kind = runtime.artifact
-    if not (isinstance(kind, type) and issubclass(kind, Artifact)):
-        return "its artifact is no class of Artifact"
-    if "kind" not in vars(kind) or kind.runtime != runtime.name:
-        return f"{kind.__name__} needs a kind of its own, and runtime {runtime.name!r}"
-    for other in found.values():
-        if other.artifact.kind == kind.kind:
-            return f"{other.name} opens a {kind.kind} already"
-        if other.format.name == runtime.format.name and other.format != runtime.format:
-            return f"{other.name} has another format {runtime.format.name}"
-    return ""
 
 
 def _toml_folder(group: str) -> Path:

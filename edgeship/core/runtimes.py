@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from edgeship.core.choice import Choice
     from edgeship.core.inventory import WeightOp, WeightUse
-    from edgeship.core.profile import Choice
     from edgeship.core.target import Target
     from edgeship.core.weights import ActivationEncoding, EncodedTensor, Encoding
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeship.core.forms import ActivationMode
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
-from edgeship.core.runtimes import ActivationMode
 
 TIMES = Path(__file__).with_name("layer_times.json")
 # A coarser arithmetic must be this much quicker to be chosen: times of layers tell no finer.

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from edgeship.core.choice import Choice
 from edgeship.core.device import Device, Shipped
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
 from edgeship.core.memory import planned
-from edgeship.core.profile import Choice
 from edgeship.core.registry import find, runtimes, targets
 from edgeship.core.report import Measurement
 from edgeship.core.runtimes import Runtime

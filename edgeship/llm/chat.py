@@ -53,13 +53,9 @@ class ChatTemplate:
         Raises:
             jinja2.TemplateError, TypeError: what a template does not take.
         """
-        from transformers.utils.chat_template_utils import render_jinja_template
+        from edgeship.compat.transformers import rendered
 
-        given = {**self.variables, **more}
-        found, _ = render_jinja_template(
-            [list(messages)], chat_template=self.source, add_generation_prompt=answering, **given
-        )
-        return str(found[0])
+        return rendered(self.source, messages, answering=answering, **{**self.variables, **more})
 
     def behind_answer(self) -> str:
         """What the template writes behind an answer; empty when it takes no plain conversation."""

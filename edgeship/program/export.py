@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from edgeship.core.model import NUMPY_DTYPES, Dtype, Signature, TensorSpec
 from edgeship.core.names import clean_names, quoted
 from edgeship.errors import EdgeshipError, LimitError, SourceError, UsageError, WeightsError, meaning_of
+from edgeship.program.expected import Expected
 from edgeship.program.inventory import take_inventory
-from edgeship.program.looks import Expected
 from edgeship.program.normalize import export_normalised
 from edgeship.program.program import REMARK, ProgramRecord, TorchProgram
 from edgeship.program.ranges import with_ranges

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgeship.program.expected import Expected
+
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
@@ -23,14 +25,6 @@ if TYPE_CHECKING:
 # say; beyond DOUBTFUL it may be. Means are held against the spread in training.
 WRONG, DOUBTFUL = 8.0, 2.5
 SAMPLES = 16
-
-
-@dataclass(frozen=True)
-class Expected:
-    """Mean and spread of each channel of a layer's answers in training, ``[channels]`` each."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)

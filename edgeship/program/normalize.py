@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from edgeship.errors import SourceError
 from edgeship.program.collector import few_collections
+from edgeship.program.expected import Expected
 from edgeship.program.factors import fold_factors
 from edgeship.program.folding import fetch, fold_batch_norms, fold_constants, fold_pads, quiet_get_attr
-from edgeship.program.looks import Expected, first_norms
+from edgeship.program.looks import first_norms
 from edgeship.program.mutation import protect_inputs, refuse_state, root, written_roots
 from edgeship.program.plain import drop_idle_bounds, numbers_second
 from edgeship.program.plain_forms import (

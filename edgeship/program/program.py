@@ -18,7 +18,7 @@ from edgeship.core.model import Signature, TorchModel
 from edgeship.core.records import read_json, to_plain, write_json
 from edgeship.core.weights import ActivationEncoding, EncodedTensor, Encoding
 from edgeship.errors import ArtifactError, LoweringError, SourceError, WeightsError
-from edgeship.program.looks import Expected
+from edgeship.program.expected import Expected
 from edgeship.program.stored import ENCODED, EncodedStore, link, open_floats, save_encoded, save_floats
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.artifact import ADAPTER_SUFFIX, ADAPTERS
+from edgeship.core.forms import ActivationMode
 from edgeship.core.model import Artifact, GenaiModel
-from edgeship.core.runtimes import ActivationMode, Engine, Format, Runtime
+from edgeship.core.runtimes import Engine, Format, Runtime
 from edgeship.core.weights import EncodedTensor, Encoding, Float
 from edgeship.errors import ArtifactError, UsageError
 from edgeship.runtimes.genai_config import check_configuration

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import logging
 import threading
 import types
 
 import pytest
 
-from edgeship.compat.exchange import exchanged
+from edgeship.compat.exchange import exchanged, log_level
 
 
 def library() -> types.ModuleType:
@@ -62,3 +63,34 @@ def test_blocks_in_threads_do_not_overlap() -> None:
         thread.join()
     assert not wrong
     assert module.number == 1
+
+
+LOGGER = logging.getLogger("edgeship_test.logger")
+
+
+@pytest.mark.parametrize("own", [logging.NOTSET, logging.DEBUG])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_logger_has_its_own_level_again(own, fails) -> None:
+    LOGGER.setLevel(own)
+    try:
+        with log_level(LOGGER.name, logging.ERROR):
+            assert LOGGER.level == logging.ERROR
+            with log_level(LOGGER.name, logging.CRITICAL):
+                assert LOGGER.level == logging.CRITICAL
+            assert LOGGER.level == logging.ERROR
+            if fails:
+                raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+    assert LOGGER.level == own
+
+
+def test_levels_may_end_in_any_order() -> None:
+    LOGGER.setLevel(logging.INFO)
+    one, other = log_level(LOGGER.name, logging.ERROR), log_level(LOGGER.name, logging.CRITICAL)
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert LOGGER.level == logging.CRITICAL
+    other.__exit__(None, None, None)
+    assert LOGGER.level == logging.INFO

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import pytest
 
 from edgeship.core import plugins, registry
+from edgeship.core.choice import Choice
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
 from edgeship.core.memory import predict
 from edgeship.core.model import Artifact, Model, OnnxModel, Signature, TensorSpec, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.profile import Choice
 from edgeship.core.records import from_plain, to_plain
 from edgeship.core.runtimes import Engine, Format
 from edgeship.devices.estimate import estimate

@@ -6,10 +6,10 @@ from typing import get_args
 import pytest
 
 from edgeship.core.encodings import encoding_named, short_name
+from edgeship.core.forms import ActivationMode
 from edgeship.core.model import Artifact
 from edgeship.core.profile import Profile
 from edgeship.core.records import read_toml
-from edgeship.core.runtimes import ActivationMode
 
 FILES = sorted((Path(__file__).parents[2] / "profiles").glob("*.toml"))
 RUNTIMES = {cls.runtime for cls in Artifact.__subclasses__()}

@@ -6,12 +6,13 @@ from typing import get_args
 
 import pytest
 
+from edgeship.core.choice import Choice
 from edgeship.core.encodings import encoding_named, fitted
+from edgeship.core.forms import ActivationMode
 from edgeship.core.inventory import WeightOp, WeightUse
 from edgeship.core.model import Signature, TensorSpec
-from edgeship.core.profile import Choice
 from edgeship.core.registry import artifacts, kinds, passes, profiles, runtimes, targets
-from edgeship.core.runtimes import ActivationMode, Runtime
+from edgeship.core.runtimes import Runtime
 from edgeship.core.weights import Affine, Float
 from edgeship.errors import ArtifactError, EncodingError
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from edgeship.core.choice import Choice
 from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.model import Source
 from edgeship.core.planning import held_candidates, kept_weights, next_wider, planned_encoding, refuse_unholdable
-from edgeship.core.profile import Choice, Profile, Request
+from edgeship.core.profile import Profile, Request
 from edgeship.core.registry import targets
 from edgeship.core.weights import Affine, Float, Palette
 from edgeship.errors import EncodingError, UsageError

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from edgeship.core import speed
+from edgeship.core.choice import Choice
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
-from edgeship.core.profile import Choice, DataRef, Profile, Request
+from edgeship.core.profile import DataRef, Profile, Request
 from edgeship.core.registry import profiles, targets
 
 

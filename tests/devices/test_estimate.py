@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeship.core.choice import Choice
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
-from edgeship.core.profile import Choice
 from edgeship.core.records import read_toml
 from edgeship.core.registry import runtimes
 from edgeship.core.target import Fact, Target

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from edgeship.core.choice import Choice
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
 from edgeship.core.model import Signature, Source
-from edgeship.core.profile import Choice, Profile, Request
+from edgeship.core.profile import Profile, Request
 from edgeship.core.registry import targets
 from edgeship.core.report import ArtifactRow
 from edgeship.core.weights import Affine

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from edgeship.core.choice import Choice
 from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.model import Signature, Source
 from edgeship.core.passes import Skip
-from edgeship.core.profile import Choice, DataRef, Request
+from edgeship.core.profile import DataRef, Request
 from edgeship.core.registry import passes, profiles, targets
 from edgeship.engine import planner
 from edgeship.engine.planner import plan_build, plan_load

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from onnx import ModelProto, TensorProto
 
+from edgeship.compat.torch import quiet_shape_errors
 from edgeship.core.names import quoted
 from edgeship.core.weights import AffineTensor
 from edgeship.errors import EdgeshipError, SourceError
@@ -87,7 +86,7 @@ def import_onnx(
     """
     model = load_model(Path(path))
     recorder = Recorder()
-    with torch.no_grad(), _quiet_torch(), guarded_sizes(Path(path).name):
+    with torch.no_grad(), quiet_shape_errors(), guarded_sizes(Path(path).name):
         try:
             feeds = graph_inputs(model.graph, sizes or {}, values or {})
             results = _run(model, Path(path), feeds, recorder)
@@ -142,15 +141,3 @@ def _remarks(model: ModelProto, feeds: Sequence[GraphInput]) -> Iterator[str]:
         names = [quoted(name) for name, found in kinds.items() if found == kind]
         if names:
             yield f"{', '.join(names)}: {type_name(kind)} in the file, float32 in the artifacts"
-
-
-@contextlib.contextmanager
-def _quiet_torch() -> Iterator[None]:
-    """Torch logs a traceback for each shape that does not fit; ours is the error that users see."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)

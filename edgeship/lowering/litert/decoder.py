@@ -41,8 +41,8 @@ from edgeship.program.stored import WeightStore
 if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as schema
 
+    from edgeship.core.forms import ActivationMode
     from edgeship.core.model import Placement
-    from edgeship.core.runtimes import ActivationMode
     from edgeship.program.program import TorchProgram
 
 CHUNK = 64

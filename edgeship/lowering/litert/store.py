@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from edgeship.core.forms import ActivationMode
 from edgeship.core.model import Placement
-from edgeship.core.runtimes import ActivationMode
 from edgeship.core.weights import Affine, AffineTensor, EncodedTensor, Float, FloatTensor
 from edgeship.errors import EncodingError, LoweringError
 from edgeship.lowering.litert.flatbuffer import AsideFile, builtin_code

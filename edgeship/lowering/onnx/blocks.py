@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx_ir as ir
 
-    from edgeship.core.runtimes import ActivationMode
+    from edgeship.core.forms import ActivationMode
     from edgeship.core.weights import EncodedTensor
 
     Array = npt.NDArray[Any]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from edgeship.compat.exchange import log_level
 from edgeship.errors import LoweringError, UnsupportedOpError
 from edgeship.lowering.onnx.optimizer import optimize
 from edgeship.program.activations import insert_pairs
@@ -196,15 +197,9 @@ def _where(program: ExportedProgram, op: str) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """The exporter warns of packages we do not use (torchvision) at each call."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with log_level("torch.onnx", logging.ERROR), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _place(node: Node) -> str:

@@ -14,7 +14,7 @@ from edgeship.lowering.onnx.edit import weight_scale
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgeship.core.runtimes import ActivationMode
+    from edgeship.core.forms import ActivationMode
 
 ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 LEVELS = {"float": "1", "dynamic": "4"}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx_ir as ir
 
-    from edgeship.core.runtimes import ActivationMode
+    from edgeship.core.forms import ActivationMode
     from edgeship.program.program import TorchProgram
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")

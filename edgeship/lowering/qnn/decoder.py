@@ -176,7 +176,7 @@ def write_step(step: Step, graph: Path, htp_arch: int) -> tuple[Placement, ...]:
     from edgeship.lowering.onnx.export import export_graph
     from edgeship.lowering.onnx.save import save_model
     from edgeship.lowering.onnx.weights import place_weights
-    from edgeship.lowering.qnn.graph import rewrite_graph
+    from edgeship.lowering.qnn.whole import rewrite_graph
 
     model, weights = export_graph(step.program)
     # What only the head reads is not in prefill: the last layer's experts, or its network beside the attention.

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from edgeship.core.forms import ActivationMode
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
 from edgeship.core.report import Measurement, Verdict
-from edgeship.core.runtimes import ActivationMode
 from edgeship.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from edgeship.core.choice import Choice
 from edgeship.core.decoder import CACHE_BITS, CacheType, Decoder, context_of
+from edgeship.core.forms import ActivationMode
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.profile import Choice, Request
+from edgeship.core.profile import Request
 from edgeship.core.report import Measurement, Verdict
-from edgeship.core.runtimes import ActivationMode
 from edgeship.core.units import human_bytes
 from edgeship.errors import UsageError
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from edgeship.core.forms import ActivationMode
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.report import Measurement, Verdict
-from edgeship.core.runtimes import ActivationMode, Runtime
+from edgeship.core.runtimes import Runtime
 from edgeship.data.probes import ORDINARY
 from edgeship.errors import UsageError
 from edgeship.program.compare import MAX_SNR_DB

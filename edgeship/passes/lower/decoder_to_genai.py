@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from edgeship.core.decoder import CacheType, context_of, language_facts
+from edgeship.core.forms import ActivationMode
 from edgeship.core.model import GenaiModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.planning import other_runtime
 from edgeship.core.profile import AdapterRef, DataRef, Request
-from edgeship.core.runtimes import ActivationMode
 from edgeship.errors import LoweringError, UsageError
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from edgeship.core.decoder import context_of, language_facts
+from edgeship.core.forms import ActivationMode
 from edgeship.core.model import LiteRTLMModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.planning import other_runtime
 from edgeship.core.profile import Request
-from edgeship.core.runtimes import ActivationMode
 from edgeship.errors import LoweringError
 
 

@@ -49,8 +49,8 @@ class OnnxToQnn(Pass):
             LoweringError: the compiler failed, crashed or took too long.
         """
         from edgeship.lowering.qnn.compiler import Compiler
-        from edgeship.lowering.qnn.graph import rewrite_graph
         from edgeship.lowering.qnn.provider import Hexagon
+        from edgeship.lowering.qnn.whole import rewrite_graph
 
         sources = [model.path.parent / name for name in model.files]
         if sum(path.stat().st_size for path in sources) > MAX_GRAPH_BYTES:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from edgeship.core.forms import ActivationMode
 from edgeship.core.model import OnnxModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.planning import other_runtime
 from edgeship.core.profile import Request
-from edgeship.core.runtimes import ActivationMode
 from edgeship.errors import LoweringError
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgeship.core.forms import ActivationMode
 from edgeship.core.model import Artifact, CoreAIModel, Signature
-from edgeship.core.runtimes import ActivationMode, Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
+from edgeship.core.runtimes import Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
 from edgeship.errors import ArtifactError, DataError
 from edgeship.runtimes.coreai.asset import ON_MAC, LoadedAsset
 from edgeship.runtimes.coreai.forms import FORMS

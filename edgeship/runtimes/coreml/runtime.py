@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgeship.core.forms import ActivationMode
 from edgeship.core.model import Artifact, CoreMLModel, Signature
-from edgeship.core.runtimes import ActivationMode, Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
+from edgeship.core.runtimes import Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
 from edgeship.errors import ArtifactError, DataError, EdgeshipError
 from edgeship.runtimes.coreml.forms import FORMS, lacking
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from edgeship.core.forms import ActivationMode
 from edgeship.core.model import Artifact, LiteRTLMModel
-from edgeship.core.runtimes import ActivationMode, Engine, Format, Runtime
+from edgeship.core.runtimes import Engine, Format, Runtime
 from edgeship.core.weights import EncodedTensor, Encoding, Float
 from edgeship.runtimes.litert.runtime import RUNTIME as FAMILY
 

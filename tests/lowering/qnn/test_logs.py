@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeship.lowering.qnn.graph import rewrite_graph
+from edgeship.lowering.qnn.whole import rewrite_graph
 
 X = np.array([[0, 1e-12, 1e-6, 1e-3, 1, 5000]], np.float32)
 SQUARES = {"": [], "Mul": ["x", "x"], "Pow": ["x", "two"]}

@@ -14,7 +14,7 @@ from torch import nn
 
 from edgeship.core.model import TensorSpec, TorchModel
 from edgeship.core.passes import Context
-from edgeship.lowering.qnn.graph import rewrite_graph
+from edgeship.lowering.qnn.whole import rewrite_graph
 from edgeship.passes.lower.onnx_to_qnn import OnnxToQnn
 from edgeship.passes.lower.torch_to_onnx import TorchToOnnx
 from edgeship.program.export import make_program

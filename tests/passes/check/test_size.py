@@ -2,12 +2,12 @@
 
 import pytest
 
+from edgeship.core.choice import Choice
 from edgeship.core.decoder import AttentionLayer, Decoder
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
 from edgeship.core.memory import predict
 from edgeship.core.model import OnnxModel, Signature, TorchModel
 from edgeship.core.passes import Context
-from edgeship.core.profile import Choice
 from edgeship.core.records import write_json
 from edgeship.core.registry import runtimes
 from edgeship.core.weights import ActivationEncoding, Affine, Float

@@ -10,10 +10,11 @@ from torch import nn
 
 from edgeship.compression.calibrate import HEADROOM
 from edgeship.compression.encode import Encoder
+from edgeship.core.choice import Choice
 from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.model import Source, TensorSpec, TorchModel
 from edgeship.core.passes import Context, Skip
-from edgeship.core.profile import Choice, DataRef, Profile, Request
+from edgeship.core.profile import DataRef, Profile, Request
 from edgeship.core.registry import profiles, targets
 from edgeship.core.weights import Affine
 from edgeship.data.batches import describe_data

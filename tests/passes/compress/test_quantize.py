@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from edgeship.compression.encode import Encoder
+from edgeship.core.choice import Choice
 from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.passes import Context, Skip
 from edgeship.core.planning import CALIBRATION_TOKENS
-from edgeship.core.profile import Choice, Profile
+from edgeship.core.profile import Profile
 from edgeship.core.weights import Affine, Float, Palette, Sparse
 from edgeship.data.batches import describe_data
 from edgeship.engine.planner import apply_options

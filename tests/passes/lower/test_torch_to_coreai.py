@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from edgeship.core.choice import Choice
 from edgeship.core.model import Signature, Source, TensorSpec
 from edgeship.core.passes import Skip
-from edgeship.core.profile import Choice, Profile, Request
+from edgeship.core.profile import Profile, Request
 from edgeship.core.registry import targets
 from edgeship.core.weights import ActivationEncoding
 from edgeship.errors import EncodingError

@@ -8,9 +8,10 @@ import torch
 
 from edgeship.compression.affine import quantize_nearest
 from edgeship.compression.calibrate import decide_activations
+from edgeship.core.choice import Choice
 from edgeship.core.model import Signature, Source, TensorSpec
 from edgeship.core.passes import Skip
-from edgeship.core.profile import Choice, Profile, Request
+from edgeship.core.profile import Profile, Request
 from edgeship.core.registry import targets
 from edgeship.core.weights import ActivationEncoding, Affine, Float
 from edgeship.errors import EncodingError, UsageError

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from edgeship.compression.affine import quantize_nearest, to_float16
+from edgeship.core.choice import Choice
 from edgeship.core.model import Source, TensorSpec
 from edgeship.core.passes import Skip
-from edgeship.core.profile import Choice, DataRef, Profile, Request
+from edgeship.core.profile import DataRef, Profile, Request
 from edgeship.core.target import Fact, Target
 from edgeship.core.weights import Affine, Float, same_numbers
 from edgeship.errors import EncodingError, LoweringError, UnsupportedOpError
