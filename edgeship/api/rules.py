@@ -152,7 +152,9 @@ RULES: tuple[Rule, ...] = (
 
 def _options_say_weights(order: BuildOrder) -> bool:
     said = order.options.get("compress/quantize", {})
-    return bool({"form", "bits", "granularity", "group_size", "group_channels", "symmetric"}.intersection(said))
+    return bool(
+        {"form", "encoding", "bits", "granularity", "group_size", "group_channels", "symmetric"}.intersection(said)
+    )
 
 
 def check_rules(found: Situation) -> None:
