@@ -262,6 +262,7 @@ def _artifact(bundle_path: Path, runtime: str | None) -> Artifact:
 def _tokenizer(folder: Path) -> Any:
     import transformers
 
+    before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -269,3 +270,5 @@ def _tokenizer(folder: Path) -> Any:
         raise SourceError(
             f"{folder} holds no tokenizer: {' '.join(str(error).split())[:200]}", fix="build the bundle again"
         ) from error
+    finally:
+        transformers.logging.set_verbosity(before)

@@ -6,9 +6,11 @@ and says which torch operators it has.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from coremltools.converters.mil.backend.mil import helper
 from coremltools.converters.mil.backend.mil.load import CoreMLProtoExporter, MILProtoExporter
 from coremltools.converters.mil.frontend.torch.ops import _get_inputs
@@ -26,10 +28,10 @@ __all__ = [
     "add_pass",
     "backend_pipeline",
     "debug_handles",
+    "exact_conversion",
     "file_value",
     "inputs_of",
     "knows_operator",
-    "merging_only_equal_constants",
     "model_proto",
     "run_passes",
 ]
@@ -52,10 +54,19 @@ def debug_handles(operation: Any) -> list[Any]:
     return list(operation.scopes.get(ScopeSource.EXIR_DEBUG_HANDLE) or [])
 
 
-def merging_only_equal_constants() -> AbstractContextManager[None]:
-    """Inside, constants become one where they are equal; else coremltools takes 1e-12 for 0."""
+@contextmanager
+def exact_conversion() -> Iterator[None]:
+    """Inside, constants become one where they are equal; else coremltools takes 1e-12 for 0.
+
+    Its passes draw numbers of numpy's for the patterns that they look for; afterwards numpy goes on as if they had not.
+    """
     nothing = dict.fromkeys(const_deduplication.DTYPE2ATOL, 0.0)
-    return exchanged(const_deduplication, "DTYPE2ATOL", nothing)
+    state = np.random.get_state()
+    try:
+        with exchanged(const_deduplication, "DTYPE2ATOL", nothing):
+            yield
+    finally:
+        np.random.set_state(state)
 
 
 def add_pass(name: str, kind: type) -> str:

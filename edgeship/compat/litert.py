@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "converting",
     "metadata_proto",
     "mlir",
     "product_of_rows",
@@ -28,7 +29,6 @@ __all__ = [
     "section_schema",
     "stablehlo",
     "tfl_operators",
-    "touching_lowered",
     "write_slice",
 ]
 
@@ -42,12 +42,15 @@ def tfl_operators() -> Any:
 
 
 @contextmanager
-def touching_lowered(touch: Callable[[Any], object]) -> Iterator[None]:
+def converting(touch: Callable[[Any], object]) -> Iterator[None]:
     """Programs that the converter lowers inside, in this thread, are given to a function before it goes on with them.
+
+    The converter leaves torch's loggers alone: by itself it sets their levels and takes their handlers away, for good.
 
     Args:
         touch: gets the MLIR module, and may change it.
     """
+    from litert_torch import fx_infra
     from litert_torch.backend import export
 
     plain, here = export.exported_program_to_mlir, threading.get_ident()
@@ -58,7 +61,8 @@ def touching_lowered(touch: Callable[[Any], object]) -> Iterator[None]:
             touch(lowered.module)
         return lowered
 
-    with exchanged(export, "exported_program_to_mlir", touched):
+    quiet = exchanged(fx_infra, "silence_torch_logs", lambda: None)
+    with exchanged(export, "exported_program_to_mlir", touched), quiet:
         yield
 
 

@@ -6,7 +6,8 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,28 @@ def _load_file(path: Path) -> Any:
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is not a Python file", fix="give path/to/file.py:function")
     module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(spec.name)
+    # It stays there, as any module that was imported: its classes and dataclasses look it up.
     sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
+        with _importable(str(path.parent)):
+            spec.loader.exec_module(module)
+    except BaseException:
+        if before is None:
+            sys.modules.pop(spec.name, None)
+        else:
+            sys.modules[spec.name] = before
+        raise
     return module
+
+
+@contextmanager
+def _importable(folder: str) -> Iterator[None]:
+    """Modules of a folder can be imported inside."""
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        # The module may have taken it out itself.
+        with suppress(ValueError):
+            sys.path.remove(folder)

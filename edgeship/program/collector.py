@@ -14,6 +14,10 @@ def few_collections() -> Iterator[None]:
     torch and transformers hold millions of objects, and tracing makes so many that the oldest of them are walked every
     few seconds: about 8 % of the time of an export.
     """
+    if gc.get_freeze_count():
+        # Somebody froze what there was, an outer block perhaps: to thaw ours would thaw theirs.
+        yield
+        return
     gc.freeze()
     try:
         yield

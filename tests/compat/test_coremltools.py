@@ -51,10 +51,10 @@ def test_constants_become_one_where_they_are_near_and_inside_where_they_are_equa
     before = const_deduplication.DTYPE2ATOL
     assert set(before) == {types.fp16, types.fp32}
     assert merged(program(0.0, 1e-13)) == 1, "coremltools compares exactly now: the compat function may go"
-    with compat.merging_only_equal_constants():
+    with compat.exact_conversion():
         assert merged(program(0.0, 1e-13)) == 2
         assert merged(program(2.0, 2.0)) == 1
-    with pytest.raises(ZeroDivisionError), compat.merging_only_equal_constants():
+    with pytest.raises(ZeroDivisionError), compat.exact_conversion():
         raise ZeroDivisionError
     assert const_deduplication.DTYPE2ATOL is before
 

@@ -3,6 +3,7 @@ what."""
 
 from __future__ import annotations
 
+import logging
 import threading
 
 import pytest
@@ -55,9 +56,10 @@ def names(module) -> list[str]:
 
 
 def test_what_is_lowered_may_be_changed_and_the_converter_is_left_as_it_was() -> None:
+    from litert_torch import fx_infra
     from litert_torch.backend import export
 
-    plain, seen = export.exported_program_to_mlir, []
+    plain, silence, seen = export.exported_program_to_mlir, fx_infra.silence_torch_logs, []
     ir, stablehlo = compat.mlir(), compat.stablehlo()
 
     def touch(module) -> None:
@@ -70,15 +72,23 @@ def test_what_is_lowered_may_be_changed_and_the_converter_is_left_as_it_was() ->
     def convert() -> bytes:
         return litert_torch.Converter().signature("serve", Step().eval(), example()).convert().model_content()
 
-    with compat.touching_lowered(touch):
+    log = logging.getLogger("torch._dynamo")
+    before, handler = (log.level, log.propagate), logging.NullHandler()
+    log.addHandler(handler)
+    with compat.converting(touch):
         assert convert()[4:8] == b"TFL3"
         thread = threading.Thread(target=lambda: export.exported_program_to_mlir is plain or seen.append("patched"))
         thread.start()
         thread.join()
     assert {"stablehlo.dynamic_update_slice", "stablehlo.dot_general"} & set(seen)
     assert export.exported_program_to_mlir is plain
-    with pytest.raises(ZeroDivisionError), compat.touching_lowered(touch):
+    assert (log.level, log.propagate) == before
+    assert handler in log.handlers
+    log.removeHandler(handler)
+    with pytest.raises(ZeroDivisionError), compat.converting(touch):
         raise ZeroDivisionError
+    assert callable(fx_infra.silence_torch_logs)
+    assert fx_infra.silence_torch_logs is silence
     assert export.exported_program_to_mlir is plain
 
 
@@ -91,7 +101,7 @@ def test_what_other_threads_lower_is_not_touched() -> None:
     touched = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "exported_program_to_mlir", Lowered)
-        with compat.touching_lowered(touched.append):
+        with compat.converting(touched.append):
             export.exported_program_to_mlir()
             thread = threading.Thread(target=export.exported_program_to_mlir)
             thread.start()

@@ -65,3 +65,12 @@ def test_a_message_cut_short_is_the_end(tmp_path):
     write_arrays(pipe, {"a": np.arange(100)})
     for length in (0, 3, 8, 50):
         assert read_arrays(io.BytesIO(pipe.getvalue()[:length])) is None
+
+
+def test_a_file_that_fails_leaves_nothing_behind(tmp_path):
+    (tmp_path / "fails_here.py").write_text("import sys\nsys.path.pop(0)\n1 / 0")
+    path, modules = list(sys.path), set(sys.modules)
+    with pytest.raises(UsageError, match="ZeroDivisionError"):
+        load_function(f"{tmp_path / 'fails_here.py'}:f")
+    assert sys.path == path
+    assert set(sys.modules) == modules

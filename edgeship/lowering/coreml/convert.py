@@ -9,7 +9,7 @@ import coremltools as ct
 import numpy as np
 import torch
 
-from edgeship.compat.coremltools import merging_only_equal_constants
+from edgeship.compat.coremltools import exact_conversion
 from edgeship.core.weights import AffineTensor
 from edgeship.errors import EdgeshipError, EncodingError, LoweringError, UnsupportedOpError
 from edgeship.lowering.coreml.rewrites import in_coreml_operators
@@ -90,7 +90,7 @@ def convert(program: TorchProgram, target: str, compute: Compute) -> tuple[Any, 
     pipeline.set_options(PASS, {"order": what})
     pipeline.remove_passes(RENUMBERING | RECOMPUTING | (MERGING if grids else set()))
     try:
-        with merging_only_equal_constants():
+        with exact_conversion():
             converted = ct.convert(
                 exported,
                 convert_to="mlprogram",

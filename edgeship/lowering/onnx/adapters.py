@@ -24,9 +24,16 @@ _active: list[Mapping[str, tuple[torch.Tensor, torch.Tensor]]] = []
 
 
 class AdaptedLinear(torch.nn.Linear):
-    """A linear layer with a place for an adapter; it is made of one that a model has already."""
+    """A linear layer with a place for an adapter.
 
-    layer: str
+    Args:
+        plain: a layer that a model has already; its weights are shared. layer: its name.
+    """
+
+    def __init__(self, plain: torch.nn.Linear, layer: str) -> None:
+        super().__init__(plain.in_features, plain.out_features, bias=plain.bias is not None, device="meta")
+        self.weight, self.bias, self.layer = plain.weight, plain.bias, layer
+        self.train(plain.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """What the layer answers, and what the adapter adds."""
@@ -60,8 +67,7 @@ def open_layers(model: torch.nn.Module, layers: Sequence[str]) -> None:
     """Give each of these layers a place for an adapter."""
     known = linear_layers(model)
     for layer in layers:
-        known[layer].__class__ = AdaptedLinear
-        known[layer].layer = layer  # type: ignore[assignment]
+        model.set_submodule(layer, AdaptedLinear(known[layer], layer))
 
 
 def matrix_names(layers: Sequence[str]) -> list[str]:
