@@ -8,6 +8,7 @@ from typing import Literal, cast, get_args
 
 from edgeship.core.encodings import ENCODED_OPS, encoding_named, fitted, short_name
 from edgeship.core.encodings.words import Words
+from edgeship.core.forms import Forms
 from edgeship.core.inventory import Inventory, WeightOp, WeightUse
 from edgeship.core.model import Artifact
 from edgeship.core.profile import Request
@@ -92,6 +93,13 @@ def next_wider(candidates: Candidates, use: WeightUse, encoding: Encoding) -> En
         if larger.bits > encoding.bits:
             return larger
     return None
+
+
+def forms_of(kind: type[Artifact]) -> Forms:
+    """Which encodings the runtime of an artifact stores, and how."""
+    from edgeship.core.registry import runtimes
+
+    return runtimes()[kind.runtime].forms
 
 
 def refuse_unholdable(request: Request, decide: Callable[[WeightUse], Encoding | None]) -> None:

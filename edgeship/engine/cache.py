@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeship.core.artifact import list_files, source_digest, total_bytes
+from edgeship.core.encodings import families
 from edgeship.core.model import KeptFiles, Model, Signature, Source
 from edgeship.core.owned import MARKER, Hold, claim, clear, hold, is_ours, make, remove
 from edgeship.core.passes import Pass
@@ -68,7 +69,7 @@ class Cache:
             "options": to_plain(task),
             "inputs": dict(inputs),
             "edgeship": f"{__version__} {code_digest()}",
-            "plugin": [_plugin_digest(type(item)) for item in (task, *engines)],
+            "plugin": [_plugin_digest(cls) for cls in (type(task), *map(type, engines), *_added_families())],
             "machine": [platform.node(), platform.processor(), os.cpu_count()] if task.local else [],
             "python": sys.version.split()[0],
             "tools": {tool: _version(tool) for tool in (*task.tools, *(name for e in engines for name in e.packages))},
@@ -365,6 +366,11 @@ def code_digest() -> str:
     for path in sorted(package.rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _added_families() -> list[type]:
+    """Families of encodings of other packages: any step may round, store or read a weight by what they say."""
+    return [family for family in families().values() if not family.__module__.startswith("edgeship.")]
 
 
 def _plugin_digest(cls: type) -> str:

@@ -7,12 +7,13 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from edgeship.core.decoder import Decoder
+from edgeship.core.forms import Forms
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Signature, TorchModel
 from edgeship.core.records import read_json, to_plain, write_json
@@ -89,6 +90,22 @@ class StoredGraph:
         return self._read
 
 
+class _InForms(Mapping[str, EncodedTensor]):
+    """Encoded weights, each translated when it is asked for."""
+
+    def __init__(self, encoded: Mapping[str, EncodedTensor], forms: Forms) -> None:
+        self._encoded, self._forms = encoded, forms
+
+    def __getitem__(self, name: str) -> EncodedTensor:
+        return self._forms.translated(self._encoded[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._encoded)
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+
 @dataclass
 class TorchProgram:
     """A torch program as compression and the converters see it.
@@ -122,6 +139,14 @@ class TorchProgram:
     def activations(self) -> dict[str, ActivationEncoding]:
         """Static activation encodings by graph node name; empty when activations stay float."""
         return self.record.activations
+
+    def in_forms(self, forms: Forms) -> TorchProgram:
+        """The program with its weights in the encodings that the files of a format say (`Forms.translated`)."""
+        encodings = {name: forms.in_the_file(encoding) for name, encoding in self.record.encodings.items()}
+        if encodings == self.record.encodings:
+            return self
+        record = replace(self.record, encodings=encodings)
+        return replace(self, encoded=_InForms(self.encoded, forms), record=record)
 
     def weight(self, name: str) -> torch.Tensor:
         """One weight as the reference computes with it: dequantized when encoded; integer buffers as they are."""

@@ -9,7 +9,12 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PAGES = {"adding-a-runtime": "zipgraph", "adding-a-device": "locker", "adding-a-pass": "clip"}
+PAGES = {
+    "adding-a-runtime": "zipgraph",
+    "adding-a-device": "locker",
+    "adding-a-pass": "clip",
+    "adding-an-encoding": "nf4",
+}
 # A file's name in backquotes, alone on its line but for a colon, and the block behind it.
 SHOWN = re.compile(r"^`(tests/plugins/\S+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```(python|toml)$", re.MULTILINE)

@@ -434,7 +434,8 @@ def stored_problem(runtime: Runtime, model: Artifact, program: TorchProgram) -> 
         if name not in stored:
             return f"weight {name} was decided but is not found in the artifact", 0
         container = runtime.container_bits(uses.get(name, "other"), tensor.encoding)
-        difference = same_numbers(tensor, stored[name], container_bits=container)
+        held = runtime.forms.translated(tensor)
+        difference = same_numbers(held, stored[name], container_bits=container)
         if difference:
             return f"weight {name} is not stored as decided: {difference}", 0
     return "", len(program.encoded)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Self
 from edgeship.core.decoder import context_of, language_facts
 from edgeship.core.model import CoreMLDecoder, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.planning import other_runtime
+from edgeship.core.planning import forms_of, other_runtime
 from edgeship.core.profile import Request
 from edgeship.errors import UsageError
 
@@ -64,7 +64,7 @@ class DecoderToCoreML(Pass):
         from edgeship.lowering.locate import check_floats
         from edgeship.program.program import TorchProgram
 
-        program = TorchProgram.open(model)
+        program = TorchProgram.open(model).in_forms(forms_of(CoreMLDecoder))
         decoder, origin = program.language()
         context = context_of(decoder, self.context)
         chunk = min(self.chunk, context)

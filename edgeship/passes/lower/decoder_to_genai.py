@@ -11,7 +11,7 @@ from edgeship.core.decoder import CacheType, context_of, language_facts
 from edgeship.core.forms import ActivationMode
 from edgeship.core.model import GenaiModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.planning import other_runtime
+from edgeship.core.planning import forms_of, other_runtime
 from edgeship.core.profile import AdapterRef, DataRef, Request
 from edgeship.errors import LoweringError, UsageError
 
@@ -90,7 +90,7 @@ class DecoderToGenai(Pass):
         from edgeship.lowering.onnx.weights import place_weights
         from edgeship.program.program import TorchProgram
 
-        program = TorchProgram.open(model)
+        program = TorchProgram.open(model).in_forms(forms_of(GenaiModel))
         decoder, origin = program.language()
         context = context_of(decoder, self.context)
         steps = 4 if self.cache == "int8" else 3

@@ -9,7 +9,7 @@ from edgeship.core.decoder import context_of, language_facts
 from edgeship.core.forms import ActivationMode
 from edgeship.core.model import LiteRTLMModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.planning import other_runtime
+from edgeship.core.planning import forms_of, other_runtime
 from edgeship.core.profile import Request
 from edgeship.errors import LoweringError
 
@@ -51,7 +51,7 @@ class DecoderToLiteRTLM(Pass):
         from edgeship.lowering.litert.decoder import chunks_of, write_decoder
         from edgeship.program.program import TorchProgram
 
-        program = TorchProgram.open(model)
+        program = TorchProgram.open(model).in_forms(forms_of(LiteRTLMModel))
         decoder, _ = program.language()
         context = context_of(decoder, self.context)
         chunks = chunks_of(context, self.chunk)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from edgeship.core.decoder import context_of, language_facts
 from edgeship.core.model import Placement, QnnDecoder, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.planning import other_runtime
+from edgeship.core.planning import forms_of, other_runtime
 from edgeship.core.profile import DataRef, Request
 from edgeship.errors import UsageError
 
@@ -84,7 +84,7 @@ class DecoderToQnn(Pass):
         from edgeship.program.program import TorchProgram
         from edgeship.program.stored import TensorWriter
 
-        program = TorchProgram.open(model)
+        program = TorchProgram.open(model).in_forms(forms_of(QnnDecoder))
         decoder, origin = program.language()
         context = context_of(decoder, self.context)
         chunk = min(self.chunk, context)

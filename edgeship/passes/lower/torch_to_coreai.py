@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from edgeship.core.model import CoreAIModel, Signature, TensorSpec, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.planning import other_runtime
+from edgeship.core.planning import forms_of, other_runtime
 from edgeship.core.profile import Request
 
 
@@ -44,7 +44,7 @@ class TorchToCoreAI(Pass):
         from edgeship.program.wide import named_wide
         from edgeship.runtimes.coreai.stored import stored_weights
 
-        program = TorchProgram.open(model)
+        program = TorchProgram.open(model).in_forms(forms_of(CoreAIModel))
         check_floats(program.encoded, self.compute, "Core AI")
         ctx.progress(0, 3, "decompose")
         exported = decomposed(program, self.compute)

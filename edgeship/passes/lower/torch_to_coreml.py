@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeship.core.model import CoreMLModel, Signature, TensorSpec, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.planning import other_runtime
+from edgeship.core.planning import forms_of, other_runtime
 from edgeship.core.profile import Request
 from edgeship.errors import EncodingError, UsageError
 
@@ -61,7 +61,7 @@ class TorchToCoreML(Pass):
         from edgeship.program.program import TorchProgram
         from edgeship.runtimes.coreml.stored import encoded_weights
 
-        program = TorchProgram.open(model)
+        program = TorchProgram.open(model).in_forms(forms_of(CoreMLModel))
         check_floats(program.encoded, self.compute, "Core ML")
         self._check_system(program.encoded)
         ctx.progress(0, 2, "convert")

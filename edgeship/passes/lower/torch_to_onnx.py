@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from edgeship.core.forms import ActivationMode
 from edgeship.core.model import OnnxModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.planning import other_runtime
+from edgeship.core.planning import forms_of, other_runtime
 from edgeship.core.profile import Request
 from edgeship.errors import LoweringError
 
@@ -44,7 +44,7 @@ class TorchToOnnx(Pass):
         from edgeship.lowering.onnx.weights import place_weights
         from edgeship.program.program import TorchProgram
 
-        program = TorchProgram.open(model)
+        program = TorchProgram.open(model).in_forms(forms_of(OnnxModel))
         graph, weights = export_graph(program)
         placements = place_weights(graph, weights, program, self.activations)
         if program.activations:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from edgeship.core.forms import ActivationMode
 from edgeship.core.model import TFLiteModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
-from edgeship.core.planning import other_runtime
+from edgeship.core.planning import forms_of, other_runtime
 from edgeship.core.profile import Request
 from edgeship.errors import LoweringError
 
@@ -56,7 +56,7 @@ class TorchToTFLite(Pass):
         from edgeship.lowering.litert.survey import survey
         from edgeship.program.program import TorchProgram
 
-        program = TorchProgram.open(model)
+        program = TorchProgram.open(model).in_forms(forms_of(TFLiteModel))
         refuse_encodings(program, self.activations)
         ctx.progress(0, 3, "convert")
         opened = open_weights(with_marked_pairs(program), stored_weights(program))

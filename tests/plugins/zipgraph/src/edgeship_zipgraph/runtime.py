@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.encodings import EncodedTensor, Encoding, encoding_named
+from edgeship.core.forms import Form, Forms, Lacks
 from edgeship.core.inventory import WeightOp
 from edgeship.core.model import Artifact
 from edgeship.core.runtimes import ActivationMode, Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
-from edgeship.core.weights import Affine, Float, rebuild
+from edgeship.core.weights import Affine, Float, Palette, rebuild
 from edgeship.errors import ArtifactError, DataError
 from edgeship_zipgraph.model import ZipGraphModel
 
@@ -21,19 +22,42 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-class ZipGraphFormat(Format):
-    """Arrays of whole bytes."""
+class Floats(Form[Float]):
+    """Floats, as they are."""
 
-    def container_bits(self, op: WeightOp, encoding: Encoding) -> int:
-        """A byte for integers of any width."""
-        return 8 if isinstance(encoding, Affine) else encoding.bits
+    family: ClassVar[type[Encoding]] = Float
+    how: ClassVar[str] = "an array of floats"
 
-    def scale_bits(self, encoding: Encoding) -> int:
-        """Scales are float32."""
+    def resident_bits(self, op: WeightOp, encoding: Float, activations: ActivationMode) -> int:
+        """Everything is float32 once it is loaded."""
         return 32
 
 
-FORMAT = ZipGraphFormat("zipgraph", "Zip Graph", packages=("numpy",))
+class Integers(Form[Affine]):
+    """Integers of layers, a byte each."""
+
+    family: ClassVar[type[Encoding]] = Affine
+    how: ClassVar[str] = "an array of bytes and one of scales"
+
+    def refusal(self, op: WeightOp, encoding: Affine, activations: ActivationMode) -> str:
+        """What was run and compared (tests/plugins)."""
+        return "only weights of layers are stored as integers" if op == "other" else ""
+
+    def container_bits(self, op: WeightOp, encoding: Affine) -> int:
+        """A byte for integers of any width."""
+        return 8
+
+    def scale_bits(self, encoding: Affine) -> int:
+        """Scales are float32."""
+        return 32
+
+    def resident_bits(self, op: WeightOp, encoding: Affine, activations: ActivationMode) -> int:
+        """Everything is float32 once it is loaded."""
+        return 32
+
+
+FORMS = Forms((Floats(), Integers(), Lacks(Palette, "it stores floats and integers with scales")))
+FORMAT = Format("zipgraph", "Zip Graph", packages=("numpy",), forms=FORMS)
 
 
 class ZipGraphRuntime(Runtime):
@@ -69,19 +93,9 @@ class ZipGraphRuntime(Runtime):
             raise ArtifactError(f"{artifact.path} does not hold {missing[0]}", fix="build it again")
         return {place.weight: stored[place.stored] for place in artifact.placements}
 
-    def holds(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> str:
-        """Floats, and the integers of layers: what was run and compared (tests/plugins)."""
-        if activations != "float":
-            return "it computes in float32"
-        if isinstance(encoding, Float):
-            return ""
-        if not isinstance(encoding, Affine):
-            return "it stores floats and integers with scales"
-        return "only weights of layers are stored as integers" if op == "other" else ""
-
-    def resident_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
-        """Everything is float32 once it is loaded."""
-        return 32
+    def refuses(self, op: WeightOp, activations: ActivationMode) -> str:
+        """Whatever the encoding."""
+        return "" if activations == "float" else "it computes in float32"
 
 
 class _Session(Session):

@@ -1,0 +1,1 @@
+"""NormalFloat of four bits."""
