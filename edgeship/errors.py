@@ -1,8 +1,10 @@
 """Every error edgeship raises on purpose, on one page.
 
     EdgeshipError            1   base; never raised itself
-    |- GateError             1   a check fell short: verify, accuracy or size; nothing is published
+    |- GateError             1   a check fell short (verify, accuracy or size), or a runtime took no part
+    |  `- FaultError        70   a runtime took no part because of a fault of edgeship's own
     |- UsageError            2   the command or an option is wrong
+    |  `- NoRouteError       2   no passes lead from the source to the artifact of a runtime
     |- SourceError           3   the model cannot be read
     |  |- UnsafeSourceError  3   reading it would run code, or leave its folder
     |  `- WeightsError       3   a weight is missing, of another shape, or not finite
@@ -26,6 +28,9 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
+# The exit code of what is our own fault.
+BUG = 70
+
 
 class EdgeshipError(Exception):
     """Base of all errors raised on purpose. ``str()`` is one line: what, then the way out."""
@@ -42,13 +47,23 @@ class EdgeshipError(Exception):
 
 
 class GateError(EdgeshipError):
-    """A check fell short; the bundle is not published."""
+    """A check fell short, or a runtime took no part; what held is published all the same where no limit forbids it."""
+
+
+class FaultError(GateError):
+    """A runtime took no part in a build because of a fault of edgeship's own; the others went on."""
+
+    exit_code = BUG
 
 
 class UsageError(EdgeshipError):
     """The command line, or an option in a call, is wrong."""
 
     exit_code = 2
+
+
+class NoRouteError(UsageError):
+    """No passes lead from the source to the artifact of a runtime."""
 
 
 class SourceError(EdgeshipError):

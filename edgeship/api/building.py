@@ -9,13 +9,14 @@ from pathlib import Path
 
 from edgeship.api.orders import BuildOrder
 from edgeship.api.preparing import prepare
+from edgeship.core.artifact import Gathered
 from edgeship.core.passes import Context
 from edgeship.core.plan import Plan, Step
 from edgeship.core.report import Report
 from edgeship.engine.cache import Cache, default_cache_root, logs_folder
 from edgeship.engine.chatter import Log
 from edgeship.engine.executor import Execution, Progress, Silence, execute
-from edgeship.engine.gathering import Prepared, gather_all
+from edgeship.engine.gathering import Prepared, gather_all, publishable
 from edgeship.engine.locating import with_places
 from edgeship.engine.repair import MAX_ROUNDS, next_attempt
 from edgeship.engine.sources import trusted_code
@@ -28,11 +29,15 @@ MAX_TURNS = 3
 def run(order: BuildOrder, progress: Progress | None = None, log: Log | None = None) -> Report:
     """Build, check, and publish a bundle.
 
+    What one runtime cannot take, or does not answer rightly, is a line of the report; the other artifacts are published
+    all the same, unless the order is all or nothing or a limit that the user set is not kept.
+
     Returns:
-        The report; `Report.passed` is False, and nothing is published, when a check fell short.
+        The report; `Report.passed` is False when an artifact is missing or a check fell short, and `Report.bundle` is
+        empty when nothing was published.
 
     Raises:
-        EdgeshipError: bad input, an unsupported operator, a missing tool, an unwritable output.
+        EdgeshipError: bad input, an unwritable output; no runtime took the model: the reason of the first.
     """
     from edgeship.shipping.bundle import check_output
     from edgeship.shipping.replacing import remove_leftovers
@@ -57,13 +62,11 @@ def run(order: BuildOrder, progress: Progress | None = None, log: Log | None = N
 
 def _build(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Report:
     prepared = prepare(order, cache, log, progress)
-    result: list[Report] = []
     rounds = 0
     while True:
-        execution = _attempt(prepared, order, cache, log, progress, result)
-        following = None if result[0].passed or rounds == MAX_ROUNDS else next_attempt(prepared, execution, result[0])
+        report, following = _attempt(prepared, order, cache, log, progress, last=rounds == MAX_ROUNDS)
         if following is None:
-            return result[0] if result[0].passed else with_places(prepared, execution, result[0], log)
+            return report
         rounds += 1
         # What this build has made is taken up again, whatever the order says of older results.
         prepared, cache = following, dataclasses.replace(cache, read=True)
@@ -71,21 +74,49 @@ def _build(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Rep
 
 
 def _attempt(
-    prepared: Prepared, order: BuildOrder, cache: Cache, log: Log, progress: Progress, result: list[Report]
-) -> Execution:
-    """Run a plan; publish when every check holds. The report ends up in ``result``."""
+    prepared: Prepared, order: BuildOrder, cache: Cache, log: Log, progress: Progress, *, last: bool
+) -> tuple[Report, Prepared | None]:
+    """Run a plan. Returns its report and what to try next; where there is nothing, what holds is published.
+
+    Args:
+        last: nothing is tried any more.
+    """
+    ends: list[tuple[Report, Prepared | None]] = []
 
     def gather(step: Step, execution: Execution) -> None:
         gathered = gather_all(prepared, execution, order.bundle, order.source, log)
-        result[:] = [gathered.report]
-        if gathered.report.passed:
-            digests = [cache.digests(model) for model in (prepared.loaded, *(item.artifact for item in gathered.built))]
-            gathered = dataclasses.replace(gathered, digests=dict(ChainMap(*digests)))
-            step.task.run(gathered, ctx=Context(order.bundle))
-            result[:] = [dataclasses.replace(gathered.report, bundle=str(order.bundle))]
+        report = gathered.report
+        following = None if report.passed or last else next_attempt(prepared, execution, report)
+        if following is None:
+            if not report.passed:
+                report = with_places(prepared, execution, report, log)
+            report = _published(step, prepared, dataclasses.replace(gathered, report=report), cache)
+        ends.append((report, following))
 
     done = [(prepared.load_step.task, prepared.loaded)]
-    return execute(prepared.plan, prepared.requests[0].source, cache, log, progress, gather, done)
+    execute(
+        prepared.plan,
+        prepared.requests[0].source,
+        cache,
+        log,
+        progress,
+        gather,
+        done,
+        all_or_nothing=prepared.all_or_nothing,
+    )
+    return ends[-1]
+
+
+def _published(step: Step, prepared: Prepared, gathered: Gathered, cache: Cache) -> Report:
+    """Write the bundle of the artifacts that may ship; the report says where, or nothing where there is none."""
+    kept = {(row.runtime, row.target) for row in publishable(prepared, gathered.report)}
+    built = tuple(item for item in gathered.built if (item.artifact.runtime, ",".join(item.targets)) in kept)
+    if not built:
+        return gathered.report
+    digests = [cache.digests(model) for model in (prepared.loaded, *(item.artifact for item in built))]
+    shipped = dataclasses.replace(gathered, built=built, digests=dict(ChainMap(*digests)))
+    step.task.run(shipped, ctx=Context(gathered.output))
+    return dataclasses.replace(gathered.report, bundle=str(gathered.output))
 
 
 def plan_order(order: BuildOrder, log: Log | None = None, progress: Progress | None = None) -> Plan:

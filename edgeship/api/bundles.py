@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.api import checking
-from edgeship.api.table import failures, report_html, report_lines
+from edgeship.api.table import failures, first_failure, report_html, report_lines
 from edgeship.core.artifact import REPORT, ArtifactRecord
 from edgeship.core.model import TensorSpec
 from edgeship.core.records import read_json, suggest
 from edgeship.core.registry import runtimes
 from edgeship.core.report import ArtifactRow, Measurement, Report
-from edgeship.errors import GateError, UsageError
+from edgeship.errors import BUG, FaultError, GateError, UsageError
 
 if TYPE_CHECKING:
     from edgeship.api.sessions import LanguageModel, Network
@@ -46,27 +46,34 @@ class Bundle:
 
     @property
     def passed(self) -> bool:
-        """Whether every check held, and the bundle was published."""
+        """Whether every artifact that was asked for was made, and every check held."""
         return self.report.passed
 
     @property
+    def published(self) -> bool:
+        """Whether there is a folder: with all artifacts, or with those that passed (`reasons` says what is missing)."""
+        return bool(self.report.bundle)
+
+    @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it was not published: one sentence for each check that fell short, with the way out."""
+        """What is missing and why: one sentence for each check that fell short and each runtime that took no part."""
         return tuple(failures(self.report))
 
     def require(self) -> Bundle:
-        """The bundle itself. Raises `GateError` when a check fell short."""
-        for row in self.report.rows:
-            for verdict in row.verdicts:
-                if not verdict.passed:
-                    what = f"{verdict.check} fell short on {verdict.runtime}: {verdict.summary}"
-                    raise GateError(f"{what}; nothing was published", fix=verdict.fix)
-        return self
+        """The bundle itself. Raises `GateError` when an artifact is missing or a check fell short."""
+        if self.passed:
+            return self
+        what, fix = first_failure(self.report)
+        shipped = ", ".join(dict.fromkeys(row.runtime for row in self.report.rows if row.passed))
+        rest = f"{shipped} published without it" if self.published else "nothing was published"
+        faults = any(refusal.exit_code == BUG for refusal in self.report.refused)
+        raise (FaultError if faults else GateError)(f"{what}; {rest}", fix=fix)
 
     @property
     def path(self) -> Path:
         """The folder. Raises `GateError` when nothing was published."""
-        self.require()
+        if not self.published:
+            self.require()
         return self._path
 
     @property

@@ -69,6 +69,7 @@ class Said(TypedDict, total=False):
     output: Place
     cache: bool
     trust: bool
+    all_or_nothing: bool
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class BuildOrder:
         keep: weights that keep more bits than the profile has, each as ``PATTERN`` or ``PATTERN=ENCODING``.
         max_drop: fraction. max_size_bytes: limit for each artifact's files.
         trust: run code that comes with the source: Python that its sample.toml names, pickles in a .pt2.
+        all_or_nothing: publish nothing unless every runtime takes the model and every check holds.
     """
 
     source: str
@@ -116,6 +118,7 @@ class BuildOrder:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     use_cache: bool = True
     trust: bool = False
+    all_or_nothing: bool = False
     model: GivenModel | None = None
 
     @property
@@ -184,6 +187,7 @@ def make_order(model: Any, inputs: Any = None, **said: Unpack[Said]) -> BuildOrd
         options=collect(said.get("passes") or (), said.get("options") or {}),
         use_cache=said.get("cache", True),
         trust=said.get("trust", False),
+        all_or_nothing=said.get("all_or_nothing", False),
     )
 
 

@@ -15,6 +15,7 @@ from edgeship.core.planning import kept_weights
 from edgeship.core.profile import AdapterRef, DataRef, Profile, Request
 from edgeship.core.records import read_toml
 from edgeship.core.registry import find, profiles, runtimes, targets
+from edgeship.core.report import Refusal
 from edgeship.core.target import Target
 from edgeship.data.memory import GivenData
 from edgeship.engine.cache import Cache
@@ -22,9 +23,9 @@ from edgeship.engine.chatter import Log, silenced
 from edgeship.engine.examining import examine
 from edgeship.engine.executor import Progress, execute
 from edgeship.engine.gathering import Prepared
-from edgeship.engine.planner import plan_build, plan_load
+from edgeship.engine.planner import plan_build, plan_load, refusal_of
 from edgeship.engine.sources import Found, find_source
-from edgeship.errors import UsageError
+from edgeship.errors import MissingToolError, UsageError
 
 if TYPE_CHECKING:
     from edgeship.program.program import ProgramRecord
@@ -47,9 +48,8 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     requests = _requests(order, found, data, profile, chosen, situation.language)
     _refuse_idle_runtimes(order, requests)
     possible, left_out = _possible(order, requests)
-    for request in possible:
-        check_runtime(request)
-    return _saying(left_out, _loaded(order, possible, data, cache, log, progress))
+    able, refused = _able(order, possible)
+    return _saying(left_out, refused, _loaded(order, able, data, cache, log, progress))
 
 
 def _profile(name: str) -> Profile:
@@ -181,8 +181,30 @@ def _possible(order: BuildOrder, requests: Sequence[Request]) -> tuple[Sequence[
     return (possible, left_out) if possible else (requests, {})
 
 
-def _saying(left_out: dict[str, str], prepared: Prepared) -> Prepared:
+def _able(order: BuildOrder, requests: Sequence[Request]) -> tuple[list[Request], list[Refusal]]:
+    """What can be built with the packages that are installed, and a refusal for each runtime that lacks one.
+
+    Raises:
+        MissingToolError: no runtime is left, or the order is all or nothing.
+    """
+    able: list[Request] = []
+    missing: dict[str, tuple[MissingToolError, list[str]]] = {}
+    for request in requests:
+        try:
+            check_runtime(request)
+        except MissingToolError as error:
+            missing.setdefault(request.runtime, (error, []))[1].append(request.target.name)
+        else:
+            able.append(request)
+    if missing and (order.all_or_nothing or not able):
+        raise next(iter(missing.values()))[0]
+    return able, [refusal_of(error, ",".join(names), runtime) for runtime, (error, names) in missing.items()]
+
+
+def _saying(left_out: dict[str, str], refused: Sequence[Refusal], prepared: Prepared) -> Prepared:
     """The prepared build, whose plan and report say which runtimes are not in it."""
+    known = (*refused, *prepared.plan.refused)
+    prepared = dataclasses.replace(prepared, plan=dataclasses.replace(prepared.plan, refused=known))
     if not left_out:
         return prepared
     skipped = {**prepared.plan.skipped, **{f"runtime {name}": reason for name, reason in left_out.items()}}
@@ -224,7 +246,10 @@ def _loaded(
         )
         for request in requests
     )
-    return Prepared(plan_build(ready), ready, loaded, plan.steps[-1], execution, remarks)
+    whole = plan_build(ready, all_or_nothing=order.all_or_nothing)
+    refused = {(item.target, item.runtime) for item in whole.refused}
+    planned = tuple(item for item in ready if (item.target.name, item.runtime) not in refused)
+    return Prepared(whole, planned, loaded, plan.steps[-1], execution, remarks, order.all_or_nothing)
 
 
 def _adapters(given: Sequence[str]) -> tuple[AdapterRef, ...]:

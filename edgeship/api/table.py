@@ -100,12 +100,19 @@ def verdict_of(row: ArtifactRow) -> str:
 
 
 def failures(report: Report) -> list[str]:
-    """Why nothing was published: one sentence for each check that fell short, with the way out."""
+    """What is missing and why: one sentence for each check that fell short and each route that was refused."""
+    return [f"{what}; {fix}" if fix else what for what, fix in _failures(report)]
+
+
+def first_failure(report: Report) -> tuple[str, str]:
+    """What is missing first and why, and the way out, of a report that did not pass."""
+    return _failures(report)[0]
+
+
+def _failures(report: Report) -> list[tuple[str, str]]:
     failed = [verdict for row in report.rows for verdict in row.verdicts if not verdict.passed]
-    return [
-        f"{item.check} fell short on {item.runtime}: {item.summary}" + (f"; {item.fix}" if item.fix else "")
-        for item in failed
-    ]
+    found = [(f"{item.check} fell short on {item.runtime}: {item.summary}", item.fix) for item in failed]
+    return [*found, *((f"no artifact for {item.runtime}: {item.reason}", item.fix) for item in report.refused)]
 
 
 def report_lines(report: Report) -> list[str]:
@@ -126,7 +133,7 @@ def report_html(report: Report, place: str) -> str:
     passed = report.passed
     rows = "".join(_html_row(cells(report, row)) for row in report.rows)
     head = "".join(f"<th style='text-align:left'>{escape(name)}</th>" for name in headings(report))
-    lines = [place] if passed else ["nothing was published", *failures(report)]
+    lines = [place if report.bundle else "nothing was published", *failures(report)]
     colour = "#1a7f37" if passed else "#cf222e"
     word = "passed" if passed else "fell short"
     return (

@@ -15,11 +15,11 @@ import click
 
 from edgeship.cli import interrupt
 from edgeship.core.decoder import CACHE_BITS
-from edgeship.errors import EdgeshipError, GateError, UsageError, meaning_of
+from edgeship.errors import BUG, EdgeshipError, GateError, UsageError, meaning_of
 from edgeship.version import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
-INTERNAL_ERROR = 70
+INTERNAL_ERROR = BUG
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -97,6 +97,11 @@ def order_options(command: F) -> F:
             "--trust",
             is_flag=True,
             help="Run code that comes with the source: Python of a sample.toml, a pickled .pt2.",
+        ),
+        click.option(
+            "--all-or-nothing",
+            is_flag=True,
+            help="Publish nothing unless every runtime takes the model and every check holds.",
         ),
         click.option("--no-cache", is_flag=True, help="Run every step again."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout."),

@@ -106,6 +106,8 @@ def print_report(report: Report) -> None:
     out.print(table)
     for line in remarks(report):
         out.print(line, markup=False)
+    for line in map(str, report.refused):
+        out.print(f"no artifact: {line}", markup=False)
     if report.bundle:
         out.print(f"bundle: {report.bundle}   log: {report.log}", markup=False)
     else:

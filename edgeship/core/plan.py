@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from edgeship.core.model import Model
 from edgeship.core.passes import Pass
 from edgeship.core.records import to_plain
+from edgeship.core.report import Refusal
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,17 @@ def _brief(value: object) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in order, and what was skipped with its reason."""
+    """Steps in order, what was skipped with its reason, and the routes that cannot be planned with theirs."""
 
     steps: tuple[Step, ...]
     skipped: dict[str, str]
+    refused: tuple[Refusal, ...] = ()
 
     def text(self) -> str:
         """The plan as people read it."""
         lines = [step.describe() for step in self.steps]
         lines += [f"-  {name:<27}skipped: {reason}" for name, reason in self.skipped.items()]
+        lines += [f"x  {refusal}" for refusal in self.refused]
         return "\n".join(lines)
 
     def plain(self) -> dict[str, object]:
@@ -78,7 +81,8 @@ class Plan:
             }
             for step in self.steps
         ]
-        return {"steps": steps, "skipped": self.skipped}
+        refused = {"refused": [to_plain(item) for item in self.refused]} if self.refused else {}
+        return {"steps": steps, "skipped": self.skipped, **refused}
 
 
 def made_name(made: object) -> str:

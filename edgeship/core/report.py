@@ -137,11 +137,33 @@ class StepTime:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """An artifact that was not made: where the way to it ended, and why.
+
+    Args:
+        target, runtime: of the route. step: the pass that ended it; empty when it could not be planned.
+        reason: one sentence. fix: the way out. exit_code: that of the error, 70 for a fault of edgeship's own.
+    """
+
+    target: str
+    runtime: str
+    step: str
+    reason: str
+    fix: str = ""
+    exit_code: int = 1
+
+    def __str__(self) -> str:
+        where = f" ({self.step})" if self.step else ""
+        return f"{self.runtime} on {self.target}: {self.reason}{where}{f'; {self.fix}' if self.fix else ''}"
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything one build says, as printed, as JSON, and as ``report.json`` in the bundle.
 
     Args:
         bundle: folder, or empty when nothing was published.
+        refused: routes that ended without an artifact.
         skipped: pass name -> reason.
         notes: what a reader must know besides the table: why a runtime got its encodings, what the gates changed.
     """
@@ -158,8 +180,9 @@ class Report:
     created: str
     log: str = ""
     notes: tuple[str, ...] = ()
+    refused: tuple[Refusal, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every artifact passed every check."""
-        return all(row.passed for row in self.rows)
+        """Whether every artifact that was asked for was made and passed every check."""
+        return not self.refused and all(row.passed for row in self.rows)

@@ -8,7 +8,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from edgeship.core.model import Model, Source
@@ -18,7 +18,7 @@ from edgeship.core.report import StepTime
 from edgeship.engine.cache import Cache, Result, result_kinds
 from edgeship.engine.chatter import Log, silenced
 from edgeship.engine.outside import Outside
-from edgeship.errors import EdgeshipError, OutputError, meaning_of
+from edgeship.errors import ChangedError, DataError, EdgeshipError, OutputError, UsageError, meaning_of
 
 # A disk with less than this is full: no artifact fits.
 FULL_BYTES = 1 << 20
@@ -64,10 +64,22 @@ class Silence:
 
 @dataclass
 class Execution:
-    """A running plan: results by step index, and the time each took."""
+    """A running plan: results by step index, the time each took, and the errors in which steps ended.
+
+    A step that failed has no result, and neither has what is made of it.
+    """
 
     results: dict[int, Result]
     times: list[StepTime]
+    failures: dict[int, Exception] = field(default_factory=dict)
+
+    def refused(self, plan: Plan) -> dict[tuple[str, str], int]:
+        """(target, runtime) of every route on which a step failed -> the first such step."""
+        found: dict[tuple[str, str], int] = {}
+        for index in sorted(self.failures):
+            for route in plan.steps[index].routes:
+                found.setdefault(route, index)
+        return found
 
 
 def execute(
@@ -78,18 +90,24 @@ def execute(
     progress: Progress,
     gather: Callable[[Step, Execution], Any] | None = None,
     done: Sequence[tuple[Pass, Result]] = (),
+    all_or_nothing: bool = True,
 ) -> Execution:
     """Run every step of a plan in order.
 
     Args:
         done: passes that take only the source and have run already in this command, with their results.
         gather: called for the steps that take everything (package), inside the same progress and log.
+        all_or_nothing: the first step that fails ends the plan. Otherwise a step that fails takes its own routes with
+            it, and the others go on as long as there is one.
 
     Raises:
         EdgeshipError: whatever a step raised on purpose. OutputError: the disk is full or not writable.
     """
     execution = Execution({}, [])
+    routes = {route for step in plan.steps for route in step.routes}
     for step in plan.steps:
+        if step.routes and set(step.routes) <= execution.refused(plan).keys():
+            continue
         ready = next((result for task, result in done if task == step.task), None)
         if ready is not None:
             execution.results[step.index] = ready
@@ -109,13 +127,26 @@ def execute(
             progress.failed(step)
             log.line(traceback.format_exc())
             told = _told(error, step, cache)
-            if told is None:
+            failure = error if told is None else told
+            if not all_or_nothing and _is_of_a_route(failure):
+                assert isinstance(failure, Exception)
+                execution.failures[step.index] = failure
+                if execution.refused(plan).keys() < routes:
+                    continue
+                failure = next(iter(execution.failures.values()))
+            if failure is error:
                 raise
-            raise told from error
+            raise failure from error
         seconds = time.perf_counter() - begin
         execution.times.append(StepTime(f"{step.index} {step.name}", seconds, cached))
         progress.finished(step, seconds, cached)
     return execution
+
+
+def _is_of_a_route(failure: BaseException) -> bool:
+    """Whether another route may go on: not after Ctrl-C, a wrong order, data that do not fit, or a full disk."""
+    of_the_order = (UsageError, DataError, ChangedError, OutputError)
+    return isinstance(failure, Exception) and not isinstance(failure, of_the_order)
 
 
 def _run_step(step: Step, source: Source, cache: Cache, log: Log, progress: Progress, execution: Execution) -> bool:

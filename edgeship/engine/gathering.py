@@ -18,11 +18,12 @@ from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.plan import Plan, Step
 from edgeship.core.profile import Request
 from edgeship.core.registry import runtimes
-from edgeship.core.report import SNR_OF, ArtifactRow, Measurement, Measurements, Report, Verdict
+from edgeship.core.report import SNR_OF, ArtifactRow, Measurement, Measurements, Refusal, Report, Verdict
 from edgeship.core.weights import Encoding
 from edgeship.engine.chatter import Log
 from edgeship.engine.executor import Execution
 from edgeship.engine.notes import losses_of, notes_of
+from edgeship.engine.planner import refusal_of
 from edgeship.program.program import ProgramRecord
 from edgeship.version import __version__
 
@@ -32,7 +33,8 @@ class Prepared:
     """A planned build: the plan, and what running it needs.
 
     Args:
-        remarks: on the data that were given, for the report.
+        requests: those that are planned. remarks: on the data that were given, for the report.
+        all_or_nothing: one route without an artifact, or one check that falls short, ends the build.
     """
 
     plan: Plan
@@ -41,6 +43,24 @@ class Prepared:
     load_step: Step
     load_execution: Execution
     remarks: tuple[str, ...] = ()
+    all_or_nothing: bool = False
+
+    @property
+    def gates(self) -> frozenset[str]:
+        """Checks whose limits the user set: one that falls short holds everything back."""
+        request = self.requests[0]
+        asked = {"check/size": request.max_size_bytes is not None, "check/accuracy": request.max_drop is not None}
+        return frozenset(name for name, given in asked.items() if given)
+
+
+def publishable(prepared: Prepared, report: Report) -> tuple[ArtifactRow, ...]:
+    """The artifacts that may ship: those that passed, unless a limit of the user's holds everything back."""
+    failed = [verdict for row in report.rows for verdict in row.verdicts if not verdict.passed]
+    if any(verdict.check in prepared.gates or verdict.by_hand for verdict in failed):
+        return ()
+    if prepared.all_or_nothing and not report.passed:
+        return ()
+    return tuple(row for row in report.rows if row.passed)
 
 
 def gather_all(prepared: Prepared, execution: Execution, output: Path, source: str, log: Log) -> Gathered:
@@ -52,6 +72,7 @@ def gather_all(prepared: Prepared, execution: Execution, output: Path, source: s
     built: list[BuiltArtifact] = []
     rows: list[ArtifactRow] = []
     records: list[ProgramRecord] = []
+    refused = execution.refused(prepared.plan)
     for step in prepared.plan.steps:
         result = execution.results.get(step.index)
         final = isinstance(result, Artifact) and not any(
@@ -60,7 +81,9 @@ def gather_all(prepared: Prepared, execution: Execution, output: Path, source: s
         )
         if not final or not isinstance(result, Artifact):
             continue
-        mine = [route for route in step.routes if runtimes()[route[1]].artifact is type(result)]
+        mine = [
+            route for route in step.routes if runtimes()[route[1]].artifact is type(result) and route not in refused
+        ]
         if not mine:
             continue
         names = tuple(dict.fromkeys(target for target, _ in mine))
@@ -76,7 +99,7 @@ def gather_all(prepared: Prepared, execution: Execution, output: Path, source: s
     report = Report(
         source=source,
         profile=prepared.requests[0].profile.name,
-        targets=tuple(dict.fromkeys(request.target.name for request in prepared.requests)),
+        targets=_targets(prepared),
         bundle="",
         rows=tuple(rows),
         steps=(*prepared.load_execution.times, *execution.times),
@@ -86,6 +109,7 @@ def gather_all(prepared: Prepared, execution: Execution, output: Path, source: s
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         log=str(log.path),
         notes=(*prepared.remarks, *notes_of(prepared.requests, rows, records)),
+        refused=(*prepared.plan.refused, *refusals(prepared.plan, execution)),
     )
     from edgeship.program.program import ORIGIN
 
@@ -96,6 +120,24 @@ def gather_all(prepared: Prepared, execution: Execution, output: Path, source: s
         output, prepared.requests[0], prepared.plan, tuple(built), report, inventory, prepared.loaded.digest,
         origin if origin.is_dir() else None,
     )  # fmt: skip
+
+
+def _targets(prepared: Prepared) -> tuple[str, ...]:
+    """Names of all targets that were asked for, in order."""
+    planned = [request.target.name for request in prepared.requests]
+    refused = [name for item in prepared.plan.refused for name in item.target.split(",")]
+    return tuple(dict.fromkeys([*planned, *refused]))
+
+
+def refusals(plan: Plan, execution: Execution) -> list[Refusal]:
+    """What ended in an error while it ran, a line for each runtime: its targets share the step that failed."""
+    targets: dict[tuple[str, int], list[str]] = {}
+    for (target, runtime), index in execution.refused(plan).items():
+        targets.setdefault((runtime, index), []).append(target)
+    return [
+        refusal_of(execution.failures[index], ",".join(names), runtime, plan.steps[index].name)
+        for (runtime, index), names in targets.items()
+    ]
 
 
 def _decided_in(plan: Plan, step: Step, execution: Execution) -> ProgramRecord:

@@ -12,8 +12,18 @@ from edgeship.core.plan import Plan, Step, made_name
 from edgeship.core.profile import Request
 from edgeship.core.records import from_plain, to_plain
 from edgeship.core.registry import find, passes, runtimes
+from edgeship.core.report import Refusal
 from edgeship.core.settings import typed_value
-from edgeship.errors import EdgeshipError, UsageError
+from edgeship.errors import (
+    BUG,
+    EdgeshipError,
+    EncodingError,
+    LoweringError,
+    MissingToolError,
+    NoRouteError,
+    UnsupportedOpError,
+    UsageError,
+)
 
 
 def plan_load(request: Request) -> Plan:
@@ -23,29 +33,70 @@ def plan_load(request: Request) -> Plan:
     return builder.plan()
 
 
-def plan_build(requests: Sequence[Request]) -> Plan:
+def plan_build(requests: Sequence[Request], *, all_or_nothing: bool = False) -> Plan:
     """The whole plan for several (target, runtime) routes; steps that are equal are shared.
 
+    A route that its runtime cannot take is listed in `Plan.refused`, as long as another one is left.
+
+    Args:
+        all_or_nothing: such a route is an error.
+
     Raises:
-        UsageError: no route to a runtime's artifact, or an option for a pass that is not in the plan.
+        UsageError: an option that is wrong, or for a pass that is not in the plan.
+        EdgeshipError: the reason of the first route, when no route is left.
     """
     builder = _Builder()
+    planned: list[Request] = []
+    errors: list[EdgeshipError] = []
     for request in requests:
-        builder.route(request, runtimes()[request.runtime].artifact, ends=True)
-    builder.finish(requests[0])
+        before = builder.state()
+        try:
+            builder.route(request, runtimes()[request.runtime].artifact, ends=True)
+            planned.append(request)
+        except OF_A_ROUTE as error:
+            if all_or_nothing:
+                raise
+            errors.append(error)
+            builder.restore(before)
+            builder.refused.append(refusal_of(error, request.target.name, request.runtime))
+    if not planned:
+        raise errors[0]
+    builder.finish(planned[0])
     plan = builder.plan()
     _refuse_idle_options(plan, requests[0].options)
     return plan
+
+
+# Errors that say what one runtime cannot do; all others are of the order as a whole.
+OF_A_ROUTE = (NoRouteError, EncodingError, MissingToolError, UnsupportedOpError, LoweringError)
+
+
+def refusal_of(error: Exception, target: str, runtime: str, step: str = "") -> Refusal:
+    """An error as the line of a report."""
+    if isinstance(error, EdgeshipError):
+        return Refusal(target, runtime, step, error.what, error.fix, error.exit_code)
+    reason = f"a fault in edgeship: {type(error).__name__}: {error}"
+    return Refusal(target, runtime, step, " ".join(reason.split())[:300], "see the log file", BUG)
 
 
 class _Builder:
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.skipped: dict[str, dict[tuple[str, str], str]] = {}
+        self.refused: list[Refusal] = []
+
+    def state(self) -> tuple[list[Step], dict[str, dict[tuple[str, str], str]]]:
+        """What `restore` goes back to."""
+        return list(self.steps), {name: dict(why) for name, why in self.skipped.items()}
+
+    def restore(self, state: tuple[list[Step], dict[str, dict[tuple[str, str], str]]]) -> None:
+        """Take back a route that ended half way."""
+        self.steps, self.skipped = state
 
     def plan(self) -> Plan:
         used = {step.name for step in self.steps}
-        return Plan(tuple(self.steps), {name: _told(why) for name, why in self.skipped.items() if name not in used})
+        skipped = {name: _told(why) for name, why in self.skipped.items() if name not in used}
+        return Plan(tuple(self.steps), skipped, tuple(self.refused))
 
     def skip(self, name: str, skip: Skip, request: Request) -> None:
         """Keep why a pass is not on a route."""
@@ -109,7 +160,7 @@ class _Builder:
         route = (request.target.name, request.runtime)
         mine = {name: why[route] for name, why in self.skipped.items() if route in why}
         reasons = [f"{name}: {why}" for name, why in mine.items() if name.split("/")[0] in ("load", "lower")]
-        raise UsageError(
+        raise NoRouteError(
             f"no way from {request.source.reference} to {goal.kind} for {request.runtime} on {request.target.name}",
             fix="; ".join(reasons),
         )

@@ -20,7 +20,7 @@ from edgeship.core.registry import runtimes
 from edgeship.core.report import ArtifactRow, Report
 from edgeship.core.weights import Encoding
 from edgeship.engine.executor import Execution
-from edgeship.engine.gathering import Prepared
+from edgeship.engine.gathering import Prepared, refusals
 from edgeship.engine.notes import losses_of
 from edgeship.engine.planner import plan_build
 
@@ -31,24 +31,34 @@ NEGLIGIBLE = 1e-6
 
 def next_attempt(prepared: Prepared, execution: Execution, report: Report) -> Prepared | None:
     """The same build with more bits or a smaller budget where a gate fell short; None when that cannot help."""
-    requests = list(prepared.requests)
+    refused = execution.refused(prepared.plan)
+    requests = [item for item in prepared.requests if (item.target.name, item.runtime) not in refused]
     changed = False
     for row in report.rows:
         failed = {verdict.check for verdict in row.verdicts if not verdict.passed}
         if not failed:
             continue
-        if not failed <= {"check/accuracy", "check/size"}:
-            return None
         mine = [index for index, request in enumerate(requests) if _is_of(request, row)]
         for index in mine:
-            wanted = _changed(requests[index], row, failed, prepared, execution)
+            repairable = failed <= {"check/accuracy", "check/size"}
+            wanted = _changed(requests[index], row, failed, prepared, execution) if repairable else None
             if wanted is None:
-                return None
+                if _holds_all_back(prepared, row):
+                    return None
+                continue
             changed |= wanted != requests[index]
             requests[index] = wanted
     if not changed:
         return None
-    return dataclasses.replace(prepared, plan=plan_build(requests), requests=tuple(requests))
+    plan = plan_build(requests, all_or_nothing=prepared.all_or_nothing)
+    known = (*prepared.plan.refused, *refusals(prepared.plan, execution), *plan.refused)
+    return dataclasses.replace(prepared, plan=dataclasses.replace(plan, refused=known), requests=tuple(requests))
+
+
+def _holds_all_back(prepared: Prepared, row: ArtifactRow) -> bool:
+    """Whether nothing ships as long as this artifact falls short: then no other is worth another round."""
+    failed = [verdict for verdict in row.verdicts if not verdict.passed]
+    return prepared.all_or_nothing or any(item.check in prepared.gates or item.by_hand for item in failed)
 
 
 def _is_of(request: Request, row: ArtifactRow) -> bool:

@@ -1,7 +1,7 @@
 """Steps run in order, come from the cache when they can, keep their promises, and report what they meet."""
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -222,3 +222,61 @@ def test_a_pass_that_makes_something_else_is_a_bug(run):
 
     with pytest.raises(TypeError, match="lower/odd made a Source"):
         run(Odd())
+
+
+def two_routes(first: Lower, second: Lower) -> Plan:
+    """One loaded program, two artifacts, each with its check."""
+    phone, board = ("phone", "onnx"), ("board", "onnx")
+    return Plan(
+        (
+            Step(0, Load(), {"model": -1}, "TorchModel", (phone, board)),
+            Step(1, first, {"model": 0}, "OnnxModel", (phone,)),
+            Step(2, Check(), {"model": 1, "original": 0}, "Verdict", (phone,)),
+            Step(3, second, {"model": 0}, "OnnxModel", (board,)),
+            Step(4, Check(), {"model": 3, "original": 0}, "Verdict", (board,)),
+            Step(5, Gather(), {}, "Bundle", (phone, board)),
+        ),
+        {},
+    )
+
+
+@pytest.fixture
+def run_routes(tmp_path):
+    Planned.ran.clear()
+
+    def go(plan, gather=None, **options):
+        cache, log = Cache(tmp_path / "cache"), Log(tmp_path / "x.log")
+        return execute(plan, SOURCE, cache, log, Silence(), gather, all_or_nothing=False, **options)
+
+    return go
+
+
+@pytest.mark.parametrize(("fails", "kind"), [("purpose", SourceError), ("bug", ZeroDivisionError)])
+def test_a_step_that_fails_takes_its_own_route_with_it_and_no_other(run_routes, tmp_path, fails, kind):
+    plan = two_routes(Lower(fails), Lower())
+    gathered = []
+    execution = run_routes(plan, gather=lambda step, execution: gathered.append(step.name))
+    assert sorted(execution.results) == [0, 3, 4]
+    assert execution.refused(plan) == {("phone", "onnx"): 1}
+    assert isinstance(execution.failures[1], kind)
+    assert gathered == ["ship/test"]
+    assert kind.__name__ in (tmp_path / "x.log").read_text()
+    assert running(tmp_path) == []
+
+
+def test_when_no_route_is_left_the_first_reason_is_raised(run_routes):
+    with pytest.raises(SourceError, match="on purpose"):
+        run_routes(two_routes(Lower("purpose"), Lower("bug")))
+
+
+def test_a_failed_step_that_all_routes_share_ends_the_build(run_routes):
+    plan = two_routes(Lower(), Lower())
+    shared = replace(plan.steps[1], task=Lower("purpose"), routes=plan.steps[0].routes)
+    with pytest.raises(SourceError):
+        run_routes(Plan((plan.steps[0], shared, *plan.steps[2:]), {}))
+
+
+def test_a_full_disk_ends_every_route(run_routes):
+    with pytest.raises(OutputError, match="no space left"):
+        run_routes(two_routes(Lower(str(errno.ENOSPC)), Lower()))
+    assert Planned.ran == ["load/test", "lower/test"]

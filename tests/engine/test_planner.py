@@ -189,3 +189,27 @@ def test_a_plan_as_data_names_every_step():
     assert [step["pass"] for step in plain["steps"]] == names(plan_build([request()]))
     assert plain["steps"][1]["options"]["bits"] == 8
     assert plain["steps"][1]["routes"] == [["iphone15pro", "onnx"]]
+
+
+def test_a_route_that_cannot_be_planned_is_listed_beside_the_others():
+    palette = {"compress/quantize": {"form": "palette", "bits": 4}}
+    both = [request("qnn", "galaxy-s24", options=palette), request("coreml", options=palette)]
+    plan = plan_build(both)
+    assert {runtime for step in plan.steps for _, runtime in step.routes} == {"coreml"}
+    (refusal,) = plan.refused
+    assert (refusal.runtime, refusal.target, refusal.exit_code) == ("qnn", "galaxy-s24", EncodingError.exit_code)
+    assert "cannot hold" in refusal.reason
+    assert f"x  qnn on galaxy-s24: {refusal.reason}" in plan.text()
+    assert plan.plain()["refused"][0]["runtime"] == "qnn"
+    # What is left is the plan that the other route has alone.
+    assert plan.steps == plan_build(both[1:]).steps
+    with pytest.raises(EncodingError):
+        plan_build(both, all_or_nothing=True)
+    with pytest.raises(EncodingError):
+        plan_build(both[:1])
+
+
+def test_a_wrong_option_is_no_matter_of_one_route():
+    wrong = {"compress/quantize": {"bitz": 4}}
+    with pytest.raises(UsageError, match="no option bitz"):
+        plan_build([request(options=wrong), request("coreml", options=wrong)])
