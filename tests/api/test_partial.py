@@ -49,7 +49,7 @@ def test_a_lowering_that_fails_leaves_the_other_runtime_its_bundle(network, monk
     (refusal,) = bundle.report.refused
     assert (refusal.runtime, refusal.step) == ("tflite", "lower/torch_to_tflite")
     assert error.args[0] in refusal.reason
-    with pytest.raises(raised, match="no artifact for tflite.*onnx published without it") as told:
+    with pytest.raises(raised, match=r"no artifact for tflite.*onnx published without it") as told:
         bundle.require()
     assert told.value.exit_code == code
     # Who gets the folder and not this report reads the same.
