@@ -11,6 +11,7 @@ from edgeship.core.model import Signature, Source
 from edgeship.core.passes import Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.registry import passes, profiles, targets
+from edgeship.core.settings import collect
 from edgeship.engine import planner
 from edgeship.engine.planner import plan_build, plan_load
 from edgeship.errors import EncodingError, UsageError
@@ -20,9 +21,10 @@ INVENTORY = Inventory((WeightUse("w", "linear", (4, 8)), WeightUse("b", "other",
 LOAD = {"inputs": ("x:f32[1,8]",), "outputs": (), "factory": None, "notes": {}}
 
 
-def request(runtime="onnx", target="iphone15pro", profile="balanced", **changes) -> Request:
+def request(runtime="onnx", target="iphone15pro", profile="balanced", options=None, **changes) -> Request:
+    """A request; ``options`` may be text, which is typed here as an order types it."""
     made = Request(SOURCE, targets()[target], runtime, profiles()[profile], INVENTORY, load=LOAD)
-    return replace(made, **changes)
+    return replace(made, options=collect((), options or {}), **changes)
 
 
 def names(plan) -> list[str]:
