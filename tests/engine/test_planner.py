@@ -160,7 +160,6 @@ def test_none_clears_an_option_that_may_be_empty():
         ({"check/size": {"profiles": "x"}}, "check/size.profiles follows from the command; change the profiles there"),
         ({"check/size": {"limit": "5"}}, "check/size has no option limit; did you mean limit_bytes?"),
         ({"load/torch": {"inputs": "x:f32[1]"}}, "load/torch.inputs follows from the command; change --input instead"),
-        ({"load/onnx": {"inputs": "x"}}, "has no effect: m.py:f is no ONNX file"),
     ],
 )
 def test_an_option_that_does_not_fit_is_refused(options, says):
