@@ -168,14 +168,15 @@ def _meaning(error: BaseException) -> EdgeshipError | None:
         return error if isinstance(error, LimitError) else None
     text = str(error)
     if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
-        wanted = _WANTED.search(text)
-        size = f": {wanted[1] + ' bytes' if wanted[1] else wanted[2]} at once" if wanted else ""
-        return LimitError(f"it takes more memory than there is{size}", fix="give a smaller model or smaller inputs")
+        size = ""
+        if wanted := _WANTED.search(text):
+            size = f": {wanted[1]} bytes at once" if wanted[1] else f": {wanted[2]} at once"
+        return LimitError(f"it needs more memory than there is{size}", fix="give a smaller model or smaller inputs")
     if isinstance(error, RuntimeError) and text.strip() == "ZeroDivisionError":
         # torch's kernels; a division of ours raises Python's own.
         return SourceError(
-            "the model divides whole numbers by zero on inputs that were drawn",
-            fix="say the input's range in a sample.toml: low and high",
+            "the model divides integers by zero on generated inputs",
+            fix="state the input's range in a sample.toml: low and high",
         )
     if isinstance(error, RecursionError):
         return LimitError("something in the input is nested too deeply", fix="give a flatter one")

@@ -8,16 +8,20 @@ from html import escape
 from edgeship.core.report import ArtifactRow, Measurement, Report
 from edgeship.core.units import human_bytes
 
-# Metrics that are no words, as people write them.
+# A slice this far behind the whole output is told apart.
+BEHIND_DB = 3.0
+# Metrics that are not words, as people write them.
 METRIC_TITLES = {"snr": "SNR"}
 
 
 def headings(report: Report) -> list[str]:
     """What the columns are called; the metric's only where one was measured."""
     metric = next((found.name for row in report.rows if (found := metric_of(row))), "")
-    middle = [METRIC_TITLES.get(metric, metric)] if metric else []
-    names = ["artifact", "weights", "activations", "size", "error to original"]
-    return [*names, *middle, "latency here", "verdict"]
+    names = ["artifact", "weights", "activations", "size", "SNR to original"]
+    if metric:
+        beside = " (original)" if any("(" in score_of(row) for row in report.rows) else ""
+        names.append(METRIC_TITLES.get(metric, metric) + beside)
+    return [*names, "latency here", "verdict"]
 
 
 def cells(report: Report, row: ArtifactRow) -> list[str]:
@@ -28,8 +32,10 @@ def cells(report: Report, row: ArtifactRow) -> list[str]:
 
 
 def remarks(report: Report) -> list[str]:
-    """Sentences under the table: what is not timed, limits set by hand, what a reader must know besides."""
-    lines = []
+    """Sentences under the table: what a metric was measured on, the worst slices, what is not timed, limits set by hand,
+    what a reader must know besides."""
+    lines = [sample_counts(report.rows), *map(worst_of, report.rows)]
+    lines = [line for line in lines if line]
     for row in report.rows:
         latency = row.figure("latency_p50")
         if latency is not None and latency.value is None:
@@ -47,15 +53,17 @@ def title_of(report: Report) -> str:
 
 
 def error_of(row: ArtifactRow) -> str:
-    """What the artifact loses of the original, in dB and at most, and where it loses most."""
-    snr, largest = row.figure("total_snr"), row.figure("total_max_error")
-    if snr is None or largest is None or snr.value is None or largest.value is None:
-        return "-"
-    worst = row.figure("worst_slice_snr")
-    text = f"{snr.value:.1f} dB, max {largest.value:.2g}"
-    if worst is None or worst.value is None:
-        return text
-    return f"{text}; worst {worst.note}"
+    """Signal over noise against the original, over all outputs."""
+    snr = row.figure("total_snr")
+    return "-" if snr is None or snr.value is None else f"{snr.value:.1f} dB"
+
+
+def worst_of(row: ArtifactRow) -> str:
+    """The slice of an output that is farthest from the original's; empty where none is far behind the whole."""
+    snr, worst = row.figure("total_snr"), row.figure("worst_slice_snr")
+    if snr is None or worst is None or snr.value is None or worst.value is None:
+        return ""
+    return f"{row.runtime}: farthest off is {worst.note}" if worst.value < snr.value - BEHIND_DB else ""
 
 
 def metric_of(row: ArtifactRow) -> Measurement | None:
@@ -65,20 +73,31 @@ def metric_of(row: ArtifactRow) -> Measurement | None:
 
 
 def score_of(row: ArtifactRow) -> str:
-    """The metric with its unit, the original's where that says something, and on how many samples."""
+    """The metric with its unit, and the original's where that says something."""
     after = metric_of(row)
     before = row.figure(f"{after.name}_original") if after else None
     if after is None or before is None or after.value is None or before.value is None:
         return "-"
     if after.unit == "dB":
-        shown = f"{after.value:.1f} dB"
-    elif after.unit == "cosine":
-        shown = f"{after.value:.4f}"
-    elif after.unit == "fraction":
-        shown = f"{after.value:.1%} ({before.value:.1%})"
-    else:
-        shown = f"{after.value:.4g} ({before.value:.4g})"
-    return f"{shown}, {after.runs} samples"
+        return f"{after.value:.1f} dB"
+    if after.unit == "cosine":
+        return f"{after.value:.4f}"
+    if after.unit == "fraction":
+        return f"{after.value:.1%} ({before.value:.1%})"
+    return f"{after.value:.4g} ({before.value:.4g})"
+
+
+def sample_counts(rows: Sequence[ArtifactRow]) -> str:
+    """``accuracy on 540 samples (tflite, onnx), 200 samples (qnn)``; empty where no metric was measured."""
+    by_count: dict[int, list[str]] = {}
+    name = ""
+    for row in rows:
+        found = metric_of(row)
+        if found is not None:
+            name = METRIC_TITLES.get(found.name, found.name)
+            by_count.setdefault(found.runs, []).append(row.runtime)
+    parts = [f"{count} samples ({', '.join(runtimes)})" for count, runtimes in by_count.items()]
+    return f"{name} on {', '.join(parts)}" if parts else ""
 
 
 def latency_of(row: ArtifactRow) -> str:

@@ -33,79 +33,112 @@ def order_options(command: F) -> F:
     options = [
         click.argument("source"),
         click.option(
-            "--target", "targets", multiple=True, metavar="NAME", help="Device to build for; repeat for more."
+            "--target",
+            "targets",
+            multiple=True,
+            metavar="NAME",
+            help="Target device, from `edgeship targets`. Repeat for several.",
         ),
         click.option(
-            "--runtime", "runtimes", metavar="A,B", help="Only these runtimes; all of the target's by default."
+            "--runtime",
+            "runtimes",
+            metavar="A,B",
+            help="Build for these runtimes only. Default: every runtime of the target.",
         ),
-        click.option("--profile", default="balanced", show_default=True, metavar="NAME", help="What to aim for."),
         click.option(
-            "--weights", metavar="ENC", help="How weights are stored, in place of the profile's: int8, int4-g32."
+            "--profile",
+            default="balanced",
+            show_default=True,
+            metavar="NAME",
+            help="Precision to aim for, from `edgeship profiles`, or a file.",
+        ),
+        click.option(
+            "--weights",
+            metavar="ENC",
+            help="Encoding of the weights instead of the profile's, such as int8 or int4-g32.",
         ),
         click.option(
             "--activations",
             type=click.Choice(["float", "dynamic", "int8", "int16"]),
-            help="What layers compute in, in place of the profile's.",
+            help="Activations to compute in instead of the profile's.",
         ),
-        click.option("-o", "--output", metavar="DIR", help="Bundle folder; NAME.edgeship here by default."),
+        click.option(
+            "-o", "--output", metavar="DIR", help="Folder for the bundle. Default: NAME.edgeship in the current folder."
+        ),
         click.option(
             "--input",
             "inputs",
             multiple=True,
             metavar="SPEC",
-            help="An input: name:f32[1,3,224,224]; of an ONNX file, name=16000 fixes its value.",
+            help="Shape of an input, name:f32[1,3,224,224]; for an ONNX file, name=16000 makes it a constant.",
         ),
         click.option(
-            "--input-name", "input_names", multiple=True, metavar="OLD=NEW", help="Another name for an input; repeat."
+            "--input-name", "input_names", multiple=True, metavar="OLD=NEW", help="Rename an input. Repeat for several."
         ),
         click.option(
-            "--output-name", "output_names", multiple=True, metavar="NAME", help="A name for each output, in order."
+            "--output-name",
+            "output_names",
+            multiple=True,
+            metavar="NAME",
+            help="Name an output. Repeat, in the order of the outputs.",
         ),
-        click.option("--factory", metavar="FILE:FUNCTION", help="The module that a file of weights belongs to."),
+        click.option(
+            "--factory", metavar="FILE:FUNCTION", help="Function that returns the module for a file of weights."
+        ),
         click.option(
             "--calibration",
             metavar="DATA",
-            help="Inputs to calibrate on: npz, npy, images, file.py:function; a text, of which 32768 tokens are taken.",
+            help="Calibration inputs: .npz, .npy, images, file.py:function, or text (32768 tokens of it).",
         ),
-        click.option("--eval", metavar="DATA", help="Inputs to compare on, with labels for accuracy."),
-        click.option("--metric", metavar="NAME", help="accuracy, perplexity, cosine, snr, or file.py:function."),
-        click.option("--context", type=int, metavar="N", help="Positions that a language model keeps."),
+        click.option("--eval", metavar="DATA", help="Evaluation inputs, with labels if accuracy is to be measured."),
         click.option(
-            "--kv-cache", type=click.Choice(list(CACHE_BITS)), help="How a language model keeps keys and values."
+            "--metric", metavar="NAME", help="Metric: accuracy, perplexity, cosine, snr, or file.py:function."
+        ),
+        click.option("--context", type=int, metavar="N", help="Context length of a language model, in tokens."),
+        click.option(
+            "--kv-cache", type=click.Choice(list(CACHE_BITS)), help="Data type of a language model's key-value cache."
         ),
         click.option(
-            "--part", type=click.Choice(["encoder", "decoder"]), help="One of the two networks of an encoder-decoder."
+            "--part",
+            type=click.Choice(["encoder", "decoder"]),
+            help="Which network of an encoder-decoder model to build.",
         ),
-        click.option("--lora", metavar="DIR", help="A PEFT adapter to merge into a language model."),
+        click.option("--lora", metavar="DIR", help="PEFT adapter to merge into a language model."),
         click.option(
             "--adapter",
             "adapters",
             multiple=True,
             metavar="NAME=DIR",
-            help="A PEFT adapter to ship beside a language model; repeat for more.",
+            help="PEFT adapter to ship beside a language model. Repeat for several.",
         ),
-        click.option("--max-size", metavar="SIZE", help="Limit for each artifact's files, such as 3GB."),
-        click.option("--max-drop", metavar="SHARE", help="Largest drop of the metric allowed, such as 1%."),
+        click.option("--max-size", metavar="SIZE", help="Largest size of each artifact, such as 3GB."),
+        click.option("--max-drop", metavar="SHARE", help="Largest drop of the metric that is accepted, such as 1%."),
         click.option(
             "--keep",
             multiple=True,
             metavar="PATTERN[=ENC]",
-            help="Weights with an encoding of their own, float16 by default, as *.stem.weight=int8; repeat for more.",
+            help="Weights with an encoding of their own, such as *.stem.weight=int8; float16 by default. Repeat for several.",
         ),
-        click.option("--set", "settings", multiple=True, metavar="PASS.FIELD=VALUE", help="Set an option of a pass."),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="PASS.FIELD=VALUE",
+            help="Set an option of a pass, such as compress/quantize.bits=8.",
+        ),
         click.option(
             "--trust",
             is_flag=True,
-            help="Run code that comes with the source: Python of a sample.toml, a pickled .pt2.",
+            help="Allow code that comes with the source to run: Python named in a sample.toml, a pickled .pt2.",
         ),
         click.option(
             "--all-or-nothing",
             is_flag=True,
             help="Publish nothing unless every runtime takes the model and every check holds.",
         ),
-        click.option("--no-cache", is_flag=True, help="Run every step again."),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout."),
-        click.option("-v", "--verbose", is_flag=True, help="Print the log when the command ends."),
+        click.option("--no-cache", is_flag=True, help="Run every step again instead of taking it from the cache."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout."),
+        click.option("-v", "--verbose", is_flag=True, help="Print the log of the libraries when the command ends."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -114,9 +147,9 @@ def order_options(command: F) -> F:
 
 @cli.command()
 @order_options
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop, as `edgeship plan` does.")
 def build(dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> None:
-    """Build a bundle: convert, run, compare, package."""
+    """Build a bundle: convert the model, run each artifact, compare it with the original, package."""
     from edgeship import api
     from edgeship.cli.printing import Shown, print_report, show_log
     from edgeship.engine.chatter import Log
@@ -146,7 +179,7 @@ def build(dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> None:
 @cli.command()
 @order_options
 def plan(as_json: bool, verbose: bool, **given: Any) -> None:
-    """Print what build would do, and why a pass is skipped."""
+    """Print the steps that build would run, and why each other pass is skipped."""
     order = _order(**given)
     _tell_trust(order)
     _print_plan(order, as_json, verbose)
@@ -186,9 +219,9 @@ def _order(source: str, inputs: tuple[str, ...], settings: tuple[str, ...], no_c
 
 @cli.command()
 @click.argument("artifact", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout.")
 def inspect(artifact: str, as_json: bool) -> None:
-    """Show what a bundle holds: inputs, outputs, bytes and error by encoding and by layer, bits per weight."""
+    """Show what is in a bundle: inputs, outputs, bits per weight, bytes and error by encoding and by layer."""
     from edgeship.cli.printing import print_inspection
     from edgeship.shipping.inspection import inspect_path
 
@@ -201,10 +234,10 @@ def inspect(artifact: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("bundle", type=click.Path())
-@click.option("--no-run", is_flag=True, help="Check bytes and manifest only.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+@click.option("--no-run", is_flag=True, help="Compare the files with the manifest only; run nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout.")
 def verify(bundle: str, no_run: bool, as_json: bool) -> None:
-    """Check a bundle: every byte against the manifest, and that every artifact runs here."""
+    """Check a bundle: that its files match the manifest, and that every artifact runs on this machine."""
     from edgeship import api
 
     problems = api.verify(Path(bundle), run=not no_run, log=api.side_log())
@@ -221,17 +254,26 @@ def verify(bundle: str, no_run: bool, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("bundle", type=click.Path())
-@click.option("--device", default="host", show_default=True, metavar="DEVICE", help="host, or estimate:TARGET.")
-@click.option("--seconds", default=2.0, show_default=True, help="How long to time each artifact.")
-@click.option("--prompt", default=512, show_default=True, help="Tokens that a language model is given.")
-@click.option("--new", default=128, show_default=True, help="Tokens that it writes.")
-@click.option("--depth", default="0", show_default=True, help="Tokens before them, as a list: 0,512,1024.")
-@click.option("--runs", default=3, show_default=True, help="Timed texts, after one that is not counted.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+@click.option(
+    "--device", default="host", show_default=True, metavar="DEVICE", help="host (this machine), or estimate:TARGET."
+)
+@click.option("--seconds", default=2.0, show_default=True, help="How long to time each artifact, in seconds.")
+@click.option("--prompt", default=512, show_default=True, help="Language models: length of the prompt, in tokens.")
+@click.option("--new", default=128, show_default=True, help="Language models: tokens to generate.")
+@click.option(
+    "--depth",
+    default="0",
+    show_default=True,
+    help="Language models: tokens already in the cache, as a list such as 0,512,1024.",
+)
+@click.option(
+    "--runs", default=3, show_default=True, help="Language models: number of timed runs, after one that is not counted."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout.")
 def bench(
     bundle: str, device: str, seconds: float, prompt: int, new: int, depth: str, runs: int, as_json: bool
 ) -> None:
-    """Time the artifacts of a bundle here, or estimate them for a device."""
+    """Measure latency and memory of each artifact on this machine, or estimate them for a device."""
     from edgeship import api
     from edgeship.cli.printing import print_bench
     from edgeship.cli.talking import is_text, print_text_bench
@@ -258,14 +300,18 @@ def _depths(text: str) -> tuple[int, ...]:
 
 @cli.command()
 @click.argument("bundle", type=click.Path())
-@click.option("--runtime", metavar="NAME", help="Engine; the first of the bundle that is quick here by default.")
-@click.option("--adapter", default="", metavar="NAME", help="Answer with this adapter of the bundle.")
-@click.option("--prompt", metavar="TEXT", help="Say this, print the answer, and end.")
-@click.option("--max-tokens", default=256, show_default=True, help="Longest answer, in tokens.")
-@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token; 0.8 varies.")
-@click.option("--top-k", default=40, show_default=True, help="Draw among this many.")
-@click.option("--seed", default=0, show_default=True, help="Of what is drawn.")
-@click.option("--plain", is_flag=True, help="Continue the text as it is, without the model's chat template.")
+@click.option(
+    "--runtime", metavar="NAME", help="Runtime to use. Default: the first in the bundle that is fast on this machine."
+)
+@click.option("--adapter", default="", metavar="NAME", help="Use this adapter of the bundle.")
+@click.option("--prompt", metavar="TEXT", help="Send this prompt, print the answer and exit.")
+@click.option("--max-tokens", default=256, show_default=True, help="Largest number of tokens to generate.")
+@click.option(
+    "--temperature", default=0.0, show_default=True, help="Sampling temperature; 0 always takes the most likely token."
+)
+@click.option("--top-k", default=40, show_default=True, help="Sample among this many of the most likely tokens.")
+@click.option("--seed", default=0, show_default=True, help="Seed for sampling.")
+@click.option("--plain", is_flag=True, help="Continue the prompt as plain text, without the model's chat template.")
 def chat(
     bundle: str,
     runtime: str | None,
@@ -277,7 +323,7 @@ def chat(
     seed: int,
     plain: bool,
 ) -> int:
-    """Talk to a built language model through its own engine."""
+    """Chat with a built language model through its runtime's own engine."""
     from edgeship.cli.talking import LEFT, converse
     from edgeship.conversation import open_conversation
     from edgeship.engine.chatter import hushed
@@ -297,9 +343,9 @@ def chat(
 
 @cli.command()
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout.")
 def targets(name: str | None, as_json: bool) -> None:
-    """List the targets, or one target's facts with their sources."""
+    """List the target devices, or show the facts about one and their sources."""
     from edgeship.cli.printing import print_target, print_targets
     from edgeship.core.records import to_plain
     from edgeship.core.registry import find
@@ -315,9 +361,9 @@ def targets(name: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout.")
 def profiles(as_json: bool) -> None:
-    """List the profiles."""
+    """List the profiles: which precision each one aims for."""
     from edgeship.cli.printing import print_profiles
     from edgeship.core.records import to_plain
     from edgeship.core.registry import profiles as known
@@ -329,9 +375,9 @@ def profiles(as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout.")
 def passes(as_json: bool) -> None:
-    """List the passes: what each takes, makes, and can be told with --set."""
+    """List the passes: what each one takes and makes, and its options for --set."""
     from edgeship.cli.printing import pass_rows, print_passes
 
     rows = pass_rows()
@@ -342,9 +388,9 @@ def passes(as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout.")
 def runtimes(as_json: bool) -> None:
-    """List the runtimes and whether they work here."""
+    """List the runtimes, and whether each one is installed and works on this machine."""
     from edgeship.api import availability
     from edgeship.cli.printing import print_runtimes
     from edgeship.core.records import to_plain
@@ -354,9 +400,9 @@ def runtimes(as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout.")
 def doctor(as_json: bool) -> None:
-    """Look at this machine: runtimes, plug-ins, cache, disk."""
+    """Check this machine: installed runtimes, plug-ins, cache, disk space."""
     from edgeship.cli.diagnosis import diagnose, print_diagnosis
     from edgeship.core.records import to_plain
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -93,12 +94,13 @@ def print_report(report: Report) -> None:
     """The table that ends a build, then where the bundle is."""
     from edgeship.api.table import cells, headings, remarks, title_of
 
-    table = Table(title=title_of(report), title_justify="left")
+    table = Table(title=title_of(report), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in headings(report):
         # Words wrap, figures do not.
         figures = name not in ("artifact", "weights", "activations", "verdict")
-        wraps = name in ("weights", "activations", "error to original", "latency here")
-        table.add_column(name, justify="right" if figures else "left", no_wrap=not wraps)
+        wraps = name in ("weights", "activations")
+        in_two_lines = "\n".join(name.rsplit(" ", 1))
+        table.add_column(in_two_lines, justify="right" if figures else "left", no_wrap=not wraps)
     for row in report.rows:
         *texts, verdict = cells(report, row)
         table.add_row(*(Text(text) for text in texts), Text(verdict, style=_colour(row)))
@@ -125,17 +127,23 @@ def print_bench(rows: Sequence[tuple[str, Measurement]]) -> None:
     table = Table()
     for name in ("artifact", "how", "p50", "p90", "p99", "load", "peak memory", "note"):
         table.add_column(name, justify="left" if name in ("artifact", "how", "note") else "right")
-    for artifact in dict.fromkeys(name for name, _ in rows):
-        found = {item.name: item for name, item in rows if name == artifact}
+    by_artifact: dict[str, dict[str, Measurement]] = {}
+    for artifact, item in rows:
+        by_artifact.setdefault(artifact, {})[item.name] = item
+    for artifact, found in by_artifact.items():
         first = next(iter(found.values()))
         middle = found.get("latency_p50") or found.get("latency_estimate")
-        cells = [_ms(middle), *(_ms(found.get(key)) for key in ("latency_p90", "latency_p99", "load_time"))]
-        peak = found.get("peak_memory")
-        memory = human_bytes(peak.value) if peak and peak.value is not None else "-"
-        how = first.how if first.value is not None else "not timed"
-        where = "" if first.device == "host" else f" for {first.device}"
-        table.add_row(artifact, how + where, *cells, memory, first.note)
+        latencies = (middle, found.get("latency_p90"), found.get("latency_p99"), found.get("load_time"))
+        how: str = "not timed" if first.value is None else first.how
+        if first.device != "host":
+            how += f" for {first.device}"
+        table.add_row(artifact, how, *map(_ms, latencies), shown_bytes(found.get("peak_memory")), first.note)
     console().print(table)
+
+
+def shown_bytes(item: Measurement | None) -> str:
+    """Memory as people read it; a dash where none was taken."""
+    return "-" if item is None or item.value is None else human_bytes(item.value)
 
 
 def _ms(item: Measurement | None) -> str:
@@ -165,13 +173,11 @@ def print_target(target: Target) -> None:
     for name in ("fact", "value", "trust", "source"):
         table.add_column(name, overflow="fold")
     for key, value in vars(target).items():
-        facts = (
-            {key: value}
-            if isinstance(value, Fact)
-            else {f"{key}.{k}": v for k, v in value.items()}
-            if isinstance(value, dict)
-            else {}
-        )
+        facts: dict[str, Fact] = {}
+        if isinstance(value, Fact):
+            facts[key] = value
+        elif isinstance(value, dict):
+            facts = {f"{key}.{inner}": fact for inner, fact in value.items()}
         for name, fact in facts.items():
             table.add_row(name, str(to_plain(fact.value)), fact.trust, fact.source)
     console().print(table)
@@ -195,18 +201,21 @@ def pass_rows() -> list[dict[str, Any]]:
     from edgeship.core.plan import made_name
     from edgeship.core.registry import passes
 
-    return [
-        {
-            "name": name,
-            "shape": cls.shape(),
-            "takes": {key: kind.kind for key, kind in cls.edges()[0].items()},
-            "makes": made_name(cls.edges()[1]),
-            "summary": cls.summary(),
-            "options": list(cls.options()),
-            "follows": cls.follows(),
-        }
-        for name, cls in passes().items()
-    ]
+    rows: list[dict[str, Any]] = []
+    for name, cls in passes().items():
+        takes, makes = cls.edges()
+        rows.append(
+            {
+                "name": name,
+                "shape": cls.shape(),
+                "takes": {key: kind.kind for key, kind in takes.items()},
+                "makes": made_name(makes),
+                "summary": cls.summary(),
+                "options": list(cls.options()),
+                "follows": cls.follows(),
+            }
+        )
+    return rows
 
 
 def print_passes(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -245,7 +254,7 @@ def print_inspection(found: Mapping[str, Any]) -> None:
             table.add_row(row["encoding"], str(row["weights"]), f"{row['elements']:,}", human_bytes(row["bytes"]))
         out.print(table)
         layers = Table()
-        for name in ("layer", "encoding", "shape", "bytes", "error", "loss at the outputs"):
+        for name in ("layer", "encoding", "shape", "bytes", "error", "output noise / signal"):
             layers.add_column(name, justify="left" if name in ("layer", "encoding", "shape") else "right")
         # What costs the outputs most comes first.
         for name, layer in sorted(artifact["layers"].items(), key=lambda item: -(item[1]["loss"] or 0)):

@@ -12,9 +12,8 @@ import click
 from rich.table import Table
 
 from edgeship.cli import interrupt
-from edgeship.cli.printing import console
+from edgeship.cli.printing import console, shown_bytes
 from edgeship.core.report import Measurement
-from edgeship.core.units import human_bytes
 from edgeship.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,19 +39,25 @@ def print_text_bench(rows: Sequence[tuple[str, Measurement]]) -> None:
     table = Table()
     for name in ("artifact", "depth", "prefill", "decode", "first token", "peak memory", "note"):
         table.add_column(name, justify="left" if name in ("artifact", "note") else "right")
-    for artifact in dict.fromkeys(name for name, _ in rows):
-        figures = [item for name, item in rows if name == artifact]
-        depths = dict.fromkeys(item.name.partition("@")[2] for item in figures)
-        for depth in depths:
-            found = {item.name.partition("@")[0]: item for item in figures if item.name.partition("@")[2] == depth}
-            speed, first, peak = found.get("decode"), found.get("first_token"), found.get("peak_memory")
-            memory = human_bytes(peak.value) if peak and peak.value is not None else "-"
-            notes = [item.note for item in (found.get("prefill"), speed) if item is not None and item.note]
-            notes = notes or [item.note for item in figures if item.note]
-            table.add_row(
-                artifact, depth or "0", _spread(found.get("prefill")), _marked(speed, WANTED_TOKENS_S, above=True),
-                _marked(first, WANTED_FIRST_MS, above=False), memory, "; ".join(dict.fromkeys(notes)),
-            )  # fmt: skip
+    # Artifact and depth -> figures by name: ``decode@512`` is decoding behind 512 tokens.
+    lines: dict[tuple[str, str], dict[str, Measurement]] = {}
+    notes: dict[str, list[str]] = {}
+    for artifact, item in rows:
+        name, _, depth = item.name.partition("@")
+        lines.setdefault((artifact, depth), {})[name] = item
+        notes.setdefault(artifact, []).append(item.note)
+    for (artifact, depth), found in lines.items():
+        speeds = [found[name].note for name in ("prefill", "decode") if name in found]
+        said = dict.fromkeys(filter(None, speeds)) or dict.fromkeys(filter(None, notes[artifact]))
+        table.add_row(
+            artifact,
+            depth or "0",
+            _spread(found.get("prefill")),
+            _marked(found.get("decode"), WANTED_TOKENS_S, above=True),
+            _marked(found.get("first_token"), WANTED_FIRST_MS, above=False),
+            shown_bytes(found.get("peak_memory")),
+            "; ".join(said),
+        )
     console().print(table)
     wanted = f"{WANTED_TOKENS_S:g} tokens/s or more, first token within {WANTED_FIRST_MS:g} ms"
     console().print(f"[green]ok[/]: {wanted}, on this machine")

@@ -24,7 +24,7 @@ CLIP_LEAST = 0.6
 
 
 def to_float16(weight: torch.Tensor, name: str = "weight") -> FloatTensor:
-    """The weight rounded to float16. Raises `WeightsError` when a value does not fit."""
+    """The weight rounded to float16. Raises `WeightsError` when a value does not fit. Any shape."""
     import torch
 
     half = weight.detach().to(torch.float16)
@@ -65,7 +65,10 @@ def quantize_nearest(
 
 
 def round_to(value: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, encoding: Affine) -> AffineTensor:
-    """Every weight to the nearest point of a grid that is given, one scale and zero point a block."""
+    """Every weight to the nearest point of a grid that is given, one scale and zero point a block.
+
+    ``value`` any shape; ``scale`` and ``zero`` of its rank, one entry a block: [out, in] -> [out, in / group, group].
+    """
     import torch
 
     blocks = _blocked(value, scale)
@@ -112,6 +115,7 @@ def choose_scales(
         low, high = low.clamp(max=0), high.clamp(min=0)
 
     def grid(share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and zero point of each block, with ranges cut to ``share``; [out, 1] or [out, in / group]."""
         if encoding.symmetric:
             found = storage_grid(torch.maximum(low.abs(), high.abs()) * share / encoding.high, encoding, name)
             return found, torch.zeros_like(found)
@@ -137,7 +141,10 @@ def choose_scales(
 def rounding_error(
     value: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, encoding: Affine
 ) -> torch.Tensor:
-    """What a weight gains on a grid, number by number. ``scale``, ``zero``: one a block; None is zero point 0."""
+    """What a weight gains on a grid, number by number. ``scale``, ``zero``: one a block; None is zero point 0.
+
+    The result has the shape of ``value``.
+    """
     wide = spread(scale, value.shape)
     integers = (value / wide).round_()
     if zero is None:
@@ -147,7 +154,10 @@ def rounding_error(
 
 
 def _block_sum(value: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Sums over blocks, one entry a block, with the rank kept."""
+    """Sums over blocks, one entry a block, with the rank kept.
+
+    [out, in] -> [out, in / group], where ``shape`` says so.
+    """
     for axis, (have, want) in enumerate(zip(value.shape, shape, strict=True)):
         if have != want:
             blocks = (*value.shape[:axis], want, have // want, *value.shape[axis + 1 :])
@@ -156,7 +166,10 @@ def _block_sum(value: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 
 def block_range(value: torch.Tensor, encoding: Affine, axis: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smallest and largest value of each block, with the rank of ``value`` and one entry a block."""
+    """Smallest and largest value of each block, with the rank of ``value`` and one entry a block.
+
+    [out, in] -> [out, 1] by channel, [out, in / group] by group.
+    """
     if encoding.granularity == "tensor":
         shape = [1] * value.dim()
         return value.amin().reshape(shape), value.amax().reshape(shape)

@@ -43,7 +43,7 @@ def allocate(layers: Mapping[str, Sequence[Option]], max_bytes: int) -> Allocati
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import coo_array
 
-    smallest = sum(min(option.bytes for option in options) for options in layers.values())
+    smallest = sum(_smallest(options).bytes for options in layers.values())
     if smallest > max_bytes:
         raise GateError(
             f"no choice of encodings fits {human_bytes(max_bytes)}", fix=f"the smallest takes {human_bytes(smallest)}"
@@ -51,13 +51,15 @@ def allocate(layers: Mapping[str, Sequence[Option]], max_bytes: int) -> Allocati
     pairs = [(name, option) for name, options in layers.items() for option in options]
     if not pairs:
         return Allocation({}, 0, 0.0)
-    rows = {name: index for index, name in enumerate(layers)}
-    pick = coo_array(
-        (np.ones(len(pairs)), ([rows[name] for name, _ in pairs], range(len(pairs)))), shape=(len(rows), len(pairs))
-    )
+    row_of = {name: index for index, name in enumerate(layers)}
+    rows = [row_of[name] for name, _ in pairs]
+    columns = range(len(pairs))
+    # [layers, pairs]: a one where the pair is an option of the layer.
+    pick = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(len(row_of), len(pairs)))
+    # [1, pairs]
     size = np.array([[option.bytes for _, option in pairs]], dtype=float)
-    # Scaled, so that the solver's tolerances mean the same for 10 kB and for 3 GB.
     losses = np.array([option.loss for _, option in pairs])
+    # Scaled, so that the solver's tolerances mean the same for 10 kB and for 3 GB.
     scale = float(np.abs(losses).max()) or 1.0
     found = milp(
         losses / scale,
@@ -69,14 +71,23 @@ def allocate(layers: Mapping[str, Sequence[Option]], max_bytes: int) -> Allocati
     if found.x is None:
         raise GateError(f"the budget could not be solved: {found.message}", fix="raise --max-size a little")
     chosen = {name: option for (name, option), share in zip(pairs, found.x, strict=True) if share > 0.5}
-    return Allocation(
-        chosen, sum(option.bytes for option in chosen.values()), sum(option.loss for option in chosen.values())
-    )
+    total_bytes = sum(option.bytes for option in chosen.values())
+    total_loss = sum(option.loss for option in chosen.values())
+    return Allocation(chosen, total_bytes, total_loss)
 
 
 def trade_off(layers: Mapping[str, Sequence[Option]], points: int = 12) -> list[Allocation]:
     """The curve from the smallest allocation to the best, at budgets evenly spaced in bytes; loss never rises."""
-    low = sum(min(option.bytes for option in options) for options in layers.values())
-    high = sum(min(options, key=lambda option: (option.loss, option.bytes)).bytes for options in layers.values())
-    budgets = sorted({low + (high - low) * step // max(points - 1, 1) for step in range(points)})
-    return [allocate(layers, budget) for budget in budgets]
+    low = sum(_smallest(options).bytes for options in layers.values())
+    high = sum(_best(options).bytes for options in layers.values())
+    budgets = {low + (high - low) * step // max(points - 1, 1) for step in range(points)}
+    return [allocate(layers, budget) for budget in sorted(budgets)]
+
+
+def _smallest(options: Sequence[Option]) -> Option:
+    return min(options, key=lambda option: option.bytes)
+
+
+def _best(options: Sequence[Option]) -> Option:
+    """The option that loses least; of equal ones the smallest."""
+    return min(options, key=lambda option: (option.loss, option.bytes))

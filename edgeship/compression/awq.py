@@ -138,7 +138,10 @@ def divide_inputs(hessian: Hessian, scale: torch.Tensor) -> Hessian:
 
 
 def _output_error(value: torch.Tensor, scale: torch.Tensor, matrix: torch.Tensor, encoding: Affine, name: str) -> float:
-    """The squared error of the outputs when a weight is rounded after scaling."""
+    """The squared error of the outputs when a weight is rounded after scaling.
+
+    ``value`` [N, K], ``scale`` [K], ``matrix`` [K, K].
+    """
     scaled = value * scale
     error = rounding_error(scaled, *choose_scales(scaled, encoding, name=name), encoding) / scale
     # A Hessian is its own transpose.

@@ -235,12 +235,16 @@ def _tables(program: Any, runner: Runner) -> dict[str, tuple[float, float]]:
 def _range_of_operands(nodes: Sequence[Node], decided: Mapping[str, ActivationEncoding]) -> tuple[float, float]:
     """A range for what was zero whenever data passed, such as the part of an expert that no token took: the widest of
     what it is made from. Nothing for constants."""
-    given = [arg.name for node in nodes if node.op == "call_function" for arg in activation_arguments(node)]
-    ends = [
-        ((grid.low - grid.zero_point) * grid.scale, (grid.high - grid.zero_point) * grid.scale)
-        for grid in (decided[name] for name in given if name in decided)
-    ]
-    return min((low for low, _ in ends), default=0.0), max((high for _, high in ends), default=0.0)
+    lowest: list[float] = []
+    highest: list[float] = []
+    for node in nodes:
+        operands = activation_arguments(node) if node.op == "call_function" else []
+        for operand in operands:
+            grid = decided.get(operand.name)
+            if grid is not None:
+                lowest.append((grid.low - grid.zero_point) * grid.scale)
+                highest.append((grid.high - grid.zero_point) * grid.scale)
+    return min(lowest, default=0.0), max(highest, default=0.0)
 
 
 def _table_scale(grid: Grid, program: TorchProgram) -> float | None:
@@ -281,7 +285,10 @@ class Runner:
         watchers: Mapping[str, Observer],
         sweep: Callable[[Observer, torch.Tensor], None],
     ) -> None:
-        """Run once. Raises `DataError` when a watched value is not finite."""
+        """Run once. Raises `DataError` when a watched value is not finite.
+
+        Inputs have the shapes of the signature, in its order.
+        """
         import torch
 
         constants, scores = self._constants, self._scores
@@ -309,7 +316,10 @@ class Runner:
     def answers(
         self, inputs: Sequence[npt.NDArray[Any]], activations: Mapping[str, ActivationEncoding]
     ) -> list[npt.NDArray[Any]]:
-        """The outputs when the named values are rounded to their grids and the others stay float."""
+        """The outputs when the named values are rounded to their grids and the others stay float.
+
+        Each array has the shape that the signature says.
+        """
         import torch
 
         class Rounding(torch.fx.Interpreter):
@@ -325,6 +335,7 @@ class Runner:
         return [value.numpy() for value in found]
 
     def _arguments(self, inputs: Sequence[npt.NDArray[Any]]) -> list[torch.Tensor]:
+        """The graph's placeholders in order: weights by name, and the inputs, each in its own shape."""
         import numpy as np
         import torch
 

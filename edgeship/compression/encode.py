@@ -99,7 +99,7 @@ class Encoder:
         return encoded, changed
 
     def encode_alone(self, use: WeightUse) -> EncodedTensor:
-        """One weight from its own numbers."""
+        """One weight from its own numbers. The shape of the weight stays."""
         encoding, weights = self.wanted[use.name], self.program.weights
         if isinstance(weights, WeightStore) and self._by_rows(use, encoding):
             rows = max(1, CHUNK_ELEMENTS * use.shape[0] // use.elements)
@@ -119,7 +119,10 @@ class Encoder:
         return encoding.rows_alone and len(use.shape) == 2 and use.name not in self.program.record.pruned
 
     def encode_one(self, use: WeightUse, encoding: Encoding, layer: Layer | None = None) -> EncodedTensor:
-        """One weight in one of several ways: against a layer's inputs where one is given, else from its own numbers."""
+        """One weight in one of several ways: against a layer's inputs where one is given, else from its own numbers.
+
+        The shape of the weight stays.
+        """
         if layer is None:
             return Encoder(self.program, {use.name: encoding}, self.method, self.npu_block).encode_alone(use)
         return self._encode(use, layer.weight, encoding, layer)
@@ -127,6 +130,7 @@ class Encoder:
     def _visit(
         self, layer: Layer, encoded: MutableMapping[str, EncodedTensor], changed: dict[str, torch.Tensor]
     ) -> Replacement | None:
+        """Encode the weight of one layer, and let later layers see it as it is stored, in its own shape."""
         import torch
 
         from edgeship.compression.walk import Replacement
@@ -149,6 +153,7 @@ class Encoder:
         return Replacement(made, bias)
 
     def _corrected(self, layer: Layer, weight: torch.Tensor) -> torch.Tensor:
+        """The bias, [out], that takes back what rounding the weight adds to the outputs' means."""
         from edgeship.compression.bias_correction import corrected_bias
 
         assert layer.bias is not None
@@ -160,6 +165,7 @@ class Encoder:
     def _encode(
         self, use: WeightUse, weight: torch.Tensor, encoding: Encoding, layer: Layer | None = None
     ) -> EncodedTensor:
+        """``weight`` in its own shape: [out, in], or [out, in / groups, ...kernel]."""
         if isinstance(encoding, Sparse):
             kept = weight != 0
             return _masked(self._plain(use, weight, encoding.inner, layer, kept), kept, encoding)
@@ -181,6 +187,7 @@ class Encoder:
         layer: Layer | None,
         mask: torch.Tensor | None,
     ) -> Plain:
+        """As `_encode`, without sparsity; ``mask`` has the weight's shape and is True where it is kept."""
         if isinstance(encoding, Float):
             return FloatTensor(weight.float().numpy()) if encoding.bits == 32 else to_float16(weight, use.name)
         if isinstance(encoding, Affine) and encoding.granularity == "group" and self.npu_block:
@@ -264,7 +271,7 @@ def _window(layer: Layer) -> dict[str, Any]:
 
 
 def _masked(inner: Plain, mask: torch.Tensor, encoding: Sparse) -> SparseTensor:
-    """The sparse form, with canonical zeros outside the mask."""
+    """The sparse form, with canonical zeros outside the mask. ``mask`` has the shape of the weight."""
     import numpy as np
 
     kept = mask.numpy()

@@ -119,11 +119,14 @@ def _student(
             self.trained = trained
 
         def kept(self, name: str, value: torch.Tensor) -> torch.Tensor:
-            """Zero where pruning took a weight."""
+            """Zero where pruning took a weight. The mask has the shape of ``value``."""
             return value * masks[name] if name in masks else value
 
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            """The program's outputs with the weights as they would be stored now."""
+            """The program's outputs with the weights as they would be stored now.
+
+            Tensors in the shapes of the signature.
+            """
             rounded = {}
             for name, value in self.trained.items():
                 value = self.kept(name, value)
@@ -140,7 +143,7 @@ def _student(
 
 
 def _straight_through(value: torch.Tensor, encoding: Affine, axis: int, clip: bool, name: str) -> torch.Tensor:
-    """The stored value going forward, the identity going back."""
+    """The stored value going forward, the identity going back. Any shape."""
     import torch
 
     with torch.no_grad():
@@ -179,6 +182,7 @@ def _distillation(program: TorchProgram, inputs: Sequence[str]) -> Loss:
     names = [spec.name for spec in program.signature.outputs]
 
     def measure(student: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of one batch, a scalar: how far the student's outputs are from the teacher's."""
         tensors = [batch[name] for name in inputs]
         with torch.no_grad():
             wanted = teacher(*tensors)

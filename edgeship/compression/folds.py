@@ -117,8 +117,10 @@ def _source(node: Node, free: Mapping[Node, str]) -> tuple[str, ...] | None:
         owned = [arguments[1], *(item for item in arguments[2:3] if item is not None)]
     elif name == "mul":
         # The weight of a root mean square norm: one number a channel, times what the inputs made.
-        owned = [item for item in arguments if item in free and len(_shape(item)) == 1][:1]
-        owned = owned if owned and _shape(owned[0])[0] == _shape(node)[-1] else [None]
+        scales = [item for item in arguments if item in free and len(_shape(item)) == 1]
+        if not scales or _shape(scales[0])[0] != _shape(node)[-1]:
+            return None
+        owned = scales[:1]
     else:
         return None
     if not owned or any(item not in free for item in owned):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edgeship.compression.held import HELD_BYTES
 from edgeship.compression.nearest_plane import ROW_RANGES
 from edgeship.compression.products import product
-from edgeship.compression.walk import Steps, reach, stops_of
+from edgeship.compression.walk import Operators, reach, stops_of
 from edgeship.core.weights import Affine, Float
 
 if TYPE_CHECKING:
@@ -114,19 +114,19 @@ def forecast(
         batches: one is enough: only shapes are read. wanted: weight name -> encoding.
         rate: multiplications a second in products; measured when None.
     """
-    steps = Steps(program, batches[:1])
-    stops = stops_of(steps)
-    last, needed = reach(steps, stops)
+    operators = Operators(program, batches[:1])
+    stops = stops_of(operators)
+    last, needed = reach(operators, stops)
     rate = rate or product_rate()
     beside = method == "gptq"
     rounding: list[float] = []
     running: list[float] = []
     held = layer = at = 0
     for stop in stops:
-        nodes = [node for node in steps.nodes[at : stop.place] if node in needed]
+        nodes = [node for node in operators.nodes[at : stop.place] if node in needed]
         reaching = sum(_multiplications(node) for node in nodes) * (1 + beside)
         at = stop.place
-        waiting = [node for node in steps.nodes[:at] if node in needed and last[node] >= at]
+        waiting = [node for node in operators.nodes[:at] if node in needed and last[node] >= at]
         held = max(held, sum(_bytes(node) for node in waiting) * (1 + beside))
         for number, meeting in enumerate(stop.meetings):
             encoding = wanted.get(meeting.use.name)

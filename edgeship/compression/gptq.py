@@ -103,6 +103,7 @@ def quantize_gptq(
     back[order] = torch.arange(columns)
 
     def in_place(values: torch.Tensor) -> torch.Tensor:
+        """[groups, columns, rows] in the order of rounding -> [groups * rows, columns] in the weight's own."""
         return values[:, back].mT.reshape(groups * rows, columns)
 
     if hessian.drift is not None:
@@ -216,6 +217,7 @@ def _grid(
     blocks = (order // reach).tolist()
 
     def rounding(wanted: torch.Tensor, place: int, integers: torch.Tensor) -> torch.Tensor:
+        """``wanted``: one input channel of every row, [groups, rows]."""
         return round_on(wanted, scales[blocks[place]], zeros[blocks[place]], encoding, integers)
 
     return rounding
@@ -226,6 +228,7 @@ def _entries(table: torch.Tensor, rows: int) -> Round:
     tables = table.repeat_interleave(rows // table.shape[0], 0)
 
     def rounding(wanted: torch.Tensor, place: int, integers: torch.Tensor) -> torch.Tensor:
+        # One input channel of every row: [groups, rows] -> [groups * rows, 1], a table each.
         indices = nearest_entry(wanted.reshape(-1, 1), tables)
         integers.copy_(indices.reshape(wanted.shape))
         return tables.gather(1, indices).reshape(wanted.shape)

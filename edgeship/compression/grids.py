@@ -99,31 +99,34 @@ def shared_grids(program: ExportedProgram, floats: Collection[str] = ()) -> list
     for node in nodes:
         if keeps_grid(node):
             groups.join([node, *carriers(node)[:1]])
-    fixed = {groups.find(node): kind for node in nodes if (kind := _fixed_range(node))}
+    fixed: dict[Node, str] = {}
     for node in nodes:
-        if operator_name(node) in JOINING:
+        if kind := _fixed_range(node):
+            fixed[groups.find(node)] = kind
+    for node in nodes:
+        if operator_name(node) in JOINING and groups.find(node) not in fixed:
             loose = [arg for arg in carriers(node) if arg in known and groups.find(arg) not in fixed]
-            if groups.find(node) not in fixed:
-                groups.join([node, *loose])
+            groups.join([node, *loose])
+    # A clip and what only it reads: the clip's own range serves both.
     clipped: set[Node] = set()
     for node in nodes:
-        source = next(iter(carriers(node)), None) if operator_name(node) in CLIPPING else None
-        if source is not None and source in known and _is_private(source, groups) and groups.find(node) not in fixed:
-            groups.join([node, source])
-            clipped.add(source)
+        if operator_name(node) not in CLIPPING or groups.find(node) in fixed:
+            continue
+        for source in carriers(node)[:1]:
+            if source in known and _is_private(source, groups):
+                groups.join([node, source])
+                clipped.add(source)
     members: dict[Node, list[Node]] = {}
     for node in nodes:
         members.setdefault(groups.find(node), []).append(node)
+    # Joining may have given a group another root.
     fixed = {groups.find(root): kind for root, kind in fixed.items()}
-    return [
-        Grid(
-            tuple(n.name for n in group),
-            tuple(n.name for n in group if n not in clipped),
-            fixed.get(root, ""),
-            _bounds(group),
-        )
-        for root, group in members.items()
-    ]
+    grids: list[Grid] = []
+    for root, group in members.items():
+        names = tuple(node.name for node in group)
+        watched = tuple(node.name for node in group if node not in clipped)
+        grids.append(Grid(names, watched, fixed.get(root, ""), _bounds(group)))
+    return grids
 
 
 def clip_bounds(node: Node) -> tuple[float, float]:
@@ -132,20 +135,26 @@ def clip_bounds(node: Node) -> tuple[float, float]:
     given = dict(zip(("low", "high"), node.args[1:3], strict=False))
     low = given.get("low", node.kwargs.get("min", node.kwargs.get("min_val")))
     high = given.get("high", node.kwargs.get("max", node.kwargs.get("max_val")))
+    if name == "relu":
+        return 0.0, math.inf
+    if name == "relu6":
+        return 0.0, 6.0
     if name == "hardtanh":
-        low, high = -1.0 if low is None else low, 1.0 if high is None else high
-    elif name in ("relu", "relu6"):
-        low, high = 0.0, 6.0 if name == "relu6" else None
-    elif name not in ("clamp", "clamp_min"):
-        low = high = None
-    bounds = [value if isinstance(value, (int, float)) else None for value in (low, high)]
-    return -math.inf if bounds[0] is None else bounds[0], math.inf if bounds[1] is None else bounds[1]
+        return _number(low, -1.0 if low is None else -math.inf), _number(high, 1.0 if high is None else math.inf)
+    if name in ("clamp", "clamp_min"):
+        return _number(low, -math.inf), _number(high, math.inf)
+    return -math.inf, math.inf
+
+
+def _number(value: object, other: float) -> float:
+    """``value`` where it is a number, and not a tensor or nothing; else ``other``."""
+    return value if isinstance(value, (int, float)) else other
 
 
 def _bounds(nodes: Iterable[Node]) -> tuple[float, float]:
     """The narrowest of the clips among ``nodes``."""
-    found = [clip_bounds(node) for node in nodes]
-    return max(low for low, _ in found), min(high for _, high in found)
+    lows, highs = zip(*map(clip_bounds, nodes), strict=True)
+    return max(lows), min(highs)
 
 
 def keeps_grid(node: Node) -> bool:
@@ -156,8 +165,11 @@ def keeps_grid(node: Node) -> bool:
 
 
 def _fixed_range(node: Node) -> str:
+    """``Grid.fixed`` of an operator whose range is known before it runs."""
     name = operator_name(node)
-    return "unit" if name in UNIT_RANGE else "signed" if name in SIGNED_UNIT_RANGE else ""
+    if name in UNIT_RANGE:
+        return "unit"
+    return "signed" if name in SIGNED_UNIT_RANGE else ""
 
 
 def carriers(node: Node) -> list[Node]:

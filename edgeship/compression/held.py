@@ -93,6 +93,7 @@ class Shelf:
             self.drop(node)
 
     def _read(self, node: Node, place: _Place) -> torch.Tensor:
+        """The tensor of one batch, in the shape that it had."""
         import torch
 
         value = torch.empty(place.shape, dtype=place.dtype)
@@ -112,6 +113,7 @@ class Batches(Sequence["torch.Tensor"]):
     """A tensor a batch, made or read each time it is asked for."""
 
     def __init__(self, count: int, read: Callable[[int], torch.Tensor]) -> None:
+        """``read`` gives the tensor of one batch, of any shape."""
         self._count = count
         self._read = read
 

@@ -126,7 +126,10 @@ class Hessian:
 
 
 def hessian_of(inputs: Iterable[torch.Tensor], channels: int, wanted: Iterable[torch.Tensor] | None = None) -> Hessian:
-    """The Hessian of one linear layer's inputs, ``(..., K)`` each; ``wanted`` are those of the float model."""
+    """The Hessian of one linear layer's inputs, ``(..., K)`` each; ``wanted`` are those of the float model.
+
+    [..., K] -> [1, K, K].
+    """
     hessian = Hessian.empty(channels)
     for rows, right in _joined(_pairs(inputs, wanted), channels):
         hessian.add(rows, right)
@@ -139,20 +142,24 @@ def _joined(
     """Short batches put together, so that the matrix is read and written once for many tokens."""
     import torch
 
-    waiting: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    waiting: list[torch.Tensor] = []
+    waiting_right: list[torch.Tensor] = []
     tokens = 0
 
     def together() -> tuple[torch.Tensor, torch.Tensor | None]:
-        right = [item for _, item in waiting if item is not None]
-        return torch.cat([rows for rows, _ in waiting]), torch.cat(right) if right else None
+        """[tokens, K] each."""
+        return torch.cat(waiting), torch.cat(waiting_right) if waiting_right else None
 
     for rows, right in pairs:
+        # [..., channels] -> [tokens, channels]
         flat = rows.detach().reshape(-1, channels)
-        waiting.append((flat, None if right is None else right.detach().reshape(-1, channels)))
+        waiting.append(flat)
+        if right is not None:
+            waiting_right.append(right.detach().reshape(-1, channels))
         tokens += flat.shape[0]
         if tokens >= TOKENS:
             yield together()
-            waiting, tokens = [], 0
+            waiting, waiting_right, tokens = [], [], 0
     if waiting:
         yield together()
 
@@ -189,6 +196,7 @@ def hessian_of_conv(
 def _pairs(
     inputs: Iterable[torch.Tensor], wanted: Iterable[torch.Tensor] | None
 ) -> Iterable[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Each batch, [..., K], beside the float model's where that is wanted."""
     return ((rows, None) for rows in inputs) if wanted is None else zip(inputs, wanted, strict=True)
 
 

@@ -136,6 +136,7 @@ class _Extent(Observer):
 
 
 def _look(extent: Observer, value: torch.Tensor) -> None:
+    """Any shape: one activation of one sample."""
     assert isinstance(extent, _Extent)
     extent.widen(value)
     extent.squares.append(float(value.double().square().mean()))
@@ -172,22 +173,48 @@ def _around_products(program: TorchProgram) -> frozenset[str]:
     return frozenset(around)
 
 
+def _costliest_first(alone: Sequence[Array], total: Array) -> list[int]:
+    """Which of the grids to leave out, until what is left of ``total`` [counted] is at most 1 everywhere."""
+    import numpy as np
+
+    gone: list[int] = []
+    while (total > 1).any() and len(gone) < len(alone):
+        failing = total > 1
+        gains = np.array([float(item[failing].sum()) for item in alone])
+        gains[gone] = -1.0
+        best = int(np.argmax(gains))
+        if gains[best] <= 0:
+            break
+        gone.append(best)
+        total = total - alone[best]
+    return gone
+
+
 class _Trial:
     """The program's float outputs on some samples, to compare with what grids make of them."""
 
     def __init__(self, program: TorchProgram, batches: Sequence[Batch], bits: int) -> None:
         import numpy as np
 
-        count = min(SAMPLES, len(batches))
-        chosen = [batches[index * len(batches) // count] for index in range(count)]
         self._program, self._bits = program, bits
-        self._inputs = [[batch[spec.name] for spec in program.signature.inputs] for batch in chosen]
+        # The inputs of each sample, in the order of the signature.
+        self._inputs: list[list[Array]] = []
+        count = min(SAMPLES, len(batches))
+        for index in range(count):
+            batch = batches[index * len(batches) // count]
+            self._inputs.append([batch[spec.name] for spec in program.signature.inputs])
         self._runner = Runner(program.filled(), {}, {})
         self._names = [spec.name for spec in program.signature.outputs]
-        wanted = self._answers({}, range(count))
-        self._places = [place for place, value in enumerate(wanted) if np.issubdtype(value.dtype, np.floating)]
-        self._wanted = [wanted[place].astype(np.float64) for place in self._places]
-        self._slices = [slices_of(value) for value in self._wanted]
+        # Of each float output: its place among the outputs, its values [samples, *shape], and their slices.
+        self._places: list[int] = []
+        self._wanted: list[Array] = []
+        self._slices: list[list[Slice]] = []
+        for place, value in enumerate(self._answers({}, range(count))):
+            if np.issubdtype(value.dtype, np.floating):
+                wanted = value.astype(np.float64)
+                self._places.append(place)
+                self._wanted.append(wanted)
+                self._slices.append(slices_of(wanted))
 
     def worst(self, activations: Mapping[str, ActivationEncoding]) -> tuple[float, str]:
         """The least ratio of a slice in a sample, and the slice."""
@@ -212,34 +239,40 @@ class _Trial:
         """Nodes of the grids to leave out so that the rest costs every slice less than is wanted."""
         import numpy as np
 
-        free = [grid for grid in grids if grid.nodes[0] in activations and not kept.intersection(grid.nodes)]
+        free: list[tuple[str, ...]] = []
+        for grid in grids:
+            if grid.nodes[0] in activations and not kept.intersection(grid.nodes):
+                free.append(grid.nodes)
         macs = max(self._program.record.inventory.macs, 1)
         count = min(len(self._inputs), int(BUDGET / (macs * max(len(free), 1))))
         if not free or count == 0:
             return frozenset()
         numbers = [index * len(self._inputs) // count for index in range(count)]
+        # [slices x samples], of which those are counted that say something.
         signal = np.concatenate([self._signal(place, part, numbers) for place, part in self._parts()])
         counted = signal > 0
         allowed = signal[counted] * 10 ** (-wanted / 10)
 
         def cost(chosen: Mapping[str, ActivationEncoding]) -> Array:
+            """Noise over what is allowed, [counted]: above 1 fails."""
             return np.concatenate(self._noise(chosen, numbers))[counted] / allowed
 
-        alone = [cost({name: activations[name] for name in grid.nodes}) for grid in free]
-        rest = {name: item for name, item in activations.items() if all(name not in grid.nodes for grid in free)}
-        total = np.sum(alone, axis=0) + (cost(rest) if rest else 0)
-        gone: set[int] = set()
-        while (total > 1).any() and len(gone) < len(free):
-            failing = total > 1
-            gains = [-1.0 if index in gone else float(item[failing].sum()) for index, item in enumerate(alone)]
-            best = int(np.argmax(gains))
-            if gains[best] <= 0:
-                break
-            gone.add(best)
-            total = total - alone[best]
-        return frozenset(name for index in gone for name in free[index].nodes)
+        alone: list[Array] = []
+        rest = dict(activations)
+        for nodes in free:
+            alone.append(cost({name: activations[name] for name in nodes}))
+            for name in nodes:
+                rest.pop(name, None)
+        total = np.sum(alone, axis=0)
+        if rest:
+            total = total + cost(rest)
+        floats: set[str] = set()
+        for index in _costliest_first(alone, total):
+            floats.update(free[index])
+        return frozenset(floats)
 
     def _parts(self) -> list[tuple[int, Slice]]:
+        """Every slice of every float output, with the number of its output among the float ones."""
         return [(place, part) for place, parts in enumerate(self._slices) for part in parts]
 
     def _signal(self, place: int, part: Slice, numbers: Sequence[int]) -> Array:
@@ -255,13 +288,13 @@ class _Trial:
         import numpy as np
 
         found = self._answers(activations, numbers)
-        made = [
-            found[place].astype(np.float64) - self._wanted[index][list(numbers)]
-            for index, place in enumerate(self._places)
-        ]
-        return [np.square(part.of(made[place])).sum(1) for place, part in self._parts()]
+        errors: list[Array] = []
+        for index, place in enumerate(self._places):
+            errors.append(found[place].astype(np.float64) - self._wanted[index][list(numbers)])
+        return [np.square(part.of(errors[place])).sum(1) for place, part in self._parts()]
 
     def _answers(self, activations: Mapping[str, ActivationEncoding], numbers: Sequence[int]) -> list[Array]:
+        """Each output of the samples of these numbers, [samples, *shape]."""
         import numpy as np
 
         rows = [self._runner.answers(self._inputs[number], activations) for number in numbers]

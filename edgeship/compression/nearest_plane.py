@@ -239,6 +239,7 @@ def _affine(scale: torch.Tensor, zero: torch.Tensor, encoding: Affine) -> Round:
     """One scale and zero point a row for all channels."""
 
     def rounding(wanted: torch.Tensor, place: int, integers: torch.Tensor) -> torch.Tensor:
+        """``wanted``: one input channel of every row, [groups, rows]."""
         return round_on(wanted, scale, zero, encoding, integers)
 
     return rounding
@@ -248,6 +249,8 @@ def round_on(
     wanted: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, encoding: Affine, integers: torch.Tensor
 ) -> torch.Tensor:
     """Round to nearest on a grid, without new memory.
+
+    All of one shape, or shapes that broadcast to that of ``wanted``.
 
     Args:
         wanted: becomes what the integers stand for. integers: what they are written to. scale, zero: spread over both.

@@ -42,12 +42,12 @@ class Observer:
     counts: Array | None = field(default=None, repr=False)
 
     def widen(self, value: torch.Tensor) -> None:
-        """First sweep: take one tensor into the extremes."""
+        """First sweep: take one tensor into the extremes. Any shape."""
         self.low = min(self.low, float(value.min()))
         self.high = max(self.high, float(value.max()))
 
     def count(self, value: torch.Tensor) -> None:
-        """Second sweep: take one tensor into the histogram, which spans the extremes of the first."""
+        """Second sweep: take one tensor into the histogram, which spans the extremes of the first. Any shape."""
         import numpy as np
         import torch
 

@@ -84,6 +84,7 @@ class _Line:
     """Weights in order with running sums: what an entry is nearest to is a stretch, whose sums are two differences."""
 
     def __init__(self, rows: torch.Tensor, cost: torch.Tensor) -> None:
+        """``rows`` and ``cost``: [groups, n]."""
         self.values, order = rows.sort(dim=1)
         ordered = cost.gather(1, order)
         del order
@@ -91,7 +92,10 @@ class _Line:
         self.square = (ordered.double() * self.values.double().square()).sum(1, keepdim=True)
 
     def _stretches(self, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of the costs, and of cost times value, of what is nearest to each entry."""
+        """Sum of the costs, and of cost times value, of what is nearest to each entry.
+
+        ``table`` [groups, entries] -> two of [groups, entries].
+        """
         import torch
 
         middles = (table[:, 1:] + table[:, :-1]) / 2
@@ -101,7 +105,7 @@ class _Line:
         return self.mass.gather(1, edges).diff(dim=1), self.total.gather(1, edges).diff(dim=1)
 
     def lloyd(self, table: torch.Tensor) -> torch.Tensor:
-        """Entries moved to the weighted mean of what they are nearest to, again and again."""
+        """Entries moved to the weighted mean of what they are nearest to, again and again. [groups, entries]."""
         import torch
 
         for _ in range(ITERATIONS):
@@ -122,14 +126,17 @@ class _Line:
 
 
 def _running(values: torch.Tensor) -> torch.Tensor:
-    """Sums of all before each place, in float64: their differences are small."""
+    """Sums of all before each place, in float64: their differences are small. [rows, n] -> [rows, n + 1]."""
     import torch
 
     return torch.nn.functional.pad(values.double().cumsum(1), (1, 0))
 
 
 def _by_density(rows: torch.Tensor, cost: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    """Entries as dense as the cube root of what lies there, which is best when they are many (Panter & Dite 1951)."""
+    """Entries as dense as the cube root of what lies there, which is best when they are many (Panter & Dite 1951).
+
+    ``rows`` and ``cost`` [groups, n], ``shares`` [1, entries] -> [groups, entries].
+    """
     import torch
 
     low = rows.amin(1, keepdim=True)

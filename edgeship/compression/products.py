@@ -31,7 +31,10 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``torch.nn.functional.linear``, through `product` where all is float32 and dense."""
+    """``torch.nn.functional.linear``, through `product` where all is float32 and dense.
+
+    ``inputs`` [..., K], ``weight`` [N, K], ``bias`` [N] -> [..., N].
+    """
     import torch
 
     given = [inputs, weight] if bias is None else [inputs, weight, bias]

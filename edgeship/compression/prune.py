@@ -56,7 +56,7 @@ def keep_mask(
         counts = torch.full((rows.shape[0],), 2)
     else:
         rows = rows if per_row else rows.reshape(1, -1)
-        # Rounded along the rows: a share of 3 inputs is no whole number in any of them.
+        # Rounded along the rows: a share of 3 inputs is not a whole number in any of them.
         ends = [round(sparsity * (rows.shape[1] * row)) for row in range(rows.shape[0] + 1)]
         counts = torch.tensor(ends).diff()
     # Sorting from the end makes the later of two equal scores go first.

@@ -50,6 +50,7 @@ def refit_kept(
     ridge = (damping * diagonal.mean(2, keepdim=True)).clamp(min=1e-30)
 
     def apply(rows: torch.Tensor) -> torch.Tensor:
+        """[groups, rows, K]: the damped normal equations of each row, on what it keeps."""
         return torch.baddbmm(rows * ridge, rows, matrix) * kept
 
     inverse = 1 / (diagonal + ridge)

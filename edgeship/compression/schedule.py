@@ -20,7 +20,10 @@ _HIGHEST = LEVELS - 1
 
 
 def global_shares(scores: Mapping[str, torch.Tensor], sparsity: float) -> dict[str, float]:
-    """Shares under one threshold over all layers, each layer's scores divided by their mean."""
+    """Shares under one threshold over all layers, each layer's scores divided by their mean.
+
+    Scores have the shapes of their weights.
+    """
     import torch
 
     relative = {name: (score / score.mean().clamp(min=1e-30)).flatten() for name, score in scores.items()}

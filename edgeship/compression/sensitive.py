@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgeship.compression.encode import Encoder
-from edgeship.compression.walk import Layer, Steps, walk
+from edgeship.compression.walk import Layer, Operators, walk
 from edgeship.core.encodings import stored_bits
 from edgeship.core.weights import Float
 from edgeship.program.slices import NOTHING, Slice, slices_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Samples at most, and multiply-accumulates that may be spent: seconds, not minutes.
 SAMPLES = 12
 BUDGET = 1e11
-# A weight that makes less than this share of the error in the slice that it would help is no exception.
+# A weight that makes less than this share of the error in the slice that it would help is not an exception.
 DOMINATES = 0.05
 # What all exceptions together may add to the bytes of all weights, for 8 bits and for fewer; and what they may in small
 # models, three quarters as much again at most. Weights that stay in float (of a GRU, say) count as float16.
@@ -92,9 +92,8 @@ def find_sensitive(
     spare = _room(program.record.inventory.weights, wanted)
     kept: dict[str, Encoding] = {}
     while float(total.max(initial=0)) > allowed:
-        best = _best(
-            rows, total, allowed, spare, {name: (uses[name], wanted[name]) for name in rows if name not in kept}, wider
-        )
+        left = {name: (uses[name], wanted[name]) for name in rows if name not in kept}
+        best = _best(rows, total, allowed, spare, left, wider)
         if best is None:
             break
         name, encoding, extra = best
@@ -158,11 +157,11 @@ def _alone(
     import torch
 
     numbers = range(len(batches))
-    steps = Steps(program, batches)
+    operators = Operators(program, batches)
     encoder = Encoder(program, {}, "nearest")
     rows: dict[str, Array] = {}
     with torch.no_grad():
-        answers = steps.answers(0, steps.inputs(numbers), {})
+        answers = operators.answers(0, operators.inputs(numbers), {})
         if not answers[0]:
             return {}
         outputs = _Outputs(answers)
@@ -196,6 +195,7 @@ class _Outputs:
     """The float model's answers, in slices."""
 
     def __init__(self, answers: Sequence[Sequence[torch.Tensor]]) -> None:
+        """``answers``: for each sample its outputs, each in its own shape."""
         import numpy as np
 
         self._wanted = self._stacked(answers)
@@ -211,7 +211,10 @@ class _Outputs:
         return [part.of(self._wanted[place]).shape[1] for place, part in self._parts]
 
     def noise(self, answers: Sequence[Sequence[torch.Tensor]]) -> Array:
-        """Noise over signal of each slice and sample."""
+        """Noise over signal of each slice and sample.
+
+        One number for each slice and sample that says something: [counted].
+        """
         import numpy as np
 
         made = self._stacked(answers)
@@ -223,6 +226,7 @@ class _Outputs:
 
     @staticmethod
     def _stacked(answers: Sequence[Sequence[torch.Tensor]]) -> list[Array]:
-        import numpy as np
+        """Each output of all samples, ``[samples, *shape]`` in float64, from the outputs of each sample."""
+        import torch
 
-        return [np.stack([value.double().numpy() for value in column]) for column in zip(*answers, strict=True)]
+        return [torch.stack(list(column)).double().numpy() for column in zip(*answers, strict=True)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeship.compression.allocate import Option
 from edgeship.compression.held import Batches
-from edgeship.compression.walk import Layer, Steps, walk
+from edgeship.compression.walk import Layer, Operators, walk
 from edgeship.errors import DataError
 
 if TYPE_CHECKING:
@@ -49,18 +49,19 @@ def measure_sensitivity(
     import torch
 
     ways = dict(candidates)
-    steps = Steps(program, batches)
+    operators = Operators(program, batches)
     count = min(held_out, len(batches) // 2)
     numbers = [index * len(batches) // count for index in range(count)] or list(range(len(batches)))
     seen = [number for number in range(len(batches)) if number not in numbers] or numbers
     found: dict[str, list[Option]] = {}
     with torch.no_grad():
-        wanted = steps.answers(0, steps.inputs(numbers), {})
+        wanted = operators.answers(0, operators.inputs(numbers), {})
         signal = sum(float(item.double().square().sum()) for outputs in wanted for item in outputs)
         if signal <= 0:
             raise DataError("the model answers zero on the calibration data", fix="give data that it can answer")
 
         def option(tensor: EncodedTensor, answers: Callable[[torch.Tensor], list[list[torch.Tensor]]]) -> Option:
+            """Bytes and loss of one way to store the weight, in the weight's own shape."""
             made = answers(torch.from_numpy(tensor.dequantize().copy()))
             return Option(tensor.encoding, tensor.stored_bytes, _noise(made, wanted) / signal)
 
@@ -81,10 +82,12 @@ def measure_sensitivity(
             if name in found:
                 continue
             progress(name)
-            found[name] = [
-                option(tensor, lambda weight, name=name: steps.answers(0, steps.inputs(numbers), {name: weight}))  # type: ignore[misc]
-                for tensor in _made(ways[name], None)
-            ]
+
+            def from_the_start(weight: torch.Tensor, name: str = name) -> list[list[torch.Tensor]]:
+                """The outputs of the whole model with ``weight``, in its own shape, in place of the float one."""
+                return operators.answers(0, operators.inputs(numbers), {name: weight})
+
+            found[name] = [option(tensor, from_the_start) for tensor in _made(ways[name], None)]
     return {name: found[name] for name in ways}
 
 
@@ -98,5 +101,6 @@ def _made(ways: Ways, layer: Layer | None) -> Iterable[EncodedTensor]:
 
 
 def _noise(made: list[list[torch.Tensor]], wanted: list[list[torch.Tensor]]) -> float:
+    """The squared error summed over all batches and float outputs; two lists of one shape."""
     pairs = [pair for outputs in zip(made, wanted, strict=True) for pair in zip(*outputs, strict=True)]
     return sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)

@@ -69,7 +69,7 @@ class Replacement:
 Visitor = Callable[[Layer], "Replacement | None"]
 
 
-class Steps:
+class Operators:
     """The operators of a program in order, run over batches one operator at a time.
 
     Args:
@@ -84,22 +84,30 @@ class Steps:
             raise DataError("running the model needs at least one sample", fix="give --calibration DATA")
         aliases = program.record.aliases
         graph, ends = program.exported.graph, program.exported.graph_signature
+        lifted = ends.inputs_to_lifted_tensor_constants
         self.program = program
+        self._batches = batches
         # Placeholder of a weight -> the name that the weight is stored under.
         self.weights = {node: aliases.get(name, name) for name, node in weight_nodes(program.exported).items()}
-        self.nodes = [node for node in graph.nodes if node.op == "call_function"]
-        self._batches = batches
-        self._last_read = {arg: node for node in graph.nodes for arg in node.all_input_nodes}
-        lifted = ends.inputs_to_lifted_tensor_constants
-        inputs = [node for node in graph.nodes if node.op == "placeholder" and node not in self.weights]
-        self.constants = {node: program.exported.constants[lifted[node.name]] for node in inputs if node.name in lifted}
-        taken = [node for node in inputs if node not in self.constants]
+        self.nodes: list[Node] = []
+        self.constants: dict[Node, torch.Tensor] = {}
+        self._last_read: dict[Node, Node] = {}
+        taken: list[Node] = []
+        for node in graph.nodes:
+            self._last_read.update(dict.fromkeys(node.all_input_nodes, node))
+            if node.op == "call_function":
+                self.nodes.append(node)
+            elif node.op == "placeholder" and node.name in lifted and node not in self.weights:
+                self.constants[node] = program.exported.constants[lifted[node.name]]
+            elif node.op == "placeholder" and node not in self.weights:
+                taken.append(node)
+        # Placeholder of an input -> its name in the signature.
         self.taken = dict(zip(taken, (spec.name for spec in program.signature.inputs), strict=True))
-        found = {node.name: node for node in graph.nodes}
-        self.outputs = [found[name] for name in ends.user_outputs if name in found]
+        by_name = {node.name: node for node in graph.nodes}
+        self.outputs = [by_name[name] for name in ends.user_outputs if name in by_name]
 
     def input(self, node: Node, number: int) -> torch.Tensor:
-        """One input of the model in one batch."""
+        """One input of the model in one batch. The shape is the signature's."""
         import torch
 
         return torch.from_numpy(self._batches[number][self.taken[node]].copy())
@@ -107,7 +115,10 @@ class Steps:
     def inputs(self, numbers: Iterable[int]) -> Values:
         """The model's inputs in the batches of these numbers."""
         chosen = list(numbers)
-        return {node: [self.input(node, number) for number in chosen] for node in self.taken}
+        values: Values = {}
+        for node in self.taken:
+            values[node] = [self.input(node, number) for number in chosen]
+        return values
 
     def readers(self, name: str) -> list[Node]:
         """The operators that read a weight, under any of its names."""
@@ -115,12 +126,16 @@ class Steps:
         return [node for node in self.nodes if placeholders.intersection(node.all_input_nodes)]
 
     def weights_of(self, node: Node, changed: Mapping[str, torch.Tensor]) -> dict[Node, torch.Tensor]:
-        """The weights that an operator reads, by placeholder."""
-        names = {arg: self.weights[arg] for arg in node.all_input_nodes if arg in self.weights}
-        return {arg: changed[name] if name in changed else self.program.weight(name) for arg, name in names.items()}
+        """The weights that an operator reads, by placeholder. Each in its own shape."""
+        found: dict[Node, torch.Tensor] = {}
+        for arg in node.all_input_nodes:
+            name = self.weights.get(arg)
+            if name is not None:
+                found[arg] = changed[name] if name in changed else self.program.weight(name)
+        return found
 
     def call(self, node: Node, weights: Mapping[Node, torch.Tensor], find: Callable[[Node], Any]) -> Any:
-        """What an operator answers; ``find`` gives what others have answered."""
+        """What an operator answers; ``find`` gives what others have answered. Values have the shapes of the graph."""
         import torch
 
         def look(arg: Node) -> Any:
@@ -140,6 +155,8 @@ class Steps:
     def answers(self, start: int, values: Values, changed: Mapping[str, torch.Tensor]) -> list[list[torch.Tensor]]:
         """The model's float outputs, one list a batch, from operator number ``start`` on.
 
+        Outputs have the shapes of the signature.
+
         Args:
             values: what the operators before it answered, as far as others still read it. changed: other weights.
         """
@@ -154,9 +171,12 @@ class Steps:
             made[node] = [self.call(node, weights, found_in(index)) for index in range(count)]
             for arg in self.read_last(node):
                 made.pop(arg, None)
-        ends = [made.get(node, values.get(node)) for node in self.outputs]
-        found = [[end[index] for end in ends if end is not None] for index in range(count)]
-        return [[item for item in outputs if item.is_floating_point()] for outputs in found]
+        answers: list[list[torch.Tensor]] = [[] for _ in range(count)]
+        for node in self.outputs:
+            for outputs, value in zip(answers, made.get(node, values.get(node, ())), strict=False):
+                if value.is_floating_point():
+                    outputs.append(value)
+        return answers
 
 
 @dataclass(frozen=True)
@@ -210,24 +230,24 @@ def walk(
     import torch
 
     with torch.no_grad():
-        _Walk(Steps(program, batches), len(batches), reference, answers, numbers_only, folder).run(visit, progress)
+        _Walk(Operators(program, batches), len(batches), reference, answers, numbers_only, folder).run(visit, progress)
 
 
 class _Walk:
     """The state of one walk: where it is, and what is held there."""
 
     def __init__(
-        self, steps: Steps, count: int, reference: bool, answers: bool, numbers_only: bool, folder: Path | None
+        self, operators: Operators, count: int, reference: bool, answers: bool, numbers_only: bool, folder: Path | None
     ) -> None:
-        self.steps = steps
+        self.operators = operators
         self.count = count
         self.reference = reference
         self.answers = answers
         self.numbers_only = numbers_only
-        self.stops = stops_of(steps)
-        met = {steps.weights[meeting.arg] for stop in self.stops for meeting in stop.meetings}
-        self.last, self.needed = reach(steps, self.stops, answers)
-        self.fixed_nodes = _independent(steps, met) & self.needed
+        self.stops = stops_of(operators)
+        met = {operators.weights[meeting.arg] for stop in self.stops for meeting in stop.meetings}
+        self.last, self.needed = reach(operators, self.stops, answers)
+        self.fixed_nodes = _independent(operators, met) & self.needed
         self.fixed: dict[Node, Any] = {}
         self.shelf = Shelf(count, HELD_BYTES // (1 + reference), folder)
         # What the float model has instead, for the nodes where that differs.
@@ -252,14 +272,14 @@ class _Walk:
             self.floats.close()
 
     def _meet(self, stop: Stop, meeting: Meeting, visit: Visitor) -> None:
-        steps, node, arg = self.steps, meeting.node, meeting.arg
-        name = steps.weights[arg]
+        operators, node, arg = self.operators, meeting.node, meeting.arg
+        name = operators.weights[arg]
         bias = _bias_of(node, arg)
-        named = steps.weights.get(bias) if bias is not None else None
+        named = operators.weights.get(bias) if bias is not None else None
         layer = Layer(
             meeting.use,
             node,
-            steps.program.weight(name).float(),
+            operators.program.weight(name).float(),
             self._batches(stop.source),
             stop.source,
             named,
@@ -277,15 +297,12 @@ class _Walk:
 
     def _advance(self, to: int) -> None:
         """Run the operators in front of number ``to``, batch by batch."""
-        nodes = [node for node in self.steps.nodes[self.at : to] if node in self.needed]
+        nodes = [node for node in self.operators.nodes[self.at : to] if node in self.needed]
         loaded, plain = self._weights(nodes)
         for node in nodes:
             if node in self.fixed_nodes:
-                self.fixed[node] = self.steps.call(node, loaded, self.fixed.__getitem__)
-            elif self.reference and (
-                any(arg in self.moved for arg in node.all_input_nodes)
-                or any(self.steps.weights.get(arg) in self.replaced for arg in node.all_input_nodes)
-            ):
+                self.fixed[node] = self.operators.call(node, loaded, self.fixed.__getitem__)
+            elif self.reference and self._differs(node):
                 self.moved.add(node)
         nodes = [node for node in nodes if node not in self.fixed_nodes]
         for index in range(self.count):
@@ -298,12 +315,14 @@ class _Walk:
             del self.fixed[node]
         self.moved = {node for node in self.moved if self.last[node] >= to}
         if not self.answers:
-            later = {self.steps.weights.get(arg) for node in self._later(to) for arg in node.all_input_nodes}
+            later: set[str | None] = set()
+            for node in self._later(to):
+                later.update(self.operators.weights.get(arg) for arg in node.all_input_nodes)
             self.changed = {name: value for name, value in self.changed.items() if name in later}
         self.at = to
 
     def _later(self, place: int) -> list[Node]:
-        return [node for node in self.steps.nodes[place:] if node in self.needed]
+        return [node for node in self.operators.nodes[place:] if node in self.needed]
 
     def _run_batch(
         self,
@@ -313,7 +332,10 @@ class _Walk:
         loaded: Mapping[Node, torch.Tensor],
         plain: Mapping[Node, torch.Tensor],
     ) -> None:
-        """One batch through some operators; what is read behind them goes to the shelf, what is not leaves it."""
+        """One batch through some operators; what is read behind them goes to the shelf, what is not leaves it.
+
+        Values have the shapes that the graph gives them.
+        """
         made: dict[Node, Any] = {}
         right: dict[Node, Any] = {}
 
@@ -321,7 +343,8 @@ class _Walk:
             if arg in self.fixed:
                 return self.fixed[arg]
             if arg not in made:
-                made[arg] = self.steps.input(arg, index) if arg in self.steps.taken else self.shelf.get(arg, index)
+                is_input = arg in self.operators.taken
+                made[arg] = self.operators.input(arg, index) if is_input else self.shelf.get(arg, index)
             return made[arg]
 
         def true(arg: Node) -> Any:
@@ -330,10 +353,10 @@ class _Walk:
             return right[arg] if arg in right else found(arg)
 
         for node in nodes:
-            made[node] = self.steps.call(node, loaded, found)
+            made[node] = self.operators.call(node, loaded, found)
             if node in self.moved:
-                right[node] = self.steps.call(node, plain, true)
-            for arg in self.steps.read_last(node):
+                right[node] = self.operators.call(node, plain, true)
+            for arg in self.operators.read_last(node):
                 made.pop(arg, None)
                 right.pop(arg, None)
         for values, shelf in ((made, self.shelf), (right, self.floats)):
@@ -346,29 +369,38 @@ class _Walk:
                         _refuse_not_a_number(node, values[node])
                     shelf.put(node, index, values[node])
 
+    def _differs(self, node: Node) -> bool:
+        """Whether an operator reads what the float model has otherwise: a replaced weight, or what comes of one."""
+        replaced = {arg for arg in node.all_input_nodes if self.operators.weights.get(arg) in self.replaced}
+        return bool(replaced) or not self.moved.isdisjoint(node.all_input_nodes)
+
     def _weights(self, nodes: Iterable[Node]) -> tuple[dict[Node, torch.Tensor], dict[Node, torch.Tensor]]:
-        """What some operators read, by placeholder: as the walk has it, and as the float model does."""
-        steps = self.steps
+        """What some operators read, by placeholder: as the walk has it, and as the float model does.
+
+        Weights have their own shapes.
+        """
+        operators = self.operators
         loaded: dict[Node, torch.Tensor] = {}
         plain: dict[Node, torch.Tensor] = {}
-        for arg in (arg for node in nodes for arg in node.all_input_nodes if arg in steps.weights):
+        for arg in (arg for node in nodes for arg in node.all_input_nodes if arg in operators.weights):
             if arg in loaded:
                 continue
-            name = steps.weights[arg]
+            name = operators.weights[arg]
             found = self.changed.get(name)
             if found is None:
-                loaded[arg] = plain[arg] = steps.program.weight(name)
+                loaded[arg] = plain[arg] = operators.program.weight(name)
                 continue
             loaded[arg] = found() if callable(found) else found
             if self.reference:
-                plain[arg] = steps.program.weight(name)
+                plain[arg] = operators.program.weight(name)
         return loaded, plain
 
     def _batches(self, node: Node, *, wanted: bool = False) -> Batches:
         def read(index: int) -> torch.Tensor:
+            """What ``node`` answers in one batch, in the shape of the graph."""
             value: torch.Tensor
-            if node in self.steps.taken:
-                value = self.steps.input(node, index)
+            if node in self.operators.taken:
+                value = self.operators.input(node, index)
             elif node in self.fixed:
                 value = self.fixed[node]
             else:
@@ -381,35 +413,40 @@ class _Walk:
         """`Layer.answers` of a weight that is met in front of operator number ``place``."""
 
         def answers(weight: torch.Tensor, numbers: Sequence[int]) -> list[list[torch.Tensor]]:
-            with_it = {other: value() if callable(value) else value for other, value in self.changed.items()}
+            """The float outputs of some batches, with ``weight`` (its own shape) in place of the layer's."""
+            with_it: dict[str, torch.Tensor] = {}
+            for other, changed in self.changed.items():
+                with_it[other] = changed() if callable(changed) else changed
             with_it[name] = weight
-            steps = self.steps
-            if len(steps.readers(name)) > 1:
-                return steps.answers(0, steps.inputs(numbers), with_it)
-            here: Values = dict(steps.inputs(numbers))
-            here.update({node: [value] * len(numbers) for node, value in self.fixed.items()})
-            here.update({node: [self.shelf.get(node, number) for number in numbers] for node in self.shelf})
-            return steps.answers(place, here, with_it)
+            operators = self.operators
+            if len(operators.readers(name)) > 1:
+                return operators.answers(0, operators.inputs(numbers), with_it)
+            here: Values = dict(operators.inputs(numbers))
+            for node, value in self.fixed.items():
+                here[node] = [value] * len(numbers)
+            for node in self.shelf:
+                here[node] = [self.shelf.get(node, number) for number in numbers]
+            return operators.answers(place, here, with_it)
 
         return answers
 
 
-def stops_of(steps: Steps) -> list[Stop]:
+def stops_of(operators: Operators) -> list[Stop]:
     """Where the weights are met, in the order of the graph."""
     import torch
 
-    uses = {use.name: use for use in steps.program.record.inventory.weights}
+    uses = {use.name: use for use in operators.program.record.inventory.weights}
     linear_layer = torch.ops.aten.linear.default
-    answered = set(steps.taken)
+    answered = set(operators.taken)
     visited: set[str] = set()
     stops: list[Stop] = []
     linears: dict[Node, Stop] = {}
-    for place, node in enumerate(steps.nodes):
+    for place, node in enumerate(operators.nodes):
         # What is read first, beside weights and constants, is the layer's input.
         source = next((item for item in node.all_input_nodes if item in answered), None)
         answered.add(node)
         for arg in node.all_input_nodes:
-            name = steps.weights.get(arg)
+            name = operators.weights.get(arg)
             use = None if name is None else uses.get(name)
             if name is None or use is None or use.op == "other" or name in visited or source is None:
                 continue
@@ -428,14 +465,14 @@ def stops_of(steps: Steps) -> list[Stop]:
     return stops
 
 
-def reach(steps: Steps, stops: Sequence[Stop], answers: bool = False) -> tuple[dict[Node, int], set[Node]]:
+def reach(operators: Operators, stops: Sequence[Stop], answers: bool = False) -> tuple[dict[Node, int], set[Node]]:
     """For each node the place of the last operator that the walk reads it for; and the operators that it runs."""
-    wanted = set(steps.outputs) if answers else set()
+    wanted = set(operators.outputs) if answers else set()
     wanted |= {stop.source for stop in stops}
-    last: dict[Node, int] = dict.fromkeys(steps.taken, -1)
+    last: dict[Node, int] = dict.fromkeys(operators.taken, -1)
     needed: set[Node] = set()
-    for place in range(len(steps.nodes) - 1, -1, -1):
-        node = steps.nodes[place]
+    for place in range(len(operators.nodes) - 1, -1, -1):
+        node = operators.nodes[place]
         last.setdefault(node, -1)
         if node not in wanted:
             continue
@@ -447,17 +484,20 @@ def reach(steps: Steps, stops: Sequence[Stop], answers: bool = False) -> tuple[d
         # Read during the visit, right in front of this place.
         last[stop.source] = max(last.get(stop.source, -1), stop.place)
     if answers:
-        last.update(dict.fromkeys(steps.outputs, len(steps.nodes)))
+        last.update(dict.fromkeys(operators.outputs, len(operators.nodes)))
     return last, needed
 
 
-def _independent(steps: Steps, met: set[str]) -> set[Node]:
+def _independent(operators: Operators, met: set[str]) -> set[Node]:
     """Operators that answer the same in every batch: neither the model's inputs nor a weight that is met reach them."""
     found: set[Node] = set()
-    for node in steps.nodes:
-        args = node.all_input_nodes
-        still = (arg in found or arg in steps.constants or steps.weights.get(arg, "") not in met | {""} for arg in args)
-        if all(still):
+    for node in operators.nodes:
+        moving = False
+        for arg in node.all_input_nodes:
+            weight = operators.weights.get(arg)
+            still = arg in found or arg in operators.constants or (weight is not None and weight not in met)
+            moving = moving or not still
+        if not moving:
             found.add(node)
     return found
 

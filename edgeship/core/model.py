@@ -26,7 +26,7 @@ class TensorSpec:
         shape: static sizes. layout: axis letters such as ``NCHW`` or ``NT``, when known.
         low, high: inclusive range that generated inputs are drawn from (token ids, pixel values).
         mean, std: per-channel normalisation that the app must apply first: ``(pixel / 255 - mean) / std``.
-        source: what the source calls it, where that is no name for every runtime (see `edgeship.core.names`).
+        source: what the source calls it, where that is not a name that every runtime accepts (`edgeship.core.names`).
     """
 
     name: str

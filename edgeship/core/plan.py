@@ -38,11 +38,23 @@ class Step:
         return {key: value for key, value in plain.items() if value is not None}
 
     def describe(self) -> str:
-        """One line: number, pass, what it makes, options, inputs."""
-        shown = " ".join(f"{key}={_brief(value)}" for key, value in self.options.items() if _brief(value))
-        origin = ",".join("source" if index < 0 else str(index) for index in dict.fromkeys(self.inputs.values()))
-        targets = ",".join(dict.fromkeys(target for target, _ in self.routes))
-        return f"{self.index:<3}{self.name:<27}{self.made:<14}{shown}  <- {origin}  [{targets}]"
+        """One line: number, pass, what it makes, options, inputs, targets."""
+        briefs = {key: _brief(value) for key, value in self.options.items()}
+        shown = " ".join(f"{key}={brief}" for key, brief in briefs.items() if brief)
+        origins = dict.fromkeys("source" if index < 0 else str(index) for index in self.inputs.values())
+        targets = dict.fromkeys(target for target, _ in self.routes)
+        return f"{self.index:<3}{self.name:<27}{self.made:<14}{shown}  <- {','.join(origins)}  [{','.join(targets)}]"
+
+    def plain(self) -> dict[str, object]:
+        """The step as JSON-ready data."""
+        return {
+            "index": self.index,
+            "pass": self.name,
+            "makes": self.made,
+            "options": self.options,
+            "inputs": self.inputs,
+            "routes": [list(route) for route in self.routes],
+        }
 
 
 def _brief(value: object) -> str:
@@ -70,19 +82,8 @@ class Plan:
 
     def plain(self) -> dict[str, object]:
         """The plan as JSON-ready data."""
-        steps = [
-            {
-                "index": step.index,
-                "pass": step.name,
-                "makes": step.made,
-                "options": step.options,
-                "inputs": step.inputs,
-                "routes": [list(route) for route in step.routes],
-            }
-            for step in self.steps
-        ]
         refused = {"refused": [to_plain(item) for item in self.refused]} if self.refused else {}
-        return {"steps": steps, "skipped": self.skipped, **refused}
+        return {"steps": [step.plain() for step in self.steps], "skipped": self.skipped, **refused}
 
 
 def made_name(made: object) -> str:

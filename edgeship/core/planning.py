@@ -68,10 +68,10 @@ def kept_weights(keep: Sequence[str], inventory: Inventory) -> tuple[tuple[str, 
             others = [name for name in uses if fnmatchcase(name, pattern)]
             if others:
                 raise UsageError(
-                    f"--keep {pattern}: {others[0]} is no weight of a layer and keeps its float numbers anyway",
+                    f"--keep {pattern}: {others[0]} is not a weight of a layer; it stays in float anyway",
                     fix=suggest(pattern, stored),
                 )
-            raise UsageError(f"--keep {pattern}: no weight is called so", fix=suggest(pattern, stored))
+            raise UsageError(f"--keep {pattern}: no weight has that name", fix=suggest(pattern, stored))
         found.update(dict.fromkeys(met, encoding))
     return tuple(sorted(found.items()))
 

@@ -36,7 +36,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
-            raise UsageError(f"max_drop {self.max_drop:g} is no share", fix="write 0.01 for one point of a hundred")
+            raise UsageError(f"max_drop {self.max_drop:g} is not a share", fix="write 0.01 for one point of a hundred")
 
     def choice(self, runtime: str, format: str = "") -> Choice:
         """The choice for one runtime: its own, or that of its ``format``, or what every runtime gets."""

@@ -184,12 +184,12 @@ def read_toml(cls: type[T], path: Path) -> T:
     """Read a record from a TOML file; errors name the file and the key."""
     try:
         if path.exists() and (not path.is_file() or path.stat().st_size > MAX_TOML_BYTES):
-            raise UsageError(f"{path} is no TOML file that people write", fix="give a TOML file")
+            raise UsageError(f"{path} is not a TOML file", fix="give a TOML file")
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", fix="give a TOML file") from None
     except RecursionError:
-        raise UsageError(f"{path} is nested too deeply", fix="mend the file") from None
+        raise UsageError(f"{path} is nested too deeply", fix="correct the file") from None
     except ValueError as error:  # no TOML, no UTF-8, or a number of too many digits
-        raise UsageError(f"{path}: {error}", fix="mend the file") from None
+        raise UsageError(f"{path}: {error}", fix="correct the file") from None
     return from_plain(cls, data, path.name)

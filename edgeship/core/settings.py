@@ -106,7 +106,7 @@ def typed_value(cls: type[Pass], name: str, value: Any) -> Any:
         UsageError: the pass has no such option, it follows from the request, or the value is of another type.
     """
     if name in cls.follows():
-        raise UsageError(f"{cls.name}.{name} follows from the command", fix=f"change {cls.follows()[name]} instead")
+        raise UsageError(f"{cls.name}.{name} is set by the command line", fix=f"change {cls.follows()[name]} instead")
     if name not in cls.options():
         raise UsageError(f"{cls.name} has no option {name}", fix=suggest(name, cls.options()))
     hint = typing.get_type_hints(cls)[name]
@@ -149,4 +149,4 @@ def _parsed(hint: Any, text: str, where: str) -> Any:
 
 def _refuse_huge(value: Any, text: str, where: str) -> None:
     if isinstance(value, (int, float)) and not abs(value) <= MOST_OPTION:
-        raise UsageError(f"{where} of {text[:40]} is no number to compute with", fix="give a smaller one")
+        raise UsageError(f"{where} of {text[:40]} is not a usable number", fix="give a smaller one")

@@ -27,17 +27,24 @@ def parse_bytes(text: str) -> int:
         raise UsageError(f"{text[:40]!r} is not a size", fix="write 3GB or 850MB")
     bytes_wanted = float(match[1]) * _UNITS[match[2].lower()]
     if bytes_wanted > _MOST_BYTES:
-        raise UsageError(f"a size of {text[:20]}{'...' * (len(text) > 20)} is no limit", fix="write 3GB or 850MB")
+        raise UsageError(f"a size of {text[:20]}{'...' * (len(text) > 20)} is not a limit", fix="write 3GB or 850MB")
     count = int(bytes_wanted)
     if count <= 0:
         raise UsageError(f"a size of {text[:40]!r} holds nothing", fix="write 3GB or 850MB")
     return count
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 weight``, ``3 weights``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def parse_fraction(text: str) -> float:
     """``1%`` or ``0.01``, between 0 and 1. Raises `UsageError`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text, re.ASCII)
-    value = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+    value = float(match[1]) if match else -1.0
+    if match and match[2]:
+        value /= 100
     if not 0 <= value <= 1:
         raise UsageError(f"{text[:40]!r} is not a share", fix="write 1% or 0.01")
     return value

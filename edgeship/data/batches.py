@@ -112,12 +112,12 @@ def load_samples(
     if limit is not None and len(chosen) > limit:
         chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
     columns = opened.columns(chosen)
-    inputs = tuple(
-        {spec.name: columns[spec.name][place].reshape(spec.shape) for spec in signature.inputs}
-        for place in range(len(chosen))
-    )
+    inputs: list[dict[str, Array]] = []
+    for place in range(len(chosen)):
+        # [samples, ...] -> the input's own shape
+        inputs.append({spec.name: columns[spec.name][place].reshape(spec.shape) for spec in signature.inputs})
     labels = opened.labels
-    return Samples(inputs, None if labels is None else np.asarray(labels)[chosen])
+    return Samples(tuple(inputs), None if labels is None else np.asarray(labels)[chosen])
 
 
 def load_batches(
@@ -148,7 +148,10 @@ def generate_batches(signature: Signature, count: int, seed: int = 0) -> list[di
     import numpy as np
 
     generator = np.random.default_rng(seed)
-    return [{spec.name: draw(spec, generator, place) for spec in signature.inputs} for place in range(count)]
+    batches: list[dict[str, Array]] = []
+    for place in range(count):
+        batches.append({spec.name: draw(spec, generator, place) for spec in signature.inputs})
+    return batches
 
 
 def calibration_batches(
@@ -234,7 +237,9 @@ def _open_arrays(reference: str, arrays: Mapping[str, Any], signature: Signature
     names = {name for spec in signature.inputs for name in spec.spellings}
     stray = [name for name in arrays if name not in names and name not in LABEL_NAMES]
     if stray:
-        raise DataError(f"{reference} holds {stray[0]!r}, which is no input of the model", fix=suggest(stray[0], names))
+        raise DataError(
+            f"{reference} holds {stray[0]!r}, which is not an input of the model", fix=suggest(stray[0], names)
+        )
     columns = {spec.name: _check(reference, spec, arrays) for spec in signature.inputs}
     counts = {name: len(column) for name, column in columns.items()}
     if labels is not None and labels.ndim == 0:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def write_arrays(stream: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Send one message."""
+    """Send one message. Arrays of any shape."""
     import numpy as np
 
     content = io.BytesIO()
@@ -23,7 +23,7 @@ def write_arrays(stream: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> N
 
 
 def read_arrays(stream: IO[bytes]) -> dict[str, npt.NDArray[Any]] | None:
-    """Receive one message; None when the other side is gone."""
+    """Receive one message; None when the other side is gone. Arrays of any shape."""
     import numpy as np
 
     header = stream.read(8)

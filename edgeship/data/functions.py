@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import importlib.util
@@ -33,10 +34,43 @@ def load_function(reference: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        way_out = f"did you mean {head}:{near[0]}?" if near else f"it has {', '.join(known)[:300] or 'none'}"
-        raise UsageError(f"{head} has no function {name}", fix=way_out)
+        raise _unknown(head, name, known)
     return function  # type: ignore[no-any-return]
+
+
+def check_function(reference: str) -> None:
+    """Read the file of ``file.py:function``, without running it, and refuse a function that it cannot have.
+
+    Raises:
+        UsageError: nothing at the top of the file has that name. What only running can tell (a ``*`` import, a syntax
+            error, a package's module) is left to `load_function`.
+    """
+    head, _, name = reference.rpartition(":")
+    if not head.endswith(".py"):
+        return
+    try:
+        tree = ast.parse(Path(head).read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+        return
+    named: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            named.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            named.add(node.id)
+        elif isinstance(node, ast.alias):
+            named.add((node.asname or node.name).partition(".")[0])
+    dynamic = {"*", "globals", "setattr", "exec", "__getattr__"}
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    if name not in named and dynamic.isdisjoint(named | used):
+        functions = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        raise _unknown(head, name, functions)
+
+
+def _unknown(head: str, name: str, known: list[str]) -> UsageError:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    way_out = f"did you mean {head}:{near[0]}?" if near else f"it has {', '.join(known)[:300] or 'none'}"
+    return UsageError(f"{head} has no function {name}", fix=way_out)
 
 
 def _load_file(path: Path) -> Any:

@@ -215,20 +215,22 @@ def top1(scores: Array) -> int:
     import numpy as np
 
     if not bool(np.isfinite(scores).all()):
-        raise DataError("the model's scores are not finite, so there is no accuracy", fix="check the artifact's inputs")
+        raise DataError(
+            "the model's scores are not finite, so accuracy cannot be measured", fix="check the artifact's inputs"
+        )
     return int(np.argmax(scores.reshape(-1)))
 
 
 def class_of(label: Any, classes: int) -> int:
-    """A label as the number of a class. Raises `DataError` when it is no whole number below ``classes``."""
+    """A label as the number of a class. Raises `DataError` when it is not a whole number below ``classes``."""
     import numpy as np
 
     value = np.asarray(label)
     number = value.reshape(-1)[0] if value.size == 1 and value.dtype.kind in "biuf" else None
     if number is None or not np.isfinite(number) or number != int(number) or not 0 <= number < classes:
         raise DataError(
-            f"the label {str(label)[:40]} is none of the model's {classes} classes",
-            fix=f"labels are whole numbers from 0 to {classes - 1}",
+            f"the label {str(label)[:40]} is not one of the model's {classes} classes",
+            fix=f"labels are integers from 0 to {classes - 1}",
         )
     return int(number)
 

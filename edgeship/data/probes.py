@@ -102,10 +102,11 @@ def _integer_probes(signature: Signature, seed: int) -> list[Probe]:
         "integers of a narrow band": lambda spec: between(spec, 0.35, 0.48),
         "integers that rise": rising,
     }
-    return [
-        Probe(kind, _batch(signature, {name: function(spec) for name, spec in wide.items()}, generator, place))
-        for place, (kind, function) in enumerate(kinds.items())
-    ]
+    probes: list[Probe] = []
+    for place, (kind, function) in enumerate(kinds.items()):
+        values = {name: function(spec) for name, spec in wide.items()}
+        probes.append(Probe(kind, _batch(signature, values, generator, place)))
+    return probes
 
 
 def _fits(spec: TensorSpec, values: Array) -> bool:

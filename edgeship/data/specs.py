@@ -166,7 +166,7 @@ def parse_renames(texts: Sequence[str]) -> dict[str, str]:
 def check_name(option: str, name: str, instead: str) -> None:
     """Refuse a name of the user's own that some runtime does not take; a request is not changed quietly."""
     if not is_clean(name):
-        raise UsageError(f"{option} {name!r} is no name for every runtime", fix=f"for example {instead}")
+        raise UsageError(f"{option} {name!r} is not a name that every runtime accepts", fix=f"for example {instead}")
 
 
 def with_notes(specs: Sequence[TensorSpec], notes: Mapping[str, Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
@@ -179,7 +179,7 @@ def with_notes(specs: Sequence[TensorSpec], notes: Mapping[str, Mapping[str, Any
     for name, values in notes.items():
         if name not in known:
             listed = ", ".join(spec.name for spec in specs)
-            raise UsageError(f"notes for an input {name}, which the model has not", fix=f"it has {listed}")
+            raise UsageError(f"notes for an input {name}, which the model does not have", fix=f"it has {listed}")
         told.setdefault(known[name], {}).update({key: _tuple(value) for key, value in values.items()})
     return tuple(_noted(spec, told.get(spec.name, {})) for spec in specs)
 
@@ -197,7 +197,7 @@ def in_command(name: str, size: str) -> str:
 
 
 def example_tensors(specs: Sequence[TensorSpec], seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """One generated tensor a spec, to trace with."""
+    """One generated tensor a spec, to trace with. Each has its spec's shape."""
     import torch
 
     from edgeship.core.model import Signature
@@ -233,7 +233,7 @@ def _value(text: str, value: str) -> Any:
 
 
 def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no value for an input")
+    raise ValueError(f"{name} is not a value for an input")
 
 
 def _tuple(value: Any) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Batch = Mapping[str, npt.NDArray[Any]]
 
-# Samples of a signal at least; what is shorter, or has more axes longer than this, is no sound.
+# Samples of a signal at least; what is shorter, or has more axes longer than this, is not a sound.
 SHORTEST = 128
 CHANNELS = 2
 # How loud tones are, as the sound of a microphone is.

@@ -64,6 +64,9 @@ class Cache:
         runs too, where its ``runtime`` field names one."""
         named = runtimes().get(str(getattr(task, "runtime", "")))
         engines = [] if named is None else [named]
+        tools = [*task.tools]
+        for engine in engines:
+            tools += engine.packages
         made = {
             "pass": task.name,
             "options": to_plain(task),
@@ -72,7 +75,7 @@ class Cache:
             "plugin": [_plugin_digest(cls) for cls in (type(task), *map(type, engines), *_added_families())],
             "machine": [platform.node(), platform.processor(), os.cpu_count()] if task.local else [],
             "python": sys.version.split()[0],
-            "tools": {tool: _version(tool) for tool in (*task.tools, *(name for e in engines for name in e.packages))},
+            "tools": {tool: _version(tool) for tool in tools},
         }
         return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 

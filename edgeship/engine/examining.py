@@ -47,7 +47,7 @@ def examine(data: DataRef, model: TorchModel, signature: Signature) -> tuple[str
     if any(spec.low is None or spec.high is None for spec in floats):
         look = look_at(TorchProgram.open(model), batches)
         if look is not None and look.wrong:
-            raise DataError(f"{data.shown} is nothing like what the model was trained on: {look}", fix=_FIX)
+            raise DataError(f"{data.shown} does not look like what the model was trained on: {look}", fix=_FIX)
         if look is not None and look.doubtful:
             remarks.append(f"{data.shown} may be scaled in another way than in training: {look}")
     return tuple(remarks)

@@ -171,7 +171,7 @@ def _run_step(step: Step, source: Source, cache: Cache, log: Log, progress: Prog
             result = step.task.run(**inputs, ctx=context)
             step.task.ensures(result, **inputs)
         if result_kinds().get(type(result).kind) is not type(result):
-            raise TypeError(f"{step.name} made a {type(result).__name__}, which is no result of a pass")
+            raise TypeError(f"{step.name} made a {type(result).__name__}, which is not something a pass can make")
         # Only what was read as it was named goes in under that name.
         outside.end()
         for model in inputs.values():

@@ -91,7 +91,7 @@ def _of_task(task: Pass) -> Iterator[Claim]:
     for field in fields(task):  # type: ignore[arg-type]
         value = getattr(task, field.name)
         for item in value if isinstance(value, tuple) else (value,):
-            # One without a digest is no data, but the name of a function.
+            # One without a digest is not data but the name of a function.
             if isinstance(item, DataRef) and item.digest and Path(item.reference).exists():
                 yield _of_data(item)
             elif isinstance(item, AdapterRef):

@@ -160,10 +160,8 @@ class _Builder:
         route = (request.target.name, request.runtime)
         mine = {name: why[route] for name, why in self.skipped.items() if route in why}
         reasons = [f"{name}: {why}" for name, why in mine.items() if name.split("/")[0] in ("load", "lower")]
-        raise NoRouteError(
-            f"no way from {request.source.reference} to {goal.kind} for {request.runtime} on {request.target.name}",
-            fix="; ".join(reasons),
-        )
+        what = f"there is no way from {request.source.reference} to {goal.kind}"
+        raise NoRouteError(f"{what} for {request.runtime} on {request.target.name}", fix="; ".join(reasons))
 
     def _refinements(self, request: Request, kind: type[Model]) -> list[Pass]:
         tasks: list[Pass] = []

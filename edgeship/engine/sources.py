@@ -185,7 +185,7 @@ def _form(path: Path) -> str:
         raise SourceError(f"{path} is a Python file", fix=f"name the function that returns the model: {path}:model")
     if head[:4] in (b"TFL3",) or head[4:8] == b"TFL3":
         raise SourceError(f"{path} is a TFLite file, which is an output of edgeship", fix="give the model it came from")
-    raise SourceError(f"{path} is of no known form", fix=_KNOWN)
+    raise SourceError(f"the format of {path} is not known", fix=_KNOWN)
 
 
 def _writes_text(folder: Path) -> bool:
@@ -318,7 +318,7 @@ def _files(path: Path) -> list[Path]:
 
 def _is_made(file: Path, root: Path) -> bool:
     """Whether a file in the source's folder is what edgeship itself puts there while it builds: a bundle, a draft of
-    one, the cache, or a log. It is no part of the source, and would make it another one each time."""
+    one, the cache, or a log. It is not part of the source, and would make it another one each time."""
     between = [place for place in file.parents if place.is_relative_to(root) and place != root]
     if any(is_ours(place) or (place / SEAL).is_file() for place in between):
         return True

@@ -104,7 +104,10 @@ def load_decoder(
 
 def _locate(model: torch.nn.Module, folder: Path, config: Any) -> tuple[Mapping[str, torch.Tensor], tuple[Path, ...]]:
     """Where each parameter lies in the folder's safetensors; the weights themselves when they do not lie as they are
-    used."""
+    used.
+
+    Names to tensors of any shape.
+    """
     files = {key: file for file in sorted(folder.glob("*.safetensors")) for key in tensor_file(file)}
     turned: Mapping[str, str] = model.edgeship_transposed  # type: ignore[assignment]
     base = f"{model.base_model_prefix}."  # type: ignore[str-bytes-safe]
@@ -140,7 +143,7 @@ def _check_ties(model: torch.nn.Module, places: Mapping[str, Place], files: Mapp
 
 
 def _load(folder: Path, config: Any) -> dict[str, torch.Tensor]:
-    """All weights through transformers, by their names in plain modules."""
+    """All weights through transformers, by their names in plain modules. Names to tensors of any shape."""
     from edgeship.llm.modules import make_plain
 
     model = _eager(folder, config)
@@ -168,7 +171,7 @@ def _eager(folder: Path, config: Any) -> Any:
 
 
 def _make_real(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], names: set[str]) -> None:
-    """Give parameters of a hollow model their values."""
+    """Give parameters of a hollow model their values. ``weights``: names to tensors of any shape."""
     import torch
 
     for name in names:
@@ -198,6 +201,8 @@ def _weights_of(
     """The program's weights by the program's names, and which of those names are tied to an earlier one.
 
     Those of ``folded`` are kept too: a step at any position needs the whole table.
+
+    Names to tensors of any shape.
     """
     main = {id(held): name for name, held in model.named_parameters()}
     held = {name: main[id(value)] for name, value in _all_parameters(model).items() if id(value) in main}
@@ -244,7 +249,10 @@ def _adapted(
 
 
 def _compare(program: TorchProgram, folder: Path, example: torch.Tensor) -> None:
-    """The program answers as transformers' own model does, by transformers' own attention."""
+    """The program answers as transformers' own model does, by transformers' own attention.
+
+    ``example``: token ids [1, T].
+    """
     import torch
     import transformers
 

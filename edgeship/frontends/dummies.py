@@ -37,16 +37,21 @@ UNSET = "edgeship_unset"
 def example_input(model: Any, task: str, name: str, sizes: Mapping[str, int]) -> tuple[TensorSpec, torch.Tensor]:
     """One input by its name in ``forward``: what it looks like, and a tensor to trace with, the same in every run.
 
+    The tensor has the shape that ``sizes`` and the input's layout say.
+
     Args:
         task: optimum's name, or empty. sizes: in optimum's words (``sequence_length``, ``height``, ``width`` ...).
     """
     import torch
 
     made = _generated(model, task, name, sizes)
-    shape = tuple(made.shape) if made is not None else _shape(name, sizes)
     low, high = _range(model, name)
-    layout = LAYOUTS.get(name, "NT") if len(shape) == len(LAYOUTS.get(name, "NT")) else None
-    dtype = dtype_of(made) if made is not None else "f32" if name in LAYOUTS else "i64"
+    if made is not None:
+        shape, dtype = tuple(made.shape), dtype_of(made)
+    else:
+        shape, dtype = _shape(name, sizes), "f32" if name in LAYOUTS else "i64"
+    usual = LAYOUTS.get(name, "NT")
+    layout = usual if len(shape) == len(usual) else None
     spec = TensorSpec(name, dtype, shape, layout, low, high)
     if made is None:
         made = torch.from_numpy(generate_batches(Signature((spec,), ()), 1)[0][name].copy())
@@ -54,7 +59,10 @@ def example_input(model: Any, task: str, name: str, sizes: Mapping[str, int]) ->
 
 
 def _generated(model: Any, task: str, name: str, sizes: Mapping[str, int]) -> torch.Tensor | None:
-    """The tensor that optimum makes, or None where it has no generator, or one that does not fit the configuration."""
+    """The tensor that optimum makes, or None where it has no generator, or one that does not fit the configuration.
+
+    The shape that ``sizes`` say.
+    """
     import torch
 
     try:

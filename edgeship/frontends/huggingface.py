@@ -79,7 +79,7 @@ def load_folder(folder: Path, given: Sequence[TensorSpec] = ()) -> LoadedFolder:
             f"{folder} brings its own model code", fix="edgeship runs no code from a folder; write a factory that does"
         )
     if model_class is None:
-        raise SourceError(f"{folder}: transformers has no class {name}", fix="mend architectures in config.json")
+        raise SourceError(f"{folder}: transformers has no class {name}", fix="correct architectures in config.json")
     check_shards(folder)
     try:
         with seeded(0):
@@ -107,15 +107,15 @@ def part_of(
         context: positions of the step's cache; the model's own when None. given: inputs that the user sized.
 
     Raises:
-        UsageError: it is no encoder-decoder that writes, or a context that it has not. SourceError: it does not run on
-            inputs of these sizes.
+        UsageError: it is not an encoder-decoder that writes text, or has fewer positions than ``context``.
+        SourceError: it does not run on inputs of these sizes.
     """
     from edgeship.core.decoder import DEFAULT_CONTEXT
     from edgeship.llm.encoder_decoder import decoder_of, encoder_of, positions_of
 
     config = loaded.model.config
     if not getattr(config, "is_encoder_decoder", False):
-        raise UsageError(f"{type(loaded.model).__name__} is no encoder-decoder", fix="leave --part out")
+        raise UsageError(f"{type(loaded.model).__name__} is not an encoder-decoder", fix="leave --part out")
     if loaded.model.get_output_embeddings() is None:
         raise UsageError(f"{type(loaded.model).__name__} writes no text", fix="leave --part out")
     if sized := [spec.name for spec in given if spec.name.startswith("decoder_")]:
@@ -152,6 +152,7 @@ def outputs_of(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _inputs(model: Any, folder: Path, task: str, given: Sequence[TensorSpec]) -> list[tuple[TensorSpec, torch.Tensor]]:
+    """Each input's specification and a tensor of its shape: those given, else those that optimum knows."""
     import inspect
 
     from edgeship.data.specs import example_tensors

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 HEADER_BYTES = 28
-# Byte b of a character that is no piece is the token b + 3.
+# Byte b of a character that is not a piece is the token b + 3.
 FIRST_BYTE = 3
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
@@ -125,7 +125,7 @@ def read_checkpoint(path: Path) -> Any:
 
     data = path.read_bytes()
     if not is_checkpoint(path):
-        raise WeightsError(f"{path} is no llama2.c checkpoint, or cut short", fix="export it again")
+        raise WeightsError(f"{path} is not a llama2.c checkpoint, or it is cut short", fix="export it again")
     dim, hidden, layers, heads, kv_heads, vocabulary, length = struct.unpack_from("7i", data)
     numbers = np.frombuffer(data, np.float32, offset=HEADER_BYTES)
     width = dim // heads
@@ -145,6 +145,7 @@ def read_checkpoint(path: Path) -> Any:
     place = 0
 
     def take(*shape: int) -> torch.Tensor:
+        """The next numbers of the file, in this shape."""
         nonlocal place
         size = int(np.prod(shape))
         found = torch.from_numpy(numbers[place : place + size].copy()).reshape(shape)
@@ -152,6 +153,7 @@ def read_checkpoint(path: Path) -> Any:
         return found
 
     def halves(weight: torch.Tensor, count: int) -> torch.Tensor:
+        """Rotated pairs side by side to halves: rows of [count * width, dim] in transformers' order."""
         return weight.reshape(count, width // 2, 2, dim).transpose(1, 2).reshape(count * width, dim)
 
     inner = heads * width

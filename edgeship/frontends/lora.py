@@ -65,6 +65,7 @@ class Adapter:
         return down.T.contiguous().numpy(), (self.scale * up).T.contiguous().numpy()
 
     def _factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """``down`` [rank, in] and ``up`` [out, rank], in float32."""
         import torch
 
         down, up = (torch.from_numpy(self.file.read(key)).float() for key in self.pairs[name])
@@ -102,7 +103,7 @@ def read_adapter(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Adapter
         if not part:
             # Its other matrix is taken with the first, below.
             if not key.endswith(".lora_B.weight") or key.replace(".lora_B", ".lora_A") not in file:
-                raise SourceError(f"{folder} holds {key}, which is no part of LoRA", fix="merge it with PEFT first")
+                raise SourceError(f"{folder} holds {key}, which is not part of LoRA", fix="merge it with PEFT first")
             continue
         other = key.replace(".lora_A", ".lora_B")
         weight = f"{name}.weight"
@@ -134,9 +135,11 @@ class Merged(Mapping[str, Any]):
     """The weights that an adapter changes, each computed when it is asked for."""
 
     def __init__(self, base: Mapping[str, torch.Tensor], adapter: Adapter, names: Mapping[str, str]) -> None:
+        """``base``: names to tensors, [out, in] where the adapter changes them."""
         self._base, self._adapter, self._names = base, adapter, dict(names)
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        """``W + scale * up @ down``, [out, in] in float32."""
         return self._base[name].float() + self._adapter.difference(self._names[name])
 
     def __iter__(self) -> Iterator[str]:

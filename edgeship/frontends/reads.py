@@ -43,7 +43,10 @@ class Reads:
         """
         installed = [Path(sysconfig.get_path("stdlib")), *map(Path, site.getsitepackages()), Path(sys.base_prefix)]
         installed.append(Path(__file__).resolve().parents[1])
-        own = [path for path in self.paths if path.is_file() and not any(path.is_relative_to(i) for i in installed)]
+        own: list[Path] = []
+        for path in self.paths:
+            if path.is_file() and not any(path.is_relative_to(folder) for folder in installed):
+                own.append(path)
         digests = {str(path): source_digest(path) for path in sorted(own)}
         changed = moved({path: self.paths[path] for path in own if path not in self.written})
         if changed is not None:

@@ -120,7 +120,7 @@ CLOSED = (
 def genai_template(template: ChatTemplate) -> str:
     """The template that onnxruntime-genai is given; transformers renders it too.
 
-    Raises `LoweringError` when it has a construct that the engine's templates cannot express, or is no template.
+    Raises `LoweringError` when it has a construct that the engine's templates cannot express, or is not a template.
     """
     tree = _parsed(template.source)
     return _named(template) + _MinjaWriter(tree, "onnxruntime-genai").body(tree.body)
@@ -133,7 +133,7 @@ def litert_template(template: ChatTemplate, bos: str = "") -> str:
         template: the model's own. bos: text of the token that the engine puts before every conversation, if it does.
 
     Raises:
-        LoweringError: it has a construct that LiteRT-LM's templates cannot express, or is no template.
+        LoweringError: it has a construct that LiteRT-LM's templates cannot express, or is not a template.
     """
     tree = _parsed(template.source)
     body = _Writer(tree, "LiteRT-LM").body(tree.body)
@@ -151,7 +151,7 @@ def _parsed(source: str) -> nodes.Template:
         found: nodes.Template = _environment().parse(source)
     except jinja2.TemplateSyntaxError as error:
         raise LoweringError(
-            f"the chat template is no Jinja: {error.message}, line {error.lineno}", fix="mend chat_template"
+            f"the chat template is not valid Jinja: {error.message}, line {error.lineno}", fix="correct chat_template"
         ) from None
     return found
 

@@ -6,7 +6,7 @@ Converters rename constants that they cast, and fold a reshape or a transpose in
 from __future__ import annotations
 
 from itertools import permutations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from edgeship.errors import EncodingError, LoweringError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import numpy.typing as npt
 
     from edgeship.core.weights import EncodedTensor
 
@@ -82,15 +84,20 @@ def _by_value(weight: str, tensor: EncodedTensor, found: Mapping[str, EncodedTen
         equal = (name for name, held in found.items() if not same_numbers(tensor, held))
         return next((Placement(weight, name) for name in equal), None)
     wanted = tensor.values
-    long = [axis for axis, size in enumerate(wanted.shape) if size != 1]
-    single = [axis for axis, size in enumerate(wanted.shape) if size == 1]
-    candidates = [(name, held.values) for name, held in found.items() if isinstance(held, FloatTensor)]
+    long: list[int] = []
+    single: list[int] = []
+    for axis, size in enumerate(wanted.shape):
+        (single if size == 1 else long).append(axis)
+    # What the artifact holds in float, without its axes of size one.
+    candidates: dict[str, npt.NDArray[Any]] = {}
+    for name, held in found.items():
+        if isinstance(held, FloatTensor):
+            candidates[name] = held.values.reshape([size for size in held.values.shape if size != 1])
     # The order as it is comes first.
     for order in permutations(long):
         turned = wanted.transpose(*order, *single).reshape([wanted.shape[axis] for axis in order])
-        for name, values in candidates:
-            alike = tuple(size for size in values.shape if size != 1) == turned.shape
-            if alike and np.array_equal(values.reshape(turned.shape), turned):
+        for name, values in candidates.items():
+            if values.shape == turned.shape and np.array_equal(values, turned):
                 # Axes of size one are told apart by nothing, so they stand at the end of the permutation.
-                return Placement(weight, name, (*order, *single), tuple(values.shape))
+                return Placement(weight, name, (*order, *single), tuple(found[name].shape))
     return None

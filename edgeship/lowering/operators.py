@@ -120,14 +120,18 @@ def separate_outputs(exported: ExportedProgram) -> None:
 
 
 def new_ones(x: Tensor, size: Sequence[int], dtype: torch.dtype | None = None, **_: Any) -> Tensor:
-    """``new_ones`` as a filled tensor."""
+    """``new_ones`` as a filled tensor. ``size`` is the shape."""
     return torch.full(size, 1, dtype=dtype or x.dtype)
 
 
 def on_masks(logical: Callable[..., Tensor]) -> Rewrite:
-    """A bitwise operator as the ``logical`` one where both sides are masks; on integers they differ."""
+    """A bitwise operator as the ``logical`` one where both sides are masks; on integers they differ.
+
+    Element by element.
+    """
 
     def rewrite(a: Tensor, b: Any) -> Any:
+        """Element by element."""
         masks = a.dtype == torch.bool and isinstance(b, torch.Tensor) and b.dtype == torch.bool
         return logical(a, b) if masks else NotImplemented
 
@@ -182,6 +186,12 @@ def index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accum
     return x + (picked @ wide).reshape(x.shape)
 
 
+def _one_an_axis(given: Sequence[int], rank: int) -> list[int]:
+    """``given``, or its only number for every axis."""
+    numbers = [int(number) for number in given]
+    return numbers * rank if len(numbers) == 1 else numbers
+
+
 def transposed_convolution(
     x: Tensor,
     weight: Tensor,
@@ -203,14 +213,17 @@ def transposed_convolution(
         grouped, dilated: whether the runtime has that; else groups are convolved one by one.
     """
     rank = weight.dim() - 2
-    stride, padding, output_padding, dilation = (
-        [int(item) for item in given] * (rank if len(given) == 1 else 1)
-        for given in (stride, padding, output_padding, dilation)
-    )
-    reach = [step * (size - 1) + 1 for step, size in zip(dilation, weight.shape[2:], strict=True)]
-    whole = [(size - 1) * step + far for size, step, far in zip(x.shape[2:], stride, reach, strict=True)]
-    wanted = [size - 2 * cut + more for size, cut, more in zip(whole, padding, output_padding, strict=True)]
-    fills = any(cut + size > have for cut, size, have in zip(padding, wanted, whole, strict=True))
+    stride, padding = _one_an_axis(stride, rank), _one_an_axis(padding, rank)
+    output_padding, dilation = _one_an_axis(output_padding, rank), _one_an_axis(dilation, rank)
+    # Lengths by axis of space: of the result before its edges are cut, and after.
+    whole: list[int] = []
+    wanted: list[int] = []
+    for axis in range(rank):
+        reach = dilation[axis] * (weight.shape[axis + 2] - 1) + 1
+        whole.append((x.shape[axis + 2] - 1) * stride[axis] + reach)
+        wanted.append(whole[axis] - 2 * padding[axis] + output_padding[axis])
+    fills = any(padding[axis] + wanted[axis] > whole[axis] for axis in range(rank))
+    # What is filled up holds the bias too, so there it is added last.
     early = None if fills else bias
     plain = dilated or all(step == 1 for step in dilation)
     if (grouped or groups == 1) and plain:
@@ -273,7 +286,7 @@ def product(x: Tensor, dim: int, keepdim: bool = False, dtype: torch.dtype | Non
 def variance(
     x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
 ) -> Tensor:
-    """``var.correction`` as the mean of squared distances from the mean."""
+    """``var.correction`` as the mean of squared distances from the mean. Along ``dim``, or over all axes."""
     axes = list(range(x.dim())) if dim is None else list(dim)
     count = 1
     for axis in axes:
@@ -299,6 +312,8 @@ def average_pool(
     """``avg_pool2d`` whose windows all count alike: what stands at the edges is padded, averaged and scaled back.
 
     Left alone when every window is whole and counts its padding.
+
+    ``x`` [N, C, ...space].
     """
     pads = list(padding) * (2 // len(padding))
     steps = list(stride) or list(kernel)
@@ -328,6 +343,6 @@ def _overhang(size: int, kernel: int, stride: int, pad: int) -> int:
 
 
 def ordered(x: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tensor, Tensor]:
-    """``sort`` as ``topk`` of everything."""
+    """``sort`` as ``topk`` of everything. Along ``dim``."""
     values, indices = torch.topk(x, x.shape[dim], dim, largest=descending)
     return values, indices

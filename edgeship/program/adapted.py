@@ -26,7 +26,7 @@ class AdaptedProgram(TorchProgram):
     matrices: Matrices = field(default_factory=dict)
 
     def weight(self, name: str) -> torch.Tensor:
-        """One weight as the reference computes with it."""
+        """One weight as the reference computes with it. [out, in] where an adapter changes it."""
         import torch
 
         value = super().weight(name)

@@ -300,7 +300,9 @@ class _Records:
         else:
             known = namespace in _NAMESPACES and bool(overload)
         if not known:
-            raise UnsafeSourceError(f"{self.what} calls {target[:80]}, which is no tensor operator of torch", fix=TRUST)
+            raise UnsafeSourceError(
+                f"{self.what} calls {target[:80]}, which is not a tensor operator of torch", fix=TRUST
+            )
 
     def _node(self, node: Any) -> Any:
         self._operator(node.target)
@@ -444,7 +446,7 @@ def _payload(entries: Zipped, reader: _Records, part: str, *, own: bool) -> dict
             check_window(entries.what, shape, strides, offset, size // dtype.itemsize)
             expanded += count * dtype.itemsize if count * dtype.itemsize > size else 0
             if expanded > MAX_EXPANDED_BYTES and not own:
-                raise SourceError(f"{entries.what} says more numbers than it holds", fix="export it again")
+                raise SourceError(f"{entries.what} declares more numbers than it holds", fix="export it again")
             if place not in stored:
                 stored[place] = read_bytes(entries.file, begin, size)
             numbers = stored[place][: size // dtype.itemsize * dtype.itemsize].view(dtype)
@@ -466,11 +468,12 @@ def _pickled(entries: Zipped, place: str) -> str:
 
 
 def _pickled_tensor(entries: Zipped, place: str, *, parameter: bool) -> torch.Tensor:
+    """The tensor that an entry holds, in its recorded shape."""
     import torch
 
     checkpoint = read_checkpoint(_slice(entries, place), entries.what)
     if not isinstance(checkpoint.content, TensorRecord):
-        raise SourceError(f"{entries.what} holds a weight that is no tensor", fix="export it again")
+        raise SourceError(f"{entries.what} holds a weight that is not a tensor", fix="export it again")
     value = checkpoint.tensor(checkpoint.content)
     return torch.nn.Parameter(value, requires_grad=False) if parameter else value
 
@@ -501,6 +504,6 @@ def _samples(entries: Zipped) -> tuple[Any, ...] | None:
             return {key: made(item, depth + 1) for key, item in value.items()}
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
-        raise UnsafeSourceError(f"{entries.what} holds sample inputs that are no tensors", fix=TRUST)
+        raise UnsafeSourceError(f"{entries.what} holds sample inputs that are not tensors", fix=TRUST)
 
     return made(checkpoint.content)  # type: ignore[no-any-return]

@@ -54,6 +54,8 @@ class Checkpoint:
         """The tensor that a record describes; those of one storage share it.
 
         Raises `SourceError` when its numbers are not in the file.
+
+        The shape is the record's.
         """
         import torch
 
@@ -71,7 +73,7 @@ class Checkpoint:
         if count * dtype.itemsize > size:
             self._expanded += count * dtype.itemsize
         if self._expanded > MAX_EXPANDED_BYTES:
-            raise SourceError(f"{self.what} says more numbers than it holds", fix="save contiguous tensors")
+            raise SourceError(f"{self.what} declares more numbers than it holds", fix="save contiguous tensors")
         if key not in self._storages:
             self._storages[key] = read_bytes(self.file, begin, size)
         numbers = self._storages[key][: size // dtype.itemsize * dtype.itemsize].view(dtype)
@@ -88,7 +90,7 @@ def check_window(what: str, shape: tuple[int, ...], strides: tuple[int, ...], of
 
 
 def read_bytes(file: BinaryIO, begin: int, size: int) -> torch.Tensor:
-    """Bytes of a file as a tensor of their own. Raises `SourceError` when the file ends before."""
+    """Bytes of a file as a tensor of their own. Raises `SourceError` when the file ends before. [size]."""
     import torch
 
     found = torch.empty(size, dtype=torch.uint8)

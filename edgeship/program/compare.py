@@ -139,9 +139,12 @@ class Comparison:
     @property
     def agreement(self) -> float:
         """Share of equal elements over integer outputs; 1 when there are none."""
-        whole = [output for output in self.outputs.values() if not output.is_float]
-        total = sum(output.elements for output in whole)
-        return 1 - sum(output.different for output in whole) / total if total else 1.0
+        total = different = 0
+        for output in self.outputs.values():
+            if not output.is_float:
+                total += output.elements
+                different += output.different
+        return 1 - different / total if total else 1.0
 
     @property
     def has_signal(self) -> bool:

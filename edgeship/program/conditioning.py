@@ -61,6 +61,7 @@ class Trembling:
         generator = torch.Generator().manual_seed(0)
 
         def moved(value: torch.Tensor) -> torch.Tensor:
+            """Each number moved at random by at most ``unit`` of itself; any shape."""
             noise = torch.rand(value.shape, generator=generator, dtype=value.dtype)
             return value * (1 + unit * (2 * noise - 1))
 

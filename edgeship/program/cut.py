@@ -38,7 +38,7 @@ def cut_at(program: TorchProgram, names: Sequence[str]) -> TorchProgram:
     nodes: dict[str, Node] = {node.name: node for node in module.graph.nodes}
     for name in names:
         if not isinstance(nodes[name].meta.get("val") if name in nodes else None, torch.Tensor):
-            raise LoweringError(f"{name} is no value of the program", fix="name a node that makes a tensor")
+            raise LoweringError(f"{name} is not a value of the program", fix="name a node that makes a tensor")
     chosen = tuple(nodes[name] for name in names)
     next(node for node in module.graph.nodes if node.op == "output").args = (chosen,)
     module.graph.eliminate_dead_code()

@@ -127,7 +127,7 @@ def does_not_run(inputs: Sequence[TensorSpec], error: Exception) -> EdgeshipErro
 
 
 def dtype_of(value: torch.Tensor) -> Dtype:
-    """The short dtype name of a tensor. Raises `SourceError` for dtypes no runtime takes."""
+    """The short dtype name of a tensor. Raises `SourceError` for dtypes no runtime takes. Any shape."""
     name = str(value.dtype).removeprefix("torch.")
     for short, numpy_name in NUMPY_DTYPES.items():
         if numpy_name == name:
@@ -151,6 +151,7 @@ class _Wrapper:
                 self.model = module
 
             def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                """Inputs by position, outputs as a flat tuple, each in its own shape."""
                 result = self.model(*tensors) if call is None else call(self.model, *tensors)
                 leaves = [leaf for leaf in leaves_of(result) if isinstance(leaf, torch.Tensor)]
                 return tuple(leaves)
@@ -173,6 +174,7 @@ def _aliases(exported: torch.export.ExportedProgram) -> dict[str, str]:
 
 
 def _same(name: str, want: torch.Tensor, have: torch.Tensor) -> bool:
+    """Whether two outputs of one shape agree: integers exactly, floats to `MIN_SNR_DB`."""
     import torch
 
     if not want.is_floating_point():
@@ -186,7 +188,10 @@ def _same(name: str, want: torch.Tensor, have: torch.Tensor) -> bool:
 
 
 def _changed(name: str, index: int, wrapper: Any, examples: Sequence[torch.Tensor]) -> SourceError:
-    """Why an output of the export is not the module's: the module itself may not answer the same twice."""
+    """Why an output of the export is not the module's: the module itself may not answer the same twice.
+
+    ``examples`` have the shapes of the inputs.
+    """
     import torch
 
     from edgeship.compat.torch import seeded
@@ -198,6 +203,6 @@ def _changed(name: str, index: int, wrapper: Any, examples: Sequence[torch.Tenso
     if torch.equal(*answers):
         return SourceError(f"output {name} changed when the model was exported", fix="report this as a bug")
     return SourceError(
-        f"the model draws random numbers: output {name} differs between two runs on the same input",
-        fix="switch dropout and noise off outside of training, or make the noise an input",
+        f"the model uses random numbers: output {name} differs between two runs on the same input",
+        fix="switch dropout and noise off in eval mode, or make the noise an input",
     )

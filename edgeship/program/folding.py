@@ -126,6 +126,7 @@ def fold_batch_norms(module: GraphModule) -> None:
             continue
 
         def value(node: Any) -> torch.Tensor | None:
+            """A parameter of a batch norm in float64, [channels]; None where it has none."""
             return None if node is None else cast("torch.Tensor", fetch(module, str(node.target))).double()
 
         factor = (value(variance) + epsilon).rsqrt()  # type: ignore[operator]
@@ -217,7 +218,7 @@ def _each(layer: Node, place: int, default: int, axes: int) -> list[int]:
 
 
 def attach_over(module: torch.nn.Module, target: str, value: torch.Tensor) -> None:
-    """Put a parameter where a dotted name says, over what is there."""
+    """Put a parameter where a dotted name says, over what is there. Any shape."""
     import torch
 
     *path, leaf = target.split(".")

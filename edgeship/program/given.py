@@ -9,6 +9,7 @@ import numpy as np
 
 from edgeship.core.encodings import ENCODED_OPS, short_name
 from edgeship.core.inventory import WeightUse
+from edgeship.core.units import counted
 from edgeship.core.weights import AffineTensor
 from edgeship.program.activations import take_pairs
 from edgeship.program.inventory import take_inventory
@@ -37,8 +38,9 @@ def take_over(program: TorchProgram, encoded: Mapping[str, AffineTensor], *, dyn
         dataclasses.replace(use, given=short_name(kept[use.name].encoding)) if use.name in kept else use
         for use in inventory.weights
     )
-    bits = {grid.bits for grid in activations.values()}
-    computed = f"int{max(bits)}" if bits else "dynamic" if dynamic else ""
+    computed = "dynamic" if dynamic else ""
+    if activations:
+        computed = f"int{max(grid.bits for grid in activations.values())}"
     record = dataclasses.replace(
         program.record,
         inventory=dataclasses.replace(inventory, weights=uses, activations=computed),
@@ -59,6 +61,13 @@ def _fits(program: TorchProgram, use: WeightUse, tensor: AffineTensor) -> bool:
 
 
 def _told(weights: int, activations: int) -> tuple[str, ...]:
-    parts = [f"{weights} weights"] if weights else []
-    parts += [f"{activations} activations"] if activations else []
-    return (f"{REMARK}the source is quantized: {' and '.join(parts)} stay on its grids",) if parts else ()
+    """The remark that names what the source decided; none where it decided nothing."""
+    parts: list[str] = []
+    if weights:
+        parts.append(counted(weights, "weight"))
+    if activations:
+        parts.append(counted(activations, "activation"))
+    if not parts:
+        return ()
+    stays = "stays" if weights + activations == 1 else "stay"
+    return (f"{REMARK}the source is quantized: {' and '.join(parts)} {stays} on its grids",)

@@ -53,6 +53,7 @@ def hollow(
 
 
 def _fitted(name: str, value: torch.Tensor) -> torch.Tensor:
+    """A mask in float16's range; any shape."""
     if bool((value > FLOAT16_MAX).any()):
         raise LoweringError(
             f"{name} has values beyond float16's {FLOAT16_MAX:g}",

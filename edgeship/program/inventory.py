@@ -48,7 +48,7 @@ def _weight_use(name: str, node: Node) -> WeightUse:
     if found and found <= {"linear", "embedding"}:
         op = "linear" if "linear" in found else "embedding"
     elif len(uses) == 1 and not name.startswith(COMPUTED):
-        # A basis that the normal form computed is no trained weight, and keeps its bits.
+        # A basis that the normal form computed is not a trained weight, and keeps its bits.
         op, axis, groups = next(iter(uses))
     readers = tuple(user.name for user in node.users)
     plain = 0 if value.dtype.is_floating_point else 8 * value.dtype.itemsize
@@ -138,9 +138,14 @@ def _shape(node: Node) -> tuple[int, ...]:
 
 
 def _numel(node: Node) -> int:
+    """Numbers that an operator answers, of all its outputs; 0 where it answers no tensor."""
     value = node.meta.get("val")
-    values = value if isinstance(value, (tuple, list)) else [value]
-    return sum(_product(tuple(int(size) for size in item.shape)) for item in values if isinstance(item, _tensor_type()))
+    outputs = value if isinstance(value, (tuple, list)) else [value]
+    total = 0
+    for output in outputs:
+        if isinstance(output, _tensor_type()):
+            total += _product(tuple(int(size) for size in output.shape))
+    return total
 
 
 def _tensor_type() -> type[torch.Tensor]:

@@ -119,7 +119,9 @@ def judge(
         stored: what is judged is the loss of weights in few bits.
         own: how far the original moves by itself, see `conditioning`; the limit is not above that.
     """
-    share = STATIC_FLOOR if static else STORED_FLOOR if stored else FLOOR
+    share = STORED_FLOOR if stored else FLOOR
+    if static:
+        share = STATIC_FLOOR
     findings: list[tuple[Finding, OutputError, Group | None]] = []
     for name, error in found.outputs.items():
         if not error.is_float or not error.elements:
@@ -204,5 +206,9 @@ def _distinct(error: OutputError, group: Group | None) -> int:
 
 def unanswered(kinds: Mapping[str, Comparison]) -> dict[str, int]:
     """Elements that the original answers with NaN or infinity, by kind of inputs."""
-    found = {kind: sum(error.unanswered for error in item.outputs.values()) for kind, item in kinds.items()}
-    return {kind: count for kind, count in found.items() if count}
+    found: dict[str, int] = {}
+    for kind, comparison in kinds.items():
+        count = sum(error.unanswered for error in comparison.outputs.values())
+        if count:
+            found[kind] = count
+    return found

@@ -152,13 +152,13 @@ class _Reader(PlainUnpickler):  # type: ignore[misc]
 
     def persistent_load(self, pid: Any) -> Storage:
         if self._storage is None or not isinstance(pid, tuple):
-            raise SourceError(f"{self.what} refers to data that it has not", fix="download it again")
+            raise SourceError(f"{self.what} refers to data that it does not contain", fix="download it again")
         return self._storage(pid)
 
     def call(self, function: Any, arguments: Any) -> Any:
         """What a call in the pickle makes."""
         if not isinstance(function, Name) or not isinstance(arguments, (tuple, list)):
-            raise SourceError(f"{self.what} calls what is no function", fix="download it again")
+            raise SourceError(f"{self.what} calls something that is not a function", fix="download it again")
         answer = _CALLS.get(function.path)
         if answer is None:
             raise UnsafeSourceError(
@@ -216,7 +216,7 @@ class _Reader(PlainUnpickler):  # type: ignore[misc]
     def _fill(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict):
-            raise SourceError(f"{self.what} puts entries into what is no dict", fix="save it again")
+            raise SourceError(f"{self.what} puts entries into something that is not a dict", fix="save it again")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[self._key(key)] = value
 
@@ -224,13 +224,13 @@ class _Reader(PlainUnpickler):  # type: ignore[misc]
         """A key that is plain: hashing a tuple that is nested 100,000 deep ends the process."""
         parts = key if isinstance(key, tuple) else (key,)
         if not all(part is None or isinstance(part, (str, bytes, int, float, Name)) for part in parts):
-            raise SourceError(f"{self.what} has a key that is no name", fix="save its state_dict as safetensors")
+            raise SourceError(f"{self.what} has a key that is not a string", fix="save its state_dict as safetensors")
         return key
 
     def load_additems(self) -> None:
         items = self.pop_mark()
         if not isinstance(self.stack[-1], set):
-            raise SourceError(f"{self.what} puts entries into what is no set", fix="save it again")
+            raise SourceError(f"{self.what} puts entries into something that is not a set", fix="save it again")
         self.stack[-1].update(map(self._key, items))
 
     def load_frozenset(self) -> None:
@@ -245,7 +245,7 @@ class _Reader(PlainUnpickler):  # type: ignore[misc]
 
     def _extend(self, items: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise SourceError(f"{self.what} puts items into what is no list", fix="save it again")
+            raise SourceError(f"{self.what} puts items into something that is not a list", fix="save it again")
         self.stack[-1].extend(items)
 
     def load_get(self) -> None:
@@ -285,7 +285,7 @@ def _counted(values: Any) -> tuple[int, ...]:
     """A shape or strides: whole numbers, not negative, not too many."""
     found = tuple(values)
     if len(found) > MAX_DIMENSIONS or not all(type(item) is int and 0 <= item < 2**63 for item in found):
-        raise ValueError("a shape of what are no sizes")
+        raise ValueError("a shape whose sizes are not numbers")
     return found
 
 
@@ -327,7 +327,7 @@ def _ordered(entries: Any = ()) -> dict[Any, Any]:
     made = {}
     for key, value in entries.items() if isinstance(entries, dict) else entries:
         if not isinstance(key, (str, int)):
-            raise ValueError("a key that is no name")
+            raise ValueError("a key that is not a string")
         made[key] = value
     return made
 
@@ -338,7 +338,7 @@ def _defaulted(*arguments: Any) -> dict[Any, Any]:
 
 def _bytes_of(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
-        raise ValueError("bytes of what is no text")
+        raise ValueError("bytes made from something that is not text")
     return text.encode(encoding)
 
 
@@ -361,7 +361,10 @@ def _scalar(dtype: Any, content: Any = b"") -> Any:
 
 
 def _array(version: Any, shape: Any, dtype: Any, fortran: Any, content: Any) -> np.ndarray[Any, Any]:
-    """The state of a pickled array. Raises ValueError for objects, and for more numbers than there are bytes."""
+    """The state of a pickled array. Raises ValueError for objects, and for more numbers than there are bytes.
+
+    The shape is the one that was pickled.
+    """
     import numpy as np
 
     kind = finished(dtype)

@@ -91,15 +91,18 @@ def spell_out(module: GraphModule) -> None:
 
 
 def _cosine_similarity(x: torch.Tensor, y: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:
+    """``x`` and ``y`` of shapes that broadcast; ``dim`` goes."""
     import torch
 
     def normed(value: torch.Tensor) -> torch.Tensor:
+        """Divided by the length along ``dim``."""
         return value / torch.clamp_min(torch.linalg.vector_norm(value, dim=dim, keepdim=True), eps)
 
     return (normed(x) * normed(y)).sum(dim)
 
 
 def _log_sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """Element by element."""
     import torch
 
     return torch.clamp_max(x, 0.0) - torch.log1p(torch.exp(-torch.abs(x)))
@@ -108,6 +111,7 @@ def _log_sigmoid(x: torch.Tensor) -> torch.Tensor:
 def _variance_and_mean(
     x: torch.Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Along ``dim``, or over all axes."""
     import torch
 
     axes = list(range(x.dim())) if dim is None else dim
@@ -118,10 +122,12 @@ def _variance_and_mean(
 def _variance_and_mean_of(
     x: torch.Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Along ``dim``."""
     return _variance_and_mean(x, dim, correction=int(unbiased), keepdim=keepdim)
 
 
 def _norm_by_batch(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """``x`` [N, C, ...], normalised by its own statistics; ``weight`` and ``bias`` [C]."""
     import torch
 
     axes = [axis for axis in range(x.dim()) if axis != 1]
@@ -133,7 +139,7 @@ def _norm_by_batch(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Ten
 
 
 def choose_nearest(module: GraphModule) -> None:
-    """A nearest resize by a ratio that is no whole number becomes a choice of rows and columns.
+    """A nearest resize by a ratio that is not a whole number becomes a choice of rows and columns.
 
     Each engine rounds its own way there; of whole ratios all make the same.
     """
@@ -234,6 +240,7 @@ def count_from_start(module: GraphModule) -> int:
 
 
 def _from_start(index: torch.Tensor, size: int) -> torch.Tensor:
+    """Negative indices counted from the front, element by element."""
     import torch
 
     return torch.where(index < 0, index + size, index)

@@ -86,7 +86,7 @@ class StoredGraph:
                 self._read = read_archive(self.path, own=True)
             except (SourceError, OSError) as error:
                 reason = " ".join(str(error).split())[:200]
-                raise ArtifactError(f"{self.path} is no torch program: {reason}", fix="build again") from error
+                raise ArtifactError(f"{self.path} is not a torch program: {reason}", fix="build again") from error
         return self._read
 
 
@@ -149,7 +149,10 @@ class TorchProgram:
         return replace(self, encoded=_InForms(self.encoded, forms), record=record)
 
     def weight(self, name: str) -> torch.Tensor:
-        """One weight as the reference computes with it: dequantized when encoded; integer buffers as they are."""
+        """One weight as the reference computes with it: dequantized when encoded; integer buffers as they are.
+
+        The shape is the inventory's.
+        """
         import torch
 
         name = self.record.aliases.get(name, name)
@@ -198,7 +201,7 @@ class TorchProgram:
         Raises `LoweringError` when it is none.
         """
         if self.record.decoder is None or self.origin is None:
-            raise LoweringError("this program is no language model", fix="give a folder with one")
+            raise LoweringError("this program is not a language model", fix="give a folder with one")
         return self.record.decoder, self.origin
 
     def content_digest(self) -> str:
@@ -257,6 +260,7 @@ class TorchProgram:
 
 
 def _placeholder(value: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same shape without numbers of its own; scalars and integers as they are."""
     import torch
 
     if value.dim() == 0 or not value.is_floating_point():

@@ -66,17 +66,21 @@ def _static_forms(bits: int) -> dict[Any, Callable[..., Any]]:
     masked = MASKED[bits]
 
     def silu(x: torch.Tensor) -> torch.Tensor:
+        """Element by element."""
         return x * torch.sigmoid(x)
 
     def reciprocal(x: torch.Tensor) -> torch.Tensor:
+        """Element by element."""
         return torch.ones((), dtype=x.dtype) / x
 
     def between(x: torch.Tensor, low: float | None = None, high: float | None = None) -> torch.Tensor:
+        """``x`` cut to ``low..high``, element by element."""
         if low is not None:
             x = torch.relu(x) if low == 0 else torch.maximum(x, torch.full((1,), float(low), dtype=x.dtype))
         return x if high is None else torch.minimum(x, torch.full((1,), float(high), dtype=x.dtype))
 
     def hardtanh(x: torch.Tensor, low: float = -1.0, high: float = 1.0) -> torch.Tensor:
+        """Element by element."""
         return between(x, low, high)
 
     # A 16-bit Clip does nothing on Hexagon, silently (onnxruntime-qnn 2.7.0); 8-bit ones vanish in their own grid.
@@ -217,7 +221,7 @@ def index_as_view(program: ExportedProgram) -> int:
 
 
 def _constant(program: ExportedProgram, node: Any) -> torch.Tensor | None:
-    """The value of a small integer or boolean buffer."""
+    """The value of a small integer or boolean buffer. Any shape."""
     name = program.graph_signature.inputs_to_buffers.get(getattr(node, "name", ""))
     value = None if name is None else program.state_dict.get(name)
     if value is None and name is not None:

@@ -64,7 +64,10 @@ def _guard(where: str) -> Any:
 
 
 def check_tensor_size(tensor: torch.Tensor, what: str) -> None:
-    """Raise `LimitError` when a tensor (which need not have numbers) is larger than any artifact could hold."""
+    """Raise `LimitError` when a tensor (which need not have numbers) is larger than any artifact could hold.
+
+    Any shape.
+    """
     size = math.prod(int(item) for item in tensor.shape) * tensor.element_size()
     if size > MAX_TENSOR_BYTES:
         raise LimitError(

@@ -97,7 +97,7 @@ def groups(sums: SliceSums, axis: int, usual: Array | None = None) -> Iterator[G
 
     Args:
         usual: sizes of the slices on inputs of many kinds, ``[size]``; their sizes in these sums when None. A score
-            that happens to be near zero on one kind of inputs is no slice of another scale.
+            that happens to be near zero on one kind of inputs is not a slice of another scale.
     """
     import numpy as np
 

@@ -44,9 +44,11 @@ class Slice:
         if self.axis < 0:
             return "all"
         first, last = self.indices[0], self.indices[-1]
-        run = last - first + 1 == len(self.indices)
-        shown = f"{first}" if first == last else f"{first} to {last}" if run else f"{len(self.indices)} of its indices"
-        return f"axis {self.axis}, {shown}"
+        if first == last:
+            return f"axis {self.axis}, {first}"
+        if last - first + 1 == len(self.indices):
+            return f"axis {self.axis}, {first} to {last}"
+        return f"axis {self.axis}, {len(self.indices)} of its indices"
 
 
 def slices_of(values: Array) -> list[Slice]:
@@ -75,7 +77,7 @@ def slices_of(values: Array) -> list[Slice]:
         groups = _alike(sizes, ALIKE if values.size // len(sizes) >= FEW else ALIKE_OF_FEW)
         if len(groups) > 1 and spread > widest:
             widest = spread
-            found = [Slice(axis, tuple(int(index) for index in np.sort(group))) for group in groups]
+            found = [Slice(axis, tuple(np.sort(group).tolist())) for group in groups]
     return found or [Slice()]
 
 

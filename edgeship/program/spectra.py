@@ -114,7 +114,10 @@ def _constant_pair(module: GraphModule, node: Node) -> Node:
 
 
 def keep_computed(module: GraphModule, graph: Graph, value: Tensor) -> Node:
-    """A buffer with numbers that the normal form computed, at the graph's place of insertion; equal ones are one."""
+    """A buffer with numbers that the normal form computed, at the graph's place of insertion; equal ones are one.
+
+    Any shape.
+    """
     import torch
 
     number = 0
@@ -193,6 +196,7 @@ def _value_of(module: GraphModule, node: Node) -> Tensor | None:
 
 
 def _windowed(basis: Tensor, window: Tensor, edges: tuple[int, int]) -> Tensor:
+    """``basis`` [rows, n] times ``window`` [n - edges], padded by ``edges``."""
     from torch.nn import functional
 
     return basis * functional.pad(window, list(edges))
@@ -208,6 +212,7 @@ def _framed(x: Tensor, kernel: Tensor, hop: int, rows: int) -> Pair:
 
 
 def _framed_real(x: Tensor, kernel: Tensor, hop: int, rows: int) -> Tensor:
+    """Real and imaginary part along a new last axis: [..., frames, rows, 2]."""
     return _as_real(_framed(x, kernel, hop, rows))
 
 
@@ -280,6 +285,7 @@ def _scale(norm: str | None, length: int) -> float:
 
 
 def _pair(real: Tensor, imag: Tensor) -> Pair:
+    """Two tensors of one shape."""
     return real, imag
 
 
@@ -291,10 +297,12 @@ def _parts(x: Any) -> tuple[Any, Any]:
 
 
 def _power(x: Pair) -> Tensor:
+    """Squared magnitude, element by element."""
     return x[0] * x[0] + x[1] * x[1]
 
 
 def _as_real(x: Pair) -> Tensor:
+    """Two of [...] -> [..., 2]."""
     import torch
 
     return torch.stack(x, -1)
@@ -370,6 +378,7 @@ def _table() -> dict[Any, Callable[..., Any]]:
         return x[0].reshape(shape), x[1].reshape(shape)
 
     def halves(x: Tensor) -> Pair:
+        """[..., 2] -> two of [...]."""
         return x.select(-1, 0), x.select(-1, 1)
 
     def same(x: Pair) -> Pair:

@@ -116,7 +116,7 @@ def tensor_file(path: Path) -> TensorFile:
     try:
         found = path.stat()
     except OSError:
-        raise ArtifactError(f"{path} is not there any more", fix="build again") from None
+        raise ArtifactError(f"{path} no longer exists", fix="build again") from None
     return _opened(path, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
 
@@ -132,7 +132,7 @@ class TensorWriter:
         self._file.write(b"\0" * (8 + self._room))
 
     def add(self, name: str, array: np.ndarray[Any, Any]) -> None:
-        """Append one tensor."""
+        """Append one tensor. Any shape."""
         import numpy as np
 
         array = np.ascontiguousarray(array)
@@ -193,6 +193,7 @@ class WeightStore(Mapping[str, "torch.Tensor"]):
         return cls({name: Place(path, name) for name in tensor_file(path)})
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        """The weight in its own shape, in float32 where it is float, read from the file."""
         import torch
 
         place = self.places[name]
@@ -221,7 +222,7 @@ class WeightStore(Mapping[str, "torch.Tensor"]):
 
 
 def _widened(value: torch.Tensor) -> torch.Tensor:
-    """Halves as float32, in which everything here computes."""
+    """Halves as float32, in which everything here computes. Any shape."""
     return value.float() if value.is_floating_point() else value
 
 
@@ -289,6 +290,7 @@ class EncodedStore(MutableMapping[str, EncodedTensor]):
         self.encodings[name] = tensor.encoding
 
     def __getitem__(self, name: str) -> EncodedTensor:
+        """The weight in its own shape, read from the file."""
         if name not in self.encodings:
             raise KeyError(name)
         file = tensor_file(self.path)

@@ -32,6 +32,8 @@ def run_streamed(
 ) -> list[dict[str, npt.NDArray[Any]]]:
     """What the reference answers, with weights dequantized as decided. Static activation grids are not applied.
 
+    Shapes are the signature's.
+
     Args:
         batches: inputs by name.
 
@@ -58,11 +60,11 @@ def run_streamed(
         for node in exported.graph.nodes:
             if node.op == "output":
                 outputs = [cast("Node", arg) for arg in node.args[0]]
-                specs = program.signature.outputs
-                return [
-                    {spec.name: values[out][i].numpy() for spec, out in zip(specs, outputs, strict=True)}
-                    for i in range(len(batches))
-                ]
+                answers: list[dict[str, npt.NDArray[Any]]] = [{} for _ in batches]
+                for spec, out in zip(program.signature.outputs, outputs, strict=True):
+                    for answer, value in zip(answers, values[out], strict=True):
+                        answer[spec.name] = value.numpy()
+                return answers
             if node.op == "call_function":
                 values[node] = _call(program, node, weights, values, len(batches))
                 for arg in node.all_input_nodes:
@@ -105,6 +107,7 @@ def _call(
 
 
 def _widened(value: torch.Tensor) -> torch.Tensor:
+    """Any shape."""
     return value.float() if value.is_floating_point() else value
 
 
@@ -154,14 +157,12 @@ def _rows(tensor: EncodedTensor, index: Any) -> npt.NDArray[Any]:
     if isinstance(tensor, FloatTensor):
         return FloatTensor(tensor.values[index]).dequantize()
     if isinstance(tensor, AffineTensor):
-        own = tensor.scale.shape[0] > 1
-        zero = tensor.zero_point
-        return AffineTensor(
-            tensor.values[index],
-            tensor.scale[index] if own else tensor.scale,
-            None if zero is None else zero[index] if own else zero,
-            tensor.encoding,
-        ).dequantize()
+        scale, zero = tensor.scale, tensor.zero_point
+        # [1, ...] where one scale serves all rows: then it is not cut with them.
+        if scale.shape[0] > 1:
+            scale = scale[index]
+            zero = None if zero is None else zero[index]
+        return AffineTensor(tensor.values[index], scale, zero, tensor.encoding).dequantize()
     result: npt.NDArray[Any] = tensor.dequantize()[index]
     return result
 

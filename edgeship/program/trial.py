@@ -209,11 +209,12 @@ class Trial:
             kind.own_total.add(plain, self._moved_total(batch, moved))
 
     def _moved_total(self, batch: Batch, moved: Trembling) -> dict[str, npt.NDArray[Any]]:
-        """The original with its weights and values rounded as the artifact's are."""
+        """The original with its weights and values rounded as the artifact's are. Shapes are the signature's."""
         return moved.run(batch, self.weights_unit, weights=True)[0]
 
     @staticmethod
     def _reference(reference: Reference, batch: Batch) -> dict[str, npt.NDArray[Any]]:
+        """The reference's answers to one batch, in the signature's shapes."""
         try:
             return reference.run(batch)
         except (RuntimeError, IndexError) as error:
@@ -297,7 +298,7 @@ class Trial:
                 self.idle.append(name)
 
     def _left_out(self, batch: Batch, within: float) -> npt.NDArray[Any]:
-        """Positions of a text that are chosen by a hair, counted; none when that is most of it."""
+        """Positions of a text that are chosen by a hair, counted; none when that is most of it. [positions]."""
         close = self.decided.undecided(batch, within)
         self.positions += close.size
         if close.mean() > MOST_LEFT_OUT:
@@ -323,5 +324,5 @@ def clear(answers: Any, close: npt.NDArray[Any] | None) -> Any:
 
 
 def fitted(model: Artifact, batch: Batch) -> dict[str, npt.NDArray[Any]]:
-    """A batch in the dtypes that the artifact takes."""
+    """A batch in the dtypes that the artifact takes. Shapes are the signature's."""
     return {spec.name: as_numpy(batch[spec.name], spec.numpy_dtype) for spec in model.signature.inputs}

@@ -56,7 +56,7 @@ class CoreAILanguage(Runtime):
         return _Session(_Stepper(artifact))
 
     def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
-        """Every placed weight, from the bytes of the saved program."""
+        """Every placed weight, from the bytes of the saved program. Each has torch's own shape."""
         return FAMILY.read_weights(artifact)
 
     def cache_of(self, asked: CacheType | None, choice: Choice) -> CacheType:
@@ -104,7 +104,7 @@ class _Stepper(Stepper):
         self._run("prefill", tokens)
 
     def decode(self, token: int) -> npt.NDArray[np.float32]:
-        """Take one token; logits of the next."""
+        """Take one token; logits of the next. [vocabulary]."""
         import numpy as np
 
         return self._run("decode", [token])["logits"].reshape(-1).astype(np.float32)
@@ -115,6 +115,7 @@ class _Stepper(Stepper):
         self._asset.close()
 
     def _run(self, entry: str, tokens: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
+        """Run an entry point once; ``logits`` [1, 1, vocabulary] of ``decode``."""
         import numpy as np
 
         inputs = {"input_ids": np.array([tokens], np.int32), "position": np.array([self.position], np.int32)}

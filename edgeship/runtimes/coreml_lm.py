@@ -74,7 +74,10 @@ class CoreMLLanguage(Runtime):
             return LanguageSession(_native(artifact) if ON_MAC else _evaluated(artifact))
 
     def read_weights(self, artifact: Artifact) -> Mapping[str, EncodedTensor]:
-        """Every placed weight, from the saved program and its weight file, its pieces joined."""
+        """Every placed weight, from the saved program and its weight file, its pieces joined.
+
+        Each has torch's own shape.
+        """
         self.versions()
         from edgeship.runtimes.coreml.pieces import PlacedWeights
 
@@ -117,11 +120,11 @@ class _Stepper(Stepper):
         self._run("prefill", [tokens])
 
     def decode(self, token: int) -> npt.NDArray[np.float32]:
-        """Take one token; logits of the next."""
+        """Take one token; logits of the next. [vocabulary]."""
         return self.decode_each([token])[0]
 
     def decode_each(self, tokens: Sequence[int]) -> list[npt.NDArray[np.float32]]:
-        """Take tokens one after the other, some of them in one run of the evaluator."""
+        """Take tokens one after the other, some of them in one run of the evaluator. [vocabulary] each."""
         found: list[npt.NDArray[np.float32]] = []
         for start in range(0, len(tokens), IN_A_ROW):
             rows = self._run("decode", [[token] for token in tokens[start : start + IN_A_ROW]])

@@ -76,7 +76,10 @@ def _stepper(model: Any, folder: Path, context: int) -> Any:
             self.position += len(tokens)
 
         def read(self, tokens: Sequence[int], stopped: Callable[[], bool] = never) -> npt.NDArray[np.float32] | None:
-            """Take a prompt as the engine takes it: any number of tokens at once, some hundreds where it is long."""
+            """Take a prompt as the engine takes it: any number of tokens at once, some hundreds where it is long.
+
+            [vocabulary]: the logits behind the last token.
+            """
             self._refuse(tokens)
             for start in range(0, len(tokens), AT_ONCE):
                 if stopped():
@@ -85,11 +88,12 @@ def _stepper(model: Any, folder: Path, context: int) -> Any:
             return self._logits()
 
         def decode(self, token: int) -> npt.NDArray[np.float32]:
-            """Take one token; logits of the next."""
+            """Take one token; logits of the next. [vocabulary]."""
             self.prefill([token])
             return self._logits()
 
         def _logits(self) -> npt.NDArray[np.float32]:
+            """[1, tokens, vocabulary] -> [vocabulary] of the last token."""
             found: npt.NDArray[np.float32] = np.asarray(self._generator.get_output("logits"))
             last: npt.NDArray[np.float32] = found.reshape(-1, found.shape[-1])[-1].astype(np.float32, copy=True)
             return last
@@ -232,7 +236,10 @@ class Genai(Runtime):
         return Opened(stepper)
 
     def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
-        """Every placed weight as the file holds it. Raises `ArtifactError` when one is not where it should be."""
+        """Every placed weight as the file holds it. Raises `ArtifactError` when one is not where it should be.
+
+        Each has torch's own shape.
+        """
         self.versions()
         from edgeship.runtimes.onnx_weights import read_placed_weights
 
@@ -240,7 +247,10 @@ class Genai(Runtime):
             return read_placed_weights(replace(artifact, path=artifact.path / GRAPH))
 
     def read_adapters(self, artifact: Artifact) -> dict[str, dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]]:
-        """Every adapter's matrices. Raises `ArtifactError` when a file is damaged."""
+        """Every adapter's matrices. Raises `ArtifactError` when a file is damaged.
+
+        [in, rank] and [rank, out] by layer.
+        """
         import onnxruntime
 
         found: dict[str, dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def check_configuration(folder: Path) -> None:
     path = folder / CONFIGURATION
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ArtifactError(f"{path} is no configuration of edgeship's", fix="build again")
+            raise ArtifactError(f"{path} is not a configuration that edgeship wrote", fix="build again")
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
@@ -35,7 +36,9 @@ def check_configuration(folder: Path) -> None:
     pending: list[tuple[str, Any]] = [("", settings)]
     while pending:
         where, value = pending.pop()
-        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        items: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, dict) else ()
+        if isinstance(value, list):
+            items = enumerate(value)
         for key, item in items:
             _check(path, str(key), item)
             pending.append((f"{where}.{key}", item))

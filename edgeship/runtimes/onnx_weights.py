@@ -47,7 +47,7 @@ class _Graph:
                 self._consumers.setdefault(name, []).append(node)
 
     def array(self, name: str) -> npt.NDArray[Any]:
-        """The content of one initializer."""
+        """The content of one initializer. Any shape."""
         import onnx
 
         if name not in self._initializers:
@@ -62,7 +62,7 @@ class _Graph:
         return array
 
     def weight(self, placement: Placement) -> EncodedTensor:
-        """One weight, turned back to the torch layout."""
+        """One weight, turned back to the torch layout. [out, in], or [out, in / groups, ...kernel]."""
         import numpy as np
 
         stored = self.array(placement.stored)
@@ -89,7 +89,7 @@ class _Graph:
         return found
 
     def _origin(self, name: str) -> npt.NDArray[Any]:
-        """Stored numbers that are cast to float32 or repeated at load."""
+        """Stored numbers that are cast to float32 or repeated at load. Any shape."""
         while name not in self._initializers and name in self._producers:
             if self._producers[name].op_type not in ("Cast", "Expand"):
                 break
@@ -180,7 +180,10 @@ class _Graph:
 def _affine(
     stored: npt.NDArray[Any], scale: npt.NDArray[Any], zero: npt.NDArray[Any] | None, placement: Placement
 ) -> AffineTensor:
-    """Integers, with scales and zero points of the same rank, in the torch layout."""
+    """Integers, with scales and zero points of the same rank, in the torch layout.
+
+    [out, in] with scales [out, 1] or [out, in / group].
+    """
     import numpy as np
 
     bits = INTEGER_BITS.get(stored.dtype.name)
@@ -217,7 +220,7 @@ def _blocks(numbers: npt.NDArray[Any], shape: tuple[int, ...], axis: int) -> npt
 
 
 def _restore(stored: npt.NDArray[Any], placement: Placement) -> npt.NDArray[Any]:
-    """Undo the placement's permutation."""
+    """Undo the placement's permutation. The torch weight's shape."""
     import numpy as np
 
     if placement.permutation is None:

@@ -37,7 +37,10 @@ class OnnxSession(Session):
         self._artifact = artifact
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Run once, by name. Raises `DataError` for a wrong input, `ArtifactError` when the model fails."""
+        """Run once, by name. Raises `DataError` for a wrong input, `ArtifactError` when the model fails.
+
+        Shapes are the signature's.
+        """
         signature = self._artifact.signature
         feeds = {spec.name: _fitting(inputs, spec) for spec in signature.inputs}
         names = [spec.name for spec in signature.outputs]
@@ -103,7 +106,10 @@ class OnnxRuntime(Runtime):
         return OnnxSession(session, artifact)
 
     def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
-        """Every placed weight as the file holds it. Raises `ArtifactError` when one is not where it should be."""
+        """Every placed weight as the file holds it. Raises `ArtifactError` when one is not where it should be.
+
+        Each has torch's own shape.
+        """
         self.versions()
         from edgeship.runtimes.onnx_weights import read_placed_weights
 
@@ -117,6 +123,7 @@ class OnnxRuntime(Runtime):
 
 
 def _fitting(inputs: Arrays, spec: TensorSpec) -> npt.NDArray[Any]:
+    """One input in the signature's type and shape."""
     found = spec.of(inputs)
     if found is None:
         raise DataError(f"input {spec.name} is missing", fix=f"give {spec}")
@@ -131,7 +138,7 @@ def _check(artifact: Artifact) -> None:
     import onnx
 
     if not artifact.path.is_file():
-        raise ArtifactError(f"{artifact.path} is not there", fix="build again")
+        raise ArtifactError(f"{artifact.path} does not exist", fix="build again")
     onnx.checker.check_model(artifact.path.as_posix())
 
 

@@ -120,7 +120,7 @@ def _opened(artifact: Artifact, step: str) -> Emulator | Session:
     if context.is_file():
         return Emulator(context, chip_of(artifact))
     if artifact.facts.get("qnn.contexts") == "in the folder":
-        raise ArtifactError(f"{context} is not there", fix="build again")
+        raise ArtifactError(f"{context} does not exist", fix="build again")
     return CPU.open(_graph(artifact, step))
 
 

@@ -268,11 +268,9 @@ def changed_files(bundle: Bundle) -> list[str]:
             problems.append(f"{record.path} has {path.stat().st_size} bytes, {record.bytes} recorded")
         elif file_digest(path) != record.sha256:
             problems.append(f"{record.path} has changed")
-    problems += [
-        f"{artifact.main} is none of the files of its artifact"
-        for artifact in bundle.manifest.artifacts
-        if not any(Path(file.path).is_relative_to(artifact.main) for file in artifact.files)
-    ]
+    for artifact in bundle.manifest.artifacts:
+        if not any(Path(file.path).is_relative_to(artifact.main) for file in artifact.files):
+            problems.append(f"{artifact.main} is none of the files of its artifact")
     folders = {parent.as_posix() for name in known for parent in Path(name).parents}
     for path in sorted(bundle.path.rglob("*")):
         name = path.relative_to(bundle.path).as_posix()

@@ -33,7 +33,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
     ]
     if not records:
         raise ArtifactError(
-            f"{inner} is no artifact of {folder}",
+            f"{inner} is not an artifact of {folder}",
             fix="give one of " + ", ".join(r.main for r in bundle.manifest.artifacts),
         )
     return {

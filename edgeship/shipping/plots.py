@@ -47,7 +47,8 @@ def trade_off_curve(title: str, points: Sequence[tuple[int, float]], chosen: tup
         y = TOP + (bottom - TOP) * (high - math.log10(max(loss, 1e-12))) / max(high - low, 1e-9)
         return x, y
 
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in points))
+    corners = [at(*point) for point in points]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
     parts = [f"<polyline points='{line}' fill='none' stroke='#4878a8' stroke-width='2'/>"]
     for point in points:
         x, y = at(*point)

@@ -23,7 +23,7 @@ from edgeship.errors import ChangedError, UsageError
 from edgeship.shipping.swap import put_in_place
 
 NEW, OLD = "bundle", "old"
-# macOS leaves one in every folder that it shows. It is no work of anybody's, and moves over into the new bundle.
+# macOS leaves one in every folder that it shows. It is nobody's work, and moves over into the new bundle.
 _DESKTOP_FILE, _DESKTOP_HEAD = ".DS_Store", b"\0\0\0\1Bud1"
 _MAX_MANIFEST_BYTES = 1 << 30
 _MAX_NAME_BYTES = 200
@@ -61,7 +61,7 @@ class Holdings:
 
 
 def holdings(place: Path) -> Holdings | None:
-    """Who wrote what in a folder; None when it is no bundle of ours."""
+    """Who wrote what in a folder; None when it is not a bundle of ours."""
     known = recorded(place)
     if known is None:
         return None
@@ -175,7 +175,7 @@ def resolved(path: Path) -> Path:
     try:
         return path.resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise UsageError(f"{path} is no path: {error}", fix="choose a folder with -o") from None
+        raise UsageError(f"{path} is not a path: {error}", fix="choose a folder with -o") from None
 
 
 def _here() -> Path:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgeship.compression.walk import Replacement, Steps, walk
+from edgeship.compression.walk import Operators, Replacement, walk
 from edgeship.core.model import TensorSpec
 from edgeship.errors import DataError
 from edgeship.program.export import make_program
@@ -168,13 +168,13 @@ def test_nothing_is_run_behind_the_last_layer_and_fixed_numbers_once(monkeypatch
     torch.manual_seed(1)
     program = make_program(Shared().eval(), [TensorSpec("x", "f32", (2, 6))], [torch.randn(2, 6)])
     ran = []
-    call = Steps.call
+    call = Operators.call
 
     def counted(self, node, *rest):
         ran.append(str(node.target))
         return call(self, node, *rest)
 
-    monkeypatch.setattr(Steps, "call", counted)
+    monkeypatch.setattr(Operators, "call", counted)
     walk(program, [{"x": np.ones((2, 6), np.float32)}] * 3, lambda layer: None)
     assert not [name for name in ran if "softmax" in name]
     assert len([name for name in ran if "arange" in name]) <= 1

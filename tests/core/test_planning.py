@@ -105,11 +105,11 @@ def test_keep_names_weights_by_pattern(keep, found):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("stem.weigt", r"no weight is called so.*did you mean stem\.weight"),
-        ("stem.bias", r"no weight of a layer"),
+        ("stem.weigt", r"no weight has that name.*did you mean stem\.weight"),
+        ("stem.bias", r"not a weight of a layer"),
         ("stem.weight=int5", r'"int5" is no encoding.*mxfp4'),
         ("stem.weight=", r'"" is no encoding'),
-        ("", r"no weight is called so"),
+        ("", r"no weight has that name"),
     ],
 )
 def test_a_pattern_that_keeps_nothing_is_refused_with_a_way_out(text, says):

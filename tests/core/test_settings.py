@@ -62,10 +62,10 @@ def test_only_what_was_given_is_set():
         ("bits", True, "compress/quantize.bits: expected int, found True"),
         ("bits", None, "compress/quantize.bits: expected int, found None"),
         ("bits", "four", "compress/quantize.bits: expected int, found 'four'"),
-        ("bits", 2**60, "is no number to compute with"),
+        ("bits", 2**60, "is not a usable number"),
         ("method", "gpt", "compress/quantize.method: 'gpt' is not one of nearest, clipped, gptq, awq"),
-        ("data", "d.npz", "compress/quantize.data follows from the command; change --calibration or --eval instead"),
-        ("minutes", float("nan"), "is no number to compute with"),
+        ("data", "d.npz", "compress/quantize.data is set by the command line; change --calibration or --eval instead"),
+        ("minutes", float("nan"), "is not a usable number"),
     ],
 )
 def test_what_does_not_fit_is_refused_the_same_way_everywhere(field, value, says):

@@ -76,7 +76,7 @@ def test_data_from_a_function(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"image": PIXELS, "imgae": PIXELS}, "holds 'imgae', which is no input of the model; did you mean image?"),
+        ({"image": PIXELS, "imgae": PIXELS}, "holds 'imgae', which is not an input of the model; did you mean image?"),
         ({"label": np.arange(6)}, "lacks the input image; it holds label"),
         ({}, "lacks the input image; it holds nothing"),
         ({"image": PIXELS[0, 0]}, r"image has shape \(2, 2\), the model takes image:f32\[1,1,2,2\]"),

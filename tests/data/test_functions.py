@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgeship.data.frames import read_arrays, write_arrays
-from edgeship.data.functions import load_function
+from edgeship.data.functions import check_function, load_function
 from edgeship.errors import UsageError
 
 
@@ -43,6 +43,33 @@ def test_a_function_that_is_not_there_has_a_neighbour(tmp_path, name, way_out):
 def test_what_names_no_function(reference):
     with pytest.raises(UsageError, match="names no function"):
         load_function(reference)
+
+
+def test_a_function_that_is_not_there_is_told_without_running_the_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("raise SystemExit('it ran')\nfrom os.path import join as joined\n\ndef detector():\n    pass\n")
+    with pytest.raises(UsageError, match=r"has no function detectr; did you mean .*mine\.py:detector"):
+        check_function(f"{path}:detectr")
+    check_function(f"{path}:detector")
+    check_function(f"{path}:joined")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from os.path import *",
+        "globals()['made'] = print",
+        "def __getattr__(name): ...",
+        "def broken(:",
+        "if 1:\n    made = 2",
+    ],
+)
+def test_what_only_running_can_tell_is_left_to_it(tmp_path, text):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    check_function(f"{path}:made")
+    check_function(f"{tmp_path / 'gone.py'}:made")
+    check_function("package.module:made")
 
 
 def test_arrays_go_through_a_pipe_unchanged():

@@ -155,11 +155,17 @@ def test_none_clears_an_option_that_may_be_empty():
         ({"lower/torch_to_coreml": {"compute": "float32"}}, "has no effect: only for runtime coreml"),
         (
             {"check/verify": {"data": "d.npz"}},
-            "check/verify.data follows from the command; change --calibration or --eval",
+            "check/verify.data is set by the command line; change --calibration or --eval",
         ),
-        ({"check/size": {"profiles": "x"}}, "check/size.profiles follows from the command; change the profiles there"),
+        (
+            {"check/size": {"profiles": "x"}},
+            "check/size.profiles is set by the command line; change the profiles there",
+        ),
         ({"check/size": {"limit": "5"}}, "check/size has no option limit; did you mean limit_bytes?"),
-        ({"load/torch": {"inputs": "x:f32[1]"}}, "load/torch.inputs follows from the command; change --input instead"),
+        (
+            {"load/torch": {"inputs": "x:f32[1]"}},
+            "load/torch.inputs is set by the command line; change --input instead",
+        ),
     ],
 )
 def test_an_option_that_does_not_fit_is_refused(options, says):

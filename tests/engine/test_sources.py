@@ -101,7 +101,7 @@ def test_a_sample_may_be_its_own_hugging_face_folder(place):
         ("model.py", "is a Python file; name the function that returns the model: model.py:model"),
         ("empty", "is a folder without config.json or sample.toml"),
         ("x.tflite", "is a TFLite file, which is an output of edgeship"),
-        ("x.txt", "is of no known form; give file.py:function"),
+        ("x.txt", "the format of x.txt is not known; give file.py:function"),
         ("w.safetensors", "weights without a model; add --factory"),
         ("w.pth", "weights without a model; add --factory"),
         ("a" * 5000, "cannot be read: File name too long"),

@@ -179,7 +179,7 @@ def test_only_encoder_decoders_that_write_have_parts(family, folder, cli, tmp_pa
     tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     models = (
         (transformers.T5Model(shapes), "T5Model writes no text"),
-        (transformers.BertModel(transformers.BertConfig(vocab_size=60, **tiny)), "BertModel is no encoder-decoder"),
+        (transformers.BertModel(transformers.BertConfig(vocab_size=60, **tiny)), "BertModel is not an encoder-decoder"),
     )
     for model, message in models:
         model.save_pretrained(tmp_path / message[:4])

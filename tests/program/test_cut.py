@@ -34,5 +34,5 @@ def test_values_on_the_way_are_those_of_the_module(tmp_path):
 
 @pytest.mark.parametrize("name", ["nothing", "output"])
 def test_what_is_no_value_is_refused(name):
-    with pytest.raises(LoweringError, match=f"{name} is no value of the program"):
+    with pytest.raises(LoweringError, match=f"{name} is not a value of the program"):
         cut_at(program_of()[0], [name])

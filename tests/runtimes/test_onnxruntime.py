@@ -83,7 +83,7 @@ def test_a_signature_that_is_not_the_files_is_refused(artifact):
 
 def test_a_file_that_is_not_there(artifact, tmp_path):
     gone = replace(artifact, path=tmp_path / "model.onnx")
-    with pytest.raises(ArtifactError, match="is not there"):
+    with pytest.raises(ArtifactError, match="does not exist"):
         RUNTIME.open(gone)
     with pytest.raises(ArtifactError):
         RUNTIME.read_weights(gone)

@@ -217,7 +217,7 @@ def test_places_that_hold_what_the_build_needs_are_refused(tmp_path, monkeypatch
         with pytest.raises(UsageError, match="lies in the bundle"):
             check_output(output)
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(UsageError, match="is no path"):
+    with pytest.raises(UsageError, match="is not a path"):
         check_output(tmp_path / "loop")
 
 

@@ -57,7 +57,7 @@ class OpCall:
         return index < len(self.inputs) and self.inputs[index] is not None
 
     def x(self, index: int) -> torch.Tensor:
-        """Input ``index``, a tensor that must be there."""
+        """Input ``index``, a tensor that must be there. Any shape."""
         value = self.inputs[index] if index < len(self.inputs) else None
         if value is None:
             raise self.broken(f"input {index} is missing")
@@ -71,33 +71,35 @@ class OpCall:
         return value if isinstance(value, Quantized) else None
 
     def optional(self, index: int) -> torch.Tensor | None:
-        """Input ``index``, or None where the node leaves it out."""
+        """Input ``index``, or None where the node leaves it out. Any shape."""
         return self.x(index) if self.given(index) else None
 
     def sequence(self, index: int) -> list[torch.Tensor]:
-        """Input ``index``, a sequence of tensors."""
+        """Input ``index``, a sequence of tensors. Any shapes."""
         value = self.inputs[index] if index < len(self.inputs) else None
         if not isinstance(value, list):
-            raise self.broken(f"input {index} is no sequence")
+            raise self.broken(f"input {index} is not a sequence")
         return value
 
     def tensors(self) -> list[torch.Tensor]:
-        """All inputs of a variadic operator."""
+        """All inputs of a variadic operator. Any shapes."""
         return [self.x(index) for index in range(len(self.inputs))]
 
     def weight(self, index: int) -> torch.Tensor:
-        """Input ``index``, marked as a weight so that a constant becomes a parameter."""
+        """Input ``index``, marked as a weight so that a constant becomes a parameter. Any shape."""
         value = self.x(index)
         if is_constant(value):
             self.constants.mark_weight(value)
         return value
 
     def optional_weight(self, index: int) -> torch.Tensor | None:
-        """Like `weight`, for an input that may be left out."""
+        """Like `weight`, for an input that may be left out. Any shape."""
         return self.weight(index) if self.given(index) else None
 
     def const(self, index: int, role: str = "") -> torch.Tensor:
         """Input ``index``, which must be known at import.
+
+        Any shape.
 
         Raises:
             UnsupportedOpError: it depends on the data; names the graph inputs it comes from.
@@ -176,7 +178,7 @@ class OpCall:
         return [value.decode("utf-8", "replace") for value in self._attribute(name, AttributeProto.STRINGS).strings]
 
     def attr_tensor(self, name: str) -> torch.Tensor:
-        """A tensor attribute, dense or sparse."""
+        """A tensor attribute, dense or sparse. Any shape."""
         self._need(name, None)
         attribute = self.attributes[name]
         where = f'attribute "{name}" of {self.where}'

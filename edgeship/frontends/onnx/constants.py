@@ -73,7 +73,10 @@ class ConstantStore:
                 self._initializers[tensor] = True
 
     def derive(self, source: torch.Tensor, how: str, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """``make(source)`` as a weight that goes by the name of ``source``; made once for each ``how``."""
+        """``make(source)`` as a weight that goes by the name of ``source``; made once for each ``how``.
+
+        ``make`` may change the shape: [in, out] -> [out, in].
+        """
         if not is_real(source):
             return make(source)
         if source not in self._derived:
@@ -116,7 +119,7 @@ class ConstantStore:
 
     def _is_parameter(self, tensor: torch.Tensor) -> bool:
         known = tensor in self._weights or (tensor in self._initializers and tensor.dim() > 0)
-        # A mask of infinities is no weight: it stays a constant, which is allowed them.
+        # A mask of infinities is not a weight: it stays a constant, which is allowed them.
         return known and tensor.is_floating_point() and not bool(torch.isinf(tensor).any())
 
     def _check_finite(self, tensor: torch.Tensor) -> None:
@@ -164,6 +167,8 @@ def integers_again(weight: torch.Tensor, stored: Integers) -> AffineTensor | Non
     """The integers of a weight in the layout that it has now: transposed, reshaped or a part of what the file holds.
 
     None where no layout of the file's scales gives the weight to the last bit, or the integers have another width.
+
+    ``weight``: any shape.
     """
     bits = {**SUB_BYTE_BITS, TensorProto.INT8: 8, TensorProto.UINT8: 8}.get(stored.elem_type)
     if bits is None or weight.numel() == 0:
@@ -206,12 +211,15 @@ def _layouts(shape: tuple[int, ...], stored: Integers) -> Iterator[tuple[np.ndar
 
 def _as_affine(values: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int, *, signed: bool) -> AffineTensor:
     """In the forms of `edgeship.core.weights`: the narrow range around 0, or unsigned with zero points."""
-    blocks = [axis for axis, (size, count) in enumerate(zip(values.shape, scale.shape, strict=True)) if count > 1]
-    whole = all(scale.shape[axis] == values.shape[axis] for axis in blocks)
+    # Scales along each axis: one, as many as numbers (a channel each), or one for each group of numbers.
+    reach: Granularity = "tensor"
     size = None
-    if blocks and not whole:
-        size = next(n // s for n, s in zip(values.shape, scale.shape, strict=True) if s not in (1, n))
-    reach: Granularity = "tensor" if not blocks else "group" if size else "channel"
+    for length, count in zip(values.shape, scale.shape, strict=True):
+        if count == 1:
+            continue
+        if count != length and size is None:
+            size = length // count
+        reach = "group" if size else "channel"
     if signed and not zero.any() and values.min() > -(1 << (bits - 1)):
         return AffineTensor(values.astype(np.int8), scale, None, Affine(bits, True, reach, size))
     offset = 1 << (bits - 1) if signed else 0

@@ -83,7 +83,7 @@ def graph_inputs(
 ) -> tuple[GraphInput, ...]:
     """The inputs in graph order with concrete shapes; inputs that have an initializer are constants.
 
-    A symbolic dimension that one size settles is settled wherever its name occurs; ``?`` is no name.
+    A symbolic dimension that one size settles is settled wherever its name occurs; ``?`` is not a name.
 
     Args:
         sizes, values: shapes, and numbers for inputs that become constants, by name or its clean spelling.
@@ -103,16 +103,21 @@ def graph_inputs(
         check_tensor_type(info)
         if info.name in sizes:
             _bind_symbols(info, tuple(sizes[info.name]), symbols)
-    fixed = [_fixed_input(info, values[info.name], symbols) if info.name in values else None for info in infos]
-    open_infos = [
-        info for info in infos if info.name not in values and info.name not in sizes and _open_axis(info, symbols)
-    ]
+    fixed = {info.name: _fixed_input(info, values[info.name], symbols) for info in infos if info.name in values}
+    open_infos: list[ValueInfoProto] = []
+    for info in infos:
+        if info.name not in fixed and info.name not in sizes and _open_axis(info, symbols):
+            open_infos.append(info)
     if open_infos:
         raise SourceError(_open_axis(open_infos[0], symbols), fix=_all_sizes(open_infos, symbols))
-    return tuple(
-        done or GraphInput(info.name, info.type.tensor_type.elem_type, sizes.get(info.name, _shape(info, symbols)))
-        for info, done in zip(infos, fixed, strict=True)
-    )
+    inputs: list[GraphInput] = []
+    for info in infos:
+        if info.name in fixed:
+            inputs.append(fixed[info.name])
+        else:
+            shape = sizes.get(info.name, _shape(info, symbols))
+            inputs.append(GraphInput(info.name, info.type.tensor_type.elem_type, shape))
+    return tuple(inputs)
 
 
 def check_tensor_type(info: ValueInfoProto) -> None:
@@ -136,7 +141,7 @@ def _fixed_input(info: ValueInfoProto, value: Any, symbols: dict[str, int]) -> G
         tensor = torch.tensor(value, dtype=torch.float64 if dtype.is_floating_point else None)
     except (ValueError, TypeError, RuntimeError, OverflowError):
         raise SourceError(
-            f'input "{info.name}": its value is no tensor', fix=f"{shown} wants rows of one length"
+            f'input "{info.name}": its value is not a tensor', fix=f"{shown} wants rows of one length"
         ) from None
     if not torch.equal(tensor.to(dtype).to(tensor.dtype), tensor) and not dtype.is_floating_point:
         name = type_name(tensor_type.elem_type)

@@ -97,25 +97,32 @@ def import_onnx(
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise SourceError(f"{Path(path).name} contradicts itself: {reason}", fix=CHECK) from error
         module = recorder.finish(results)
-    inputs, fixed = (
-        tuple(
-            TensorInfo(feed.name, numpy_name(feed.dtype), feed.shape, numpy_name(STORED_DTYPE[feed.elem_type]))
-            for feed in feeds
-            if feed.is_fixed == wanted
-        )
-        for wanted in (False, True)
-    )
+    inputs: list[TensorInfo] = []
+    fixed: list[TensorInfo] = []
+    for feed in feeds:
+        stored = numpy_name(STORED_DTYPE[feed.elem_type])
+        info = TensorInfo(feed.name, numpy_name(feed.dtype), feed.shape, stored)
+        (fixed if feed.is_fixed else inputs).append(info)
     outputs = tuple(
         TensorInfo(info.name, numpy_name(value.dtype), tuple(value.shape))
         for info, value in zip(model.graph.output, results, strict=True)
     )
     opset = opset_versions(model).get("", 1)
     remarks = tuple(_remarks(model, feeds))
-    return ImportedOnnx(module, inputs, outputs, opset, fixed, remarks, recorder.constants.encoded, recorder.is_dynamic)
+    return ImportedOnnx(
+        module,
+        tuple(inputs),
+        outputs,
+        opset,
+        tuple(fixed),
+        remarks,
+        recorder.constants.encoded,
+        recorder.is_dynamic,
+    )
 
 
 def _run(model: ModelProto, path: Path, feeds: Sequence[GraphInput], recorder: Recorder) -> list[torch.Tensor]:
-    """What the graph makes of its inputs."""
+    """What the graph makes of its inputs. Each output in its own shape."""
     for info in model.graph.output:
         if info.type.WhichOneof("value") is not None:
             check_tensor_type(info)

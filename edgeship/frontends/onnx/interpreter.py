@@ -65,7 +65,7 @@ class Interpreter:
         self._depth = 0
 
     def run_main(self, graph: GraphProto, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-        """The outputs of the main graph. Raises EdgeshipError."""
+        """The outputs of the main graph. Raises EdgeshipError. Each output in its own shape."""
         check_node_count(self._model)
         scope = Scope("the graph", self._opsets, values=dict(inputs))
         for info in graph.input:
@@ -82,8 +82,10 @@ class Interpreter:
         return tensors
 
     def _run_graph(self, graph: GraphProto, scope: Scope) -> list[Value]:
-        scope.initializers.update({tensor.name: tensor for tensor in graph.initializer})
-        scope.initializers.update({sparse.values.name: sparse for sparse in graph.sparse_initializer})
+        for tensor in graph.initializer:
+            scope.initializers[tensor.name] = tensor
+        for sparse in graph.sparse_initializer:
+            scope.initializers[sparse.values.name] = sparse
         names = [info.name for info in graph.output]
         self._run_nodes(graph.node, scope, keep=names)
         return [self._lookup(name, scope, f"output of {scope.label}") for name in names]
@@ -231,6 +233,7 @@ class Interpreter:
         )
 
     def _read_initializer(self, name: str, scope: Scope) -> torch.Tensor:
+        """The values of an initializer, in its own shape."""
         proto = scope.initializers[name]
         where = f'initializer "{name}"'
         if isinstance(proto, SparseTensorProto):

@@ -104,6 +104,7 @@ def _serialized_function(
 
 
 def _type_proto(value: Value, elem_types: Mapping[torch.Tensor, int]) -> TypeProto:
+    """Type and shape of a tensor; nothing for a sequence."""
     if not isinstance(value, torch.Tensor):
         return TypeProto()
     elem_type = elem_types.get(value, ELEM_TYPE[value.dtype])

@@ -24,6 +24,8 @@ _FIELD_32 = (
 def read_tensor(proto: TensorProto, model: Path, where: str) -> torch.Tensor:
     """The values of ``proto`` as a torch tensor that shares no memory with the protobuf; half precision in float32.
 
+    The shape is the proto's.
+
     Args:
         proto: the tensor.
         model: path of the ONNX file; external data is looked for beside it.
@@ -62,7 +64,7 @@ def read_tensor(proto: TensorProto, model: Path, where: str) -> torch.Tensor:
 
 
 def read_sparse(proto: SparseTensorProto, model: Path, where: str) -> torch.Tensor:
-    """A sparse tensor as a dense one. Raises as `read_tensor` does."""
+    """A sparse tensor as a dense one. Raises as `read_tensor` does. The shape is the proto's."""
     values = read_tensor(proto.values, model, where)
     indices = read_tensor(proto.indices, model, f"the indices of {where}").to(torch.int64)
     shape = tuple(proto.dims)
@@ -105,13 +107,14 @@ def external_file(location: str, model: Path, where: str) -> Path:
 
 
 def _external_bytes(proto: TensorProto, model: Path, n_bytes: int, where: str) -> np.ndarray:
+    """[n_bytes], read from the file beside the model."""
     entries = {entry.key: entry.value for entry in proto.external_data}
     file = external_file(entries.get("location", ""), model, where)
     try:
         offset = int(entries.get("offset") or 0)
         length = int(entries.get("length") or n_bytes)
     except ValueError:
-        raise WeightsError(f"{where} has an offset that is no number", fix=_INCOMPLETE) from None
+        raise WeightsError(f"{where} has an offset that is not a number", fix=_INCOMPLETE) from None
     if length != n_bytes or offset < 0:
         raise WeightsError(f"{where} holds {length} bytes from {offset} on, its shape needs {n_bytes}", fix=_INCOMPLETE)
     size = file.stat().st_size
@@ -121,7 +124,7 @@ def _external_bytes(proto: TensorProto, model: Path, n_bytes: int, where: str) -
 
 
 def _field_bytes(proto: TensorProto, dtype: torch.dtype, where: str) -> np.ndarray:
-    """The typed fields (``float_data``, ``int32_data`` ...) as the bytes that raw_data would hold."""
+    """The typed fields (``float_data``, ``int32_data`` ...) as the bytes that raw_data would hold. [bytes]."""
     kind = proto.data_type
     values: np.ndarray
     if kind in (TensorProto.FLOAT, TensorProto.COMPLEX64):
@@ -142,7 +145,7 @@ def _field_bytes(proto: TensorProto, dtype: torch.dtype, where: str) -> np.ndarr
 
 
 def _unpack(data: np.ndarray, bits: int, count: int, *, signed: bool) -> np.ndarray:
-    """Low bits first, as ONNX packs them; signed values are two's complement."""
+    """Low bits first, as ONNX packs them; signed values are two's complement. ``data`` [bytes] -> [count]."""
     per_byte = 8 // bits
     shifts = np.arange(per_byte, dtype=np.uint8) * bits
     values = ((data[:, None] >> shifts) & ((1 << bits) - 1)).astype(np.uint8).reshape(-1)[:count]

@@ -42,7 +42,7 @@ class Quantized:
     grid: Grid
 
     def integers(self) -> torch.Tensor:
-        """The integers themselves."""
+        """The integers themselves. The shape of the value."""
         low, high = integer_range(self.grid.elem_type)
         whole = torch.round(torch.div(self.value, self.grid.scale))
         shifted = torch.clamp(torch.add(whole, float(self.grid.zero_point)), low, high)
@@ -111,7 +111,10 @@ class Recorder(TorchFunctionMode):
         self.is_dynamic = False
 
     def input(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """A new graph input; call it in graph order, before recording starts."""
+        """A new graph input; call it in graph order, before recording starts.
+
+        The tensor stands for the input: it has its shape and no numbers.
+        """
         argument = re.sub(r"\W", "_", name, flags=re.ASCII)
         if not argument.isidentifier() or keyword.iskeyword(argument) or argument == "self":
             argument = f"input_{argument}"
@@ -127,7 +130,10 @@ class Recorder(TorchFunctionMode):
         return value
 
     def quantize(self, value: torch.Tensor, grid: Grid) -> Quantized:
-        """A graph value rounded to a grid, as a pair of operators that `edgeship.program.activations` knows again."""
+        """A graph value rounded to a grid, as a pair of operators that `edgeship.program.activations` knows again.
+
+        Any shape.
+        """
         bits = 8 * TORCH_DTYPE[grid.elem_type].itemsize
         low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
         # Signed integers with the zero point moved along: the same grid.
@@ -167,7 +173,7 @@ class Recorder(TorchFunctionMode):
         return Cause(" and ".join(names) or "nothing that is known", fix)
 
     def finish(self, outputs: Sequence[torch.Tensor]) -> fx.GraphModule:
-        """The module that computes ``outputs``, as a tuple, from the inputs."""
+        """The module that computes ``outputs``, as a tuple, from the inputs. Each output in its own shape."""
         self.graph.output(tuple(self._argument(value) for value in outputs))
         self.graph.eliminate_dead_code()
         fuse(self.graph)

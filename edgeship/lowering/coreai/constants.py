@@ -85,7 +85,7 @@ def constant(name: str, data: Array, element: Type, shape: tuple[int, ...] | Non
 
 
 def _sparse(name: str, tensor: SparseTensor, half: bool) -> tuple[Value, str]:
-    """Zeros are filled in among the integers, and scaled; a palette is looked up first, as index 0 is no zero."""
+    """Zeros are filled in among the integers, and scaled; a palette is looked up first, as index 0 is not a zero."""
     inside, inner = tensor.mask, tensor.inner
     if not inside.any():
         raise EncodingError(
@@ -128,6 +128,7 @@ def _integers(name: str, tensor: AffineTensor, inside: Array | None) -> tuple[Va
 
 
 def _indices(name: str, tensor: PaletteTensor, inside: Array | None) -> tuple[Value, str]:
+    """The indices of a palette in their own shape, or [kept] where zeros are left out."""
     bits = tensor.encoding.bits
     indices = tensor.indices if inside is None else tensor.indices[inside]
     return constant(name, pack(indices, bits), IntegerType.get_unsigned(bits), indices.shape)

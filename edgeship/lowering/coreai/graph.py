@@ -129,7 +129,7 @@ def _widen(graph: Graph, wide: Mapping[Node, None]) -> None:
 
 
 def _halved(value: torch.Tensor) -> torch.Tensor:
-    """In float16; one number seen from everywhere stays one."""
+    """In float16; one number seen from everywhere stays one. Any shape."""
     if value.numel() > 1 and not any(value.stride()):
         return value.as_strided((), ()).half().expand(value.shape)
     return value.half()

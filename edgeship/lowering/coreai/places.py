@@ -122,7 +122,7 @@ class Places:
 
         Raises:
             LoweringError: the asset has no constant of that size for it.
-            EncodingError: a scale or an entry of a palette is no float16 number.
+            EncodingError: a scale or an entry of a palette is not a float16 number.
         """
         program = asset / PROGRAM
         found = find(program)
@@ -144,7 +144,7 @@ class Places:
             (asset / DIGEST).write_bytes(hashlib.file_digest(file, "sha256").digest())
 
     def _stored(self, weight: str, tensor: EncodedTensor, role: str, values: Array) -> Array:
-        """Numbers as they lie in the file."""
+        """Numbers as they lie in the file. [bytes] for packed integers, else the values' shape."""
         if values.dtype.kind != "f":
             return pack(values, _width(_placed(weight, tensor), role))
         stored = values.astype(np.float16 if self.half else np.float32)
@@ -208,6 +208,7 @@ def _width(tensor: Dense, role: str) -> int:
 
 
 def _table_shape(tensor: PaletteTensor) -> tuple[int, ...]:
+    """[groups, 1, ..., entries, 1], as Core AI wants tables: rank of the weight and two more."""
     groups, entries = tensor.table.shape
     return (groups, *[1] * (len(tensor.shape) - 1), entries, 1)
 

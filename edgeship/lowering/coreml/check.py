@@ -54,7 +54,7 @@ def check_against_model(config: Any, adapter: Callable[[Any], Parts], sizes: Seq
     error = float((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-9))
     if not error <= TOLERANCE:
         raise LoweringError(
-            f"the layers rebuilt for the Neural Engine answer otherwise than {type(model).__name__} ({error:.1e})",
+            f"the layers rebuilt for the Neural Engine give other answers than {type(model).__name__} ({error:.1e})",
             fix="use --set lower/decoder_to_coreml.form=generic, and report the model",
         )
 

@@ -88,7 +88,10 @@ def _palette(tensor: PaletteTensor, before: Any) -> Any:
 
 
 def _sparse(tensor: SparseTensor, before: Any) -> Any:
-    """IOS 18: a mask of bits, and the values inside it as floats, integers with scales, or indices into tables."""
+    """IOS 18: a mask of bits, and the values inside it as floats, integers with scales, or indices into tables.
+
+    The mask has the weight's shape, the values are [kept].
+    """
     inside, inner = tensor.mask, tensor.inner
     mask: Any = _typed(inside.astype(np.uint8), "uint1")
     name = f"{before.name}_values"
@@ -128,7 +131,7 @@ def _by_channel(tensor: AffineTensor, before: Any) -> Any:
 
 
 def _packed_palette(tensor: PaletteTensor, before: Any) -> Any:
-    """IOS 16 and 17: one table, and indices packed by us, lowest bits first."""
+    """IOS 16 and 17: one table, and indices packed by us, lowest bits first. One table of [entries]."""
     bits = tensor.encoding.bits
     stream = tensor.indices.reshape(-1, 1) >> np.arange(bits, dtype=np.uint8) & 1
     return mb.constexpr_lut_to_dense(
@@ -141,7 +144,7 @@ def _packed_palette(tensor: PaletteTensor, before: Any) -> Any:
 
 
 def _packed_sparse(tensor: SparseTensor, before: Any) -> Any:
-    """IOS 16 and 17: floats, and a mask packed by us."""
+    """IOS 16 and 17: floats, and a mask packed by us. Values of [kept]."""
     return mb.constexpr_sparse_to_dense(
         nonzero_data=tensor.inner.dequantize()[tensor.mask],
         mask=np.packbits(tensor.mask.reshape(-1), bitorder="little"),

@@ -40,7 +40,7 @@ def lower_neural(
         facts: the number of parts and the bytes of the largest are added.
 
     Raises:
-        LoweringError: the rebuilt layers answer otherwise than the model, or a weight was lost.
+        LoweringError: the rebuilt layers give other answers than the model, or a weight was lost.
         EncodingError: an encoding has no form.
     """
     assert program.origin is not None

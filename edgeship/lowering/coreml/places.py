@@ -78,8 +78,12 @@ class Shape:
 
     def stored_bytes(self, half: bool) -> int:
         """Bytes in the file."""
-        bits = (16 if half else 32) if self.kind == "float" else int(self.kind.strip("uint"))
-        return math.prod(self.shape) * bits // 8 + sum((2 if half else 4) * math.prod(s) for s in self.others.values())
+        float_bytes = 2 if half else 4
+        bits = 8 * float_bytes if self.kind == "float" else int(self.kind.strip("uint"))
+        total = math.prod(self.shape) * bits // 8
+        for shape in self.others.values():
+            total += math.prod(shape) * float_bytes
+        return total
 
 
 @dataclass
@@ -133,6 +137,7 @@ def parts(tensor: EncodedTensor, piece: Piece) -> dict[str, Array]:
 
 
 def _whole(tensor: EncodedTensor) -> dict[str, Array]:
+    """The arrays that a weight is stored as, by the name of Core ML's argument, each in its own shape."""
     if isinstance(tensor, FloatTensor):
         return {"val": tensor.values}
     if isinstance(tensor, PaletteTensor):

@@ -65,13 +65,13 @@ def _group_norm(
 
 
 def _log_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """``log_softmax`` without the logarithm of a probability, which may be 0."""
+    """``log_softmax`` without the logarithm of a probability, which may be 0. Along ``dim``."""
     lower = (x if dtype is None else x.to(dtype)) - x.amax(dim, keepdim=True)
     return lower - torch.log(torch.exp(lower).sum(dim, keepdim=True))
 
 
 def _reciprocal(x: Tensor) -> Tensor:
-    """A quotient: Core ML's ``inverse`` adds 1e-4 to what it divides by unless it is told."""
+    """A quotient: Core ML's ``inverse`` adds 1e-4 to what it divides by unless it is told. Element by element."""
     return torch.div(torch.full((), 1.0, dtype=x.dtype), x)
 
 

@@ -201,7 +201,10 @@ class StatefulStep(nn.Module):
 
 
 def untouched_zeros(*shape: int) -> torch.Tensor:
-    """Zeros whose pages the system gives only to who looks at them: caches of long contexts are large."""
+    """Zeros whose pages the system gives only to who looks at them: caches of long contexts are large.
+
+    ``shape`` is that of the cache: [1, heads, context, width].
+    """
     import numpy as np
 
     return torch.from_numpy(np.zeros(shape, np.float32))

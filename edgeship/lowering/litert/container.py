@@ -46,7 +46,7 @@ def write_container(path: Path, sections: Sequence[Section]) -> None:
     # Zero fields are left out of a flatbuffer, so the header only has its final length with others.
     objects = [
         schema.SectionObjectT(
-            items=[_item(*item) for item in section.items.items()],
+            items=_items(section),
             dataType=getattr(schema.AnySectionDataType, section.kind),
             beginOffset=1,
             endOffset=1,
@@ -77,6 +77,11 @@ def write_container(path: Path, sections: Sequence[Section]) -> None:
         file.write(core.HEADER_MAGIC_BYTES + b"".join(number.to_bytes(4, "little") for number in version))
         file.seek(core.HEADER_END_LOCATION_BYTE_OFFSET)
         file.write((core.HEADER_BEGIN_BYTE_OFFSET + length).to_bytes(8, "little") + packed())
+
+
+def _items(section: Section) -> list[Any]:
+    """What the header says of a section, beside where it lies."""
+    return [_item(key, value) for key, value in section.items.items()]
 
 
 def _item(key: str, value: str) -> Any:

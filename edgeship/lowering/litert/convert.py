@@ -61,19 +61,23 @@ _STABLEHLO_KERNELS = {
 _FIX = "write it with other operators, or leave out --runtime tflite"
 
 
+def _place_named(text: str, signatures: list[OpenedProgram]) -> str:
+    """Where in the model the converter was, as far as its message names a node: `` at ...``, or nothing."""
+    named = re.search(r"While executing %(\S+) ", text)
+    if named is None:
+        return ""
+    for opened in signatures:
+        for node in opened.module.graph.nodes:
+            if node.name == named[1]:
+                return f" at {where(node)}"
+    return f" at node {named[1]}"
+
+
 def _explain(error: Exception, signatures: list[OpenedProgram]) -> EdgeshipError:
     text = "\n".join(str(item) for item in (error, error.__cause__) if item)
-    named = re.search(r"While executing %(\S+) ", text)
-    graphs = [opened.module.graph for opened in signatures]
-    nodes = [node for graph in graphs for node in graph.nodes if named and node.name == named.group(1)]
-    place = f" at {where(nodes[0])}" if nodes else f" at node {named.group(1)}" if named else ""
-    unknown = re.search(r"Lowering not found: (\S+)", text) or re.search(
-        r"failed to legalize operation '([\w.]+)'", text
-    )
-    if unknown:
-        return UnsupportedOpError(
-            f"LiteRT has no form of {unknown.group(1)}{place}",
-            fix=_FIX,
-        )
+    place = _place_named(text, signatures)
+    for pattern in (r"Lowering not found: (\S+)", r"failed to legalize operation '([\w.]+)'"):
+        if unknown := re.search(pattern, text):
+            return UnsupportedOpError(f"LiteRT has no form of {unknown[1]}{place}", fix=_FIX)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return LoweringError(f"the LiteRT converter failed{place}: {first[:300]}", fix="leave out --runtime tflite")

@@ -67,13 +67,17 @@ def drop_unused(model: schema.ModelT) -> None:
 
 
 def _drop_tensors(graph: schema.SubGraphT, signature: schema.SignatureDefT) -> None:
+    """Drop the tensors that nothing reads or writes, and number the others anew wherever one is named."""
     used = {*graph.inputs, *graph.outputs}
     for operator in graph.operators:
         if operator.intermediates is not None:
             return  # Recurrent cells number tensors in a third way.
-        used.update(index for index in (*operator.inputs, *operator.outputs) if index >= 0)
+        used.update(operator.inputs)
+        used.update(operator.outputs)
     blocks = [tensor.quantization.details for tensor in graph.tensors if _has_blocks(tensor)]
     used.update(block.scales for block in blocks)
+    # -1 stands for an operand that is left out.
+    used.discard(-1)
     kept = sorted(used)
     moved = {old: new for new, old in enumerate(kept)}
     graph.tensors = [graph.tensors[index] for index in kept]

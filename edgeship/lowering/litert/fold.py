@@ -96,8 +96,15 @@ def _step(model: Any, subgraph: Any, operator: Any, layout: Layout) -> Layout | 
 
 def _reshape(layout: Layout, shape: tuple[int, ...]) -> Layout | None:
     """Only axes of size 1 may come or go; anything else mixes the weight's axes."""
-    before = [(axis, size) for axis, size in zip(layout.axes, layout.shape, strict=True) if size > 1]
-    if [size for _, size in before] != [size for size in shape if size > 1]:
+    # The axes of the weight that are longer than 1, and their sizes, in the order in which they lie.
+    long_axes: list[int | None] = []
+    long_sizes: list[int] = []
+    for axis, size in zip(layout.axes, layout.shape, strict=True):
+        if size > 1:
+            long_axes.append(axis)
+            long_sizes.append(size)
+    if long_sizes != [size for size in shape if size > 1]:
         return None
-    left = iter(before)
-    return Layout(tuple(next(left)[0] if size > 1 else None for size in shape), shape, layout.flipped)
+    left = iter(long_axes)
+    axes = tuple(next(left) if size > 1 else None for size in shape)
+    return Layout(axes, shape, layout.flipped)

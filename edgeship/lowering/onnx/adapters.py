@@ -36,7 +36,7 @@ class AdaptedLinear(torch.nn.Linear):
         self.train(plain.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What the layer answers, and what the adapter adds."""
+        """What the layer answers, and what the adapter adds. [..., in] -> [..., out]."""
         down, up = _active[-1][self.layer]
         return super().forward(x) + torch.matmul(torch.matmul(x, down), up)
 
@@ -49,6 +49,7 @@ class Matrices:
     """
 
     def __init__(self, layers: Sequence[str], given: Sequence[torch.Tensor]) -> None:
+        """``given``: [in, rank] and [rank, out] of each layer in turn."""
         self._found = {layer: (given[2 * i], given[2 * i + 1]) for i, layer in enumerate(layers)}
 
     def __enter__(self) -> None:
@@ -76,7 +77,10 @@ def matrix_names(layers: Sequence[str]) -> list[str]:
 
 
 def example_matrices(model: torch.nn.Module, layers: Sequence[str]) -> tuple[list[torch.Tensor], list[dict[int, Any]]]:
-    """Matrices of a rank that no size of the model equals, and that their rank is free."""
+    """Matrices of a rank that no size of the model equals, and that their rank is free.
+
+    [in, rank] and [rank, out] of each layer in turn.
+    """
     known = linear_layers(model)
     examples: list[torch.Tensor] = []
     shapes: list[dict[int, Any]] = []

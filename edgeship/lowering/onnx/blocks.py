@@ -150,7 +150,8 @@ def store_blocks(
         return _cut(again.integers(), shape)
 
     stored = made_later(model, f"{name}_q", integers, ir.DataType.UINT8, shape)
-    first = next(node for node in model.graph if node in {use.node for use in uses})
+    readers = {use.node for use in uses}
+    first = next(node for node in model.graph if node in readers)
     factor = scales(model, first, f"{name}_scale", tensor.scale)
     if tensor.scale.shape != (rows, blocks.count):
         factor = _spread(model, first, factor, f"{name}_scales", (rows, blocks.count))

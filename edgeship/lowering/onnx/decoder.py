@@ -153,7 +153,7 @@ def export_decoder(program: TorchProgram, adapted: Sequence[str] = ()) -> tuple[
             except torch.onnx.errors.OnnxExporterError as error:
                 raise explained(error, None) from error
     if exported is None:
-        raise LoweringError("the ONNX exporter gave nothing back", fix="report this as a bug")
+        raise LoweringError("the ONNX exporter returned nothing", fix="report this as a bug")
     graph: ir.Model = exported.model
     weights = _hide(graph, names)
     _tidy(graph)

@@ -35,7 +35,7 @@ def insert(
 
 
 def constant(model: ir.Model, name: str, array: npt.NDArray[Any]) -> ir.Value:
-    """An initializer, under ``name`` or, when that is taken, the next free one."""
+    """An initializer, under ``name`` or, when that is taken, the next free one. Any shape."""
     import onnx_ir as ir
 
     name = free_name(model, name)
@@ -48,7 +48,10 @@ def constant(model: ir.Model, name: str, array: npt.NDArray[Any]) -> ir.Value:
 def made_later(
     model: ir.Model, name: str, make: Callable[[], npt.NDArray[Any]], dtype: ir.DataType, shape: Sequence[int]
 ) -> ir.Value:
-    """An initializer whose content is made when the file is written, so that one weight is in memory at a time."""
+    """An initializer whose content is made when the file is written, so that one weight is in memory at a time.
+
+    ``make`` gives an array of that shape.
+    """
     import onnx_ir as ir
 
     name = free_name(model, name)
@@ -61,11 +64,12 @@ def made_later(
 def lazy_tensor(
     name: str, make: Callable[[], npt.NDArray[Any]], dtype: ir.DataType, shape: Sequence[int]
 ) -> ir.LazyTensor:
-    """A tensor made each time that it is read."""
+    """A tensor made each time that it is read. ``make`` gives an array of that shape."""
     import numpy as np
     import onnx_ir as ir
 
     def read() -> ir.Tensor:
+        """The array in the announced shape and type."""
         array = np.ascontiguousarray(make()).astype(dtype.numpy(), copy=False)
         return ir.Tensor(array.reshape(tuple(shape)), dtype=dtype, name=name)
 
@@ -73,7 +77,10 @@ def lazy_tensor(
 
 
 def scales(model: ir.Model, before: ir.Node, name: str, scale: npt.NDArray[Any]) -> ir.Value:
-    """Scales in float32, stored as float16 where that holds the same numbers; a Cast that is folded at load."""
+    """Scales in float32, stored as float16 where that holds the same numbers; a Cast that is folded at load.
+
+    Any shape.
+    """
     import numpy as np
     import onnx_ir as ir
 
@@ -93,7 +100,7 @@ def free_name(model: ir.Model, name: str) -> str:
 
 
 def number(value: ir.Value | None) -> npt.NDArray[Any]:
-    """The content of a constant. Raises `LoweringError` when it is none."""
+    """The content of a constant. Raises `LoweringError` when it is none. Any shape."""
     import onnx_ir as ir
 
     tensor = None if value is None else ir.convenience.get_const_tensor(value)

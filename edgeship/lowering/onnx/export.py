@@ -44,7 +44,7 @@ def export_graph(program: TorchProgram) -> tuple[ir.Model, dict[str, ir.Value]]:
         except torch.onnx.errors.OnnxExporterError as error:
             raise explained(error, hollow) from error
         if exported is None:
-            raise LoweringError("the ONNX exporter gave nothing back", fix="report this as a bug")
+            raise LoweringError("the ONNX exporter returned nothing", fix="report this as a bug")
         model: ir.Model = exported.model
         weights = _hide_weights(model, program)
         _optimize(model, static=bool(program.activations))

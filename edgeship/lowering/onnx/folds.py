@@ -132,11 +132,14 @@ def _within(restore: ir.Node, clip: ir.Node) -> bool:
 
 
 def _clip_bounds(clip: ir.Node) -> tuple[float, float]:
-    """What passes a Relu or Clip; nothing (``inf, -inf``) where a bound is no constant."""
+    """What passes a Relu or Clip; nothing (``inf, -inf``) where a bound is not a constant."""
     if clip.op_type == "Relu":
         return 0.0, math.inf
-    bounds: list[ir.Value | None] = [*clip.inputs[1:3], None, None][:2]
-    if any(bound is not None and not _is_constant(bound) for bound in bounds):
-        return math.inf, -math.inf
-    low, high = (None if bound is None else float(number(bound).reshape(())) for bound in bounds)
-    return -math.inf if low is None else low, math.inf if high is None else high
+    bounds = [-math.inf, math.inf]
+    for place, bound in enumerate(clip.inputs[1:3]):
+        if bound is None:
+            continue
+        if not _is_constant(bound):
+            return math.inf, -math.inf
+        bounds[place] = float(number(bound).reshape(()))
+    return bounds[0], bounds[1]

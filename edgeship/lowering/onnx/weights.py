@@ -101,6 +101,7 @@ def _store_float(model: ir.Model, value: ir.Value, name: str, program: TorchProg
     import onnx_ir as ir
 
     def read() -> npt.NDArray[Any]:
+        """The weight in float; [in, out] where the graph multiplies by the transpose."""
         tensor = program.weight(name)
         array: npt.NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
         return array.T if transposed else array
@@ -124,9 +125,11 @@ def _store(
     import onnx_ir as ir
 
     def turned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """[out, in] -> [in, out] where the graph multiplies by the transpose."""
         return array.T if transposed else array
 
     def stored(ending: str, array: npt.NDArray[Any], dtype: ir.DataType) -> ir.Value:
+        """An initializer of the array's shape."""
         return made_later(model, f"{name}_{ending}", lambda: array, dtype, array.shape)
 
     if isinstance(tensor, FloatTensor):

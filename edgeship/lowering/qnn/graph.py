@@ -51,9 +51,9 @@ class Graph:
         if self._shapes is None:
             inferred = onnx.shape_inference.infer_shapes(self._model).graph
             values = [*inferred.value_info, *inferred.input, *inferred.output]
-            self._shapes = {
-                value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim) for value in values
-            }
+            self._shapes = {}
+            for value in values:
+                self._shapes[value.name] = tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
         return self._shapes.get(name)
 
     def constant(self, name: str, array: Array) -> str:
@@ -89,17 +89,27 @@ class Graph:
         nodes: list[onnx.NodeProto] = []
         for node in self.nodes:
             nodes += self._before.get(node.output[0], [])
-            nodes += [] if id(node) in self._gone else [node]
-        read = {name for node in nodes for name in node.input} | {output.name for output in self._graph.output}
-        kept = [copy.deepcopy(node) for node in nodes if any(name in read for name in node.output)]
-        used = {name for node in kept for name in node.input}
+            if id(node) not in self._gone:
+                nodes.append(node)
+        read = {output.name for output in self._graph.output}
+        for node in nodes:
+            read.update(node.input)
+        kept: list[onnx.NodeProto] = []
+        made: set[str] = set()
+        used: set[str] = set()
+        for node in nodes:
+            if not read.isdisjoint(node.output):
+                # A copy: the graph's own nodes are deleted with the list that holds them.
+                kept.append(copy.deepcopy(node))
+                made.update(node.output)
+                used.update(node.input)
         constants = [copy.deepcopy(tensor) for tensor in self.constants.values() if tensor.name in used]
-        del self._graph.node[:]
-        self._graph.node.extend(kept)
-        del self._graph.initializer[:]
-        self._graph.initializer.extend(constants)
-        # Shapes that the exporter noted for values that are gone.
-        made = {name for node in kept for name in node.output}
+        # Shapes that the exporter noted, but for values that are gone.
         noted = [copy.deepcopy(value) for value in self._graph.value_info if value.name in made]
-        del self._graph.value_info[:]
-        self._graph.value_info.extend(noted)
+        for field, items in (
+            (self._graph.node, kept),
+            (self._graph.initializer, constants),
+            (self._graph.value_info, noted),
+        ):
+            del field[:]
+            field.extend(items)

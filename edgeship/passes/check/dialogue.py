@@ -216,6 +216,7 @@ class Heard:
         return ended == answer.ended and self.speaker.tokenizer.decode(written) == answer.text
 
     def _compare(self, row: npt.NDArray[Any], taken: Sequence[int], number: int, place: int) -> None:
+        """Count how far the engine's token is behind the likeliest; ``row``: the reference's logits, [vocabulary]."""
         self.compared += 1
         best = max(taken, key=lambda token: row[token])
         behind = float((row.max() - row[best]) / (row.std() or 1.0))

@@ -9,6 +9,7 @@ from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.report import LOSS_OF, SNR_OF, Measurement, Verdict
+from edgeship.core.units import counted
 from edgeship.errors import UsageError
 
 
@@ -62,7 +63,7 @@ class CheckLayers(Pass):
         worst = min(
             (item for item in figures if item.unit == "dB" and item.value is not None), key=_value, default=None
         )
-        summary = f"{len(program.encoded)} weights encoded"
+        summary = f"{counted(len(program.encoded), 'weight')} encoded"
         if worst is not None:
             summary += f"; the least exact is {worst.name.removeprefix(SNR_OF)} with {_value(worst):.1f} dB"
         return Verdict(self.name, self.runtime, True, summary, tuple(figures))

@@ -276,10 +276,9 @@ class Findings:
                 scales.widen(trial.kinds[name].lowering)
                 total_scales.widen(trial.kinds[name].total)
         dropped = {name: f"the original does not run on it ({words})" for name, words in trial.not_asked.items()}
-        dropped |= {
-            name: f"the original answers NaN or infinity in {count} numbers"
-            for name, count in unanswered({name: kind.lowering for name, kind in trial.kinds.items()}).items()
-        }
+        compared = {name: kind.lowering for name, kind in trial.kinds.items()}
+        for name, count in unanswered(compared).items():
+            dropped[name] = f"the original answers NaN or infinity in {count} numbers"
         lowering: list[Finding] = []
         total: list[Finding] = []
         for name, kind in trial.kinds.items():

@@ -62,7 +62,9 @@ class AllocateBits(Pass):
         if request.inventory is None:
             return
         uses = [use for use in request.inventory.weights if use.op in ENCODED_OPS]
-        smallest = sum(min(self._bytes(use, way) for way in ways_to_store(self.candidates, use)) for use in uses)
+        smallest = 0
+        for use in uses:
+            smallest += min(self._bytes(use, way) for way in ways_to_store(self.candidates, use))
         if smallest > self.max_bytes:
             from edgeship.core.units import human_bytes
 
@@ -80,14 +82,14 @@ class AllocateBits(Pass):
         program = TorchProgram.open(model)
         losses = json.loads((model.path / "losses.json").read_text(encoding="utf-8"))
         pruned = program.record.pruned
-        layers = {
-            use.name: [
-                Option(way, self._bytes(use, way, pruned.get(use.name, 0.0)), losses[use.name][short_name(way)])
-                for way in ways_to_store(self.candidates, use)
-            ]
-            for use in program.record.inventory.weights
-            if use.name in losses
-        }
+        layers: dict[str, list[Option]] = {}
+        for use in program.record.inventory.weights:
+            if use.name not in losses:
+                continue
+            layers[use.name] = []
+            for way in ways_to_store(self.candidates, use):
+                size = self._bytes(use, way, pruned.get(use.name, 0.0))
+                layers[use.name].append(Option(way, size, losses[use.name][short_name(way)]))
         found = allocate(layers, self.max_bytes)
         curve = tuple((item.bytes, item.loss) for item in trade_off(layers, self.points))
         record = replace(

@@ -100,7 +100,7 @@ class CalibrateActivations(Pass):
         """Refuse to calibrate a decoder's step on caches drawn at random: they are nothing like real ones."""
         if self.data is None and request.load.get("part") == "decoder":
             raise UsageError(
-                f"integer activations of a decoder for {request.runtime} want caches as they come: no data is given",
+                f"integer activations of a decoder for {request.runtime} need recorded caches as calibration data",
                 fix="record them (docs/language-models.md) and give --calibration FILE.npz, or leave the runtime out",
             )
 
@@ -216,6 +216,7 @@ def _as_images(signature: Signature, batches: Sequence[Batch]) -> list[Batch]:
         return []
 
     def with_floats(batch: Batch, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> Batch:
+        """``batch`` with ``change`` made to its float inputs; shapes stay."""
         return {name: change(value).astype(value.dtype) if name in floats else value for name, value in batch.items()}
 
     random = np.random.default_rng(0)

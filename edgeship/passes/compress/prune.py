@@ -67,7 +67,7 @@ class PruneWeights(Pass):
     def confirm(self, request: Request) -> None:
         """Refuse shares that leave nothing, schedules that the pattern fixes, and unknown names."""
         if not 0 < self.sparsity < 1:
-            raise UsageError(f"{self.name}.sparsity={self.sparsity:g} is no share", fix="give one between 0 and 1")
+            raise UsageError(f"{self.name}.sparsity={self.sparsity:g} is not a share", fix="give one between 0 and 1")
         if self.pattern == "2:4" and (self.scope != "layer" or self.sparsity != 0.5):
             raise UsageError("2:4 takes half of every layer", fix="leave scope and sparsity out")
         if self.scope != "layer" and self.sparsity > MOST:
@@ -130,6 +130,7 @@ class PruneWeights(Pass):
             raise LoweringError(f"{share:.1%} of the weights became zero, {self.sparsity:.1%} were asked for")
 
     def _scores(self, program: TorchProgram, uses: list[WeightUse], ctx: Context) -> dict[str, torch.Tensor]:
+        """How much each number of a weight matters, in the weight's own shape."""
         from edgeship.compression.prune import magnitude_score, wanda_score
 
         scores = {use.name: magnitude_score(program.weights[use.name]) for use in uses}
@@ -162,7 +163,7 @@ class PruneWeights(Pass):
         return found
 
     def _mask(self, use: WeightUse, score: torch.Tensor, share: float) -> torch.Tensor:
-        """True where a weight is kept."""
+        """True where a weight is kept. The shape of the weight."""
         from edgeship.compression.prune import keep_mask
 
         row_wise = self.method == "wanda" and use.op == "linear"
@@ -172,7 +173,10 @@ class PruneWeights(Pass):
     def _refitted(
         self, program: TorchProgram, masks: Mapping[str, torch.Tensor], ctx: Context
     ) -> dict[str, torch.Tensor]:
-        """The pruned weights, each refitted to the inputs that the layers before it make by then."""
+        """The pruned weights, each refitted to the inputs that the layers before it make by then.
+
+        Each in its own shape.
+        """
         from edgeship.compression.gptq import DRIFT
         from edgeship.compression.refit import REFITTED_OPS, hessian_of_layer, refit_layer
         from edgeship.compression.walk import Replacement, walk
@@ -192,18 +196,21 @@ class PruneWeights(Pass):
         return found
 
     def _loss(self, program: TorchProgram, changed: Mapping[str, torch.Tensor]) -> float:
-        """What pruning alone costs: noise over signal at the model's outputs. Later steps are measured against it."""
+        """What pruning alone costs: noise over signal at the model's outputs. Later steps are measured against it.
+
+        ``changed``: weights in their own shapes.
+        """
         import torch
 
-        from edgeship.compression.walk import Steps
+        from edgeship.compression.walk import Operators
 
         batches = self._batches(program)
         count = min(self.measured, len(batches))
-        steps = Steps(program, batches)
-        inputs = steps.inputs(index * len(batches) // count for index in range(count))
+        operators = Operators(program, batches)
+        inputs = operators.inputs(index * len(batches) // count for index in range(count))
         with torch.no_grad():
-            answers = [steps.answers(0, inputs, weights) for weights in ({}, changed)]
-        before, after = (torch.cat([item.double().flatten() for part in one for item in part]) for one in answers)
+            before = _in_a_row(operators.answers(0, inputs, {}))
+            after = _in_a_row(operators.answers(0, inputs, changed))
         return float((after - before).square().sum() / before.square().sum().clamp(min=1e-30))
 
     def _shares(
@@ -222,6 +229,7 @@ class PruneWeights(Pass):
         hessians: dict[str, Hessian] = {}
 
         def pruned(name: str, share: float, layer: Layer | None) -> torch.Tensor:
+            """The weight as it would be pruned, in its own shape."""
             mask = self._mask(known[name], scores[name], share)
             if not self.refit or layer is None or layer.use.op not in REFITTED_OPS:
                 return program.weights[name].float() * mask
@@ -234,3 +242,10 @@ class PruneWeights(Pass):
         sizes = {name: score.numel() for name, score in scores.items()}
         batches = self._batches(program)
         return measured_shares(program, sizes, self.sparsity, pruned, batches, self.measured, ctx.progress)
+
+
+def _in_a_row(answers: list[list[torch.Tensor]]) -> torch.Tensor:
+    """Every number of every output of every sample, ``[numbers]`` in float64."""
+    import torch
+
+    return torch.cat([output.double().flatten() for outputs in answers for output in outputs])

@@ -26,7 +26,7 @@ from edgeship.core.planning import (
     wider_candidates,
 )
 from edgeship.core.profile import DataRef, Request
-from edgeship.core.units import human_bytes
+from edgeship.core.units import counted, human_bytes
 from edgeship.core.weights import Affine, AffineTensor, EncodedTensor, Encoding, Float, Granularity
 from edgeship.errors import DataError, UsageError
 
@@ -152,14 +152,16 @@ class QuantizeWeights(Pass):
             raise UsageError(f"{self.name}.samples must be at least 1", fix="leave it out for 128")
         if self.tokens is not None and self.tokens < 1:
             raise UsageError(
-                f"{self.name}.tokens={self.tokens} is no text", fix=f"leave it out for {CALIBRATION_TOKENS}"
+                f"{self.name}.tokens={self.tokens} is too few", fix=f"leave it out for {CALIBRATION_TOKENS}"
             )
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise UsageError(
-                f"{self.name}.minutes={self.minutes:g} is no time", fix="give more than 0, or leave it out"
+                f"{self.name}.minutes={self.minutes:g} is not a time", fix="give more than 0, or leave it out"
             )
         if self.group_size is not None and self.group_size < 1:
-            raise UsageError(f"{self.name}.group_size={self.group_size} is no group", fix="give 16, 32, 64 or 128")
+            raise UsageError(
+                f"{self.name}.group_size={self.group_size} is not a group size", fix="give 16, 32, 64 or 128"
+            )
         if (self.method in ("gptq", "awq") or self.bias_correction) and request.calibration is None:
             what = "bias correction" if self.bias_correction else f"method {self.method}"
             raise DataError(f"{what} needs calibration data", fix="add --calibration DATA")
@@ -230,7 +232,7 @@ class QuantizeWeights(Pass):
         _, changed = encoder.encode(batches, store)
         encoded = store.close()
         words = self.form if self.form in ("auto", "float16", "float32") else str(self.base)
-        words += f" ({len(taken)} weights as the source stores them)" if taken else ""
+        words += f" ({counted(len(taken), 'weight')} as the source stores them)" if taken else ""
         record = replace(
             program.record,
             encodings=dict(encoded.encodings),
@@ -361,9 +363,10 @@ def _told(found: Sensitive, kept: tuple[tuple[str, str], ...]) -> list[str]:
     if found.kept:
         names = [f"{name} {short_name(encoding)}" for name, encoding in found.kept.items()]
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        told.append(
-            f"{len(names)} weights cost the outputs most in few bits, and have more: {', '.join(names[:SHOWN])}{more}"
-        )
+        verbs = "costs the outputs most in few bits, and has more"
+        if len(names) > 1:
+            verbs = "cost the outputs most in few bits, and have more"
+        told.append(f"{counted(len(names), 'weight')} {verbs}: {', '.join(names[:SHOWN])}{more}")
     if kept:
         told.append(f"kept as --keep says: {', '.join(f'{name} {text}' for name, text in kept[:SHOWN])}")
     return [f"{REMARK}compress/quantize: {sentence}" for sentence in told]

@@ -88,7 +88,9 @@ class MeasureSensitivity(Pass):
             lambda name: ctx.progress(names.index(name), len(names), name),
             self.samples if looks else 0,
         )
-        losses = {name: {short_name(way.encoding): way.loss for way in options} for name, options in found.items()}
+        losses: dict[str, dict[str, float]] = {}
+        for name, options in found.items():
+            losses[name] = {short_name(way.encoding): way.loss for way in options}
         note = f"{self.name}: {self.method}, on {min(self.samples, len(batches))} samples"
         record = replace(program.record, history=(*program.record.history, note))
         folder = ctx.folder / "program"

@@ -65,7 +65,7 @@ class SmoothScales(Pass):
         if self.data is None:
             raise DataError(f"{self.method} needs calibration data", fix="add --calibration DATA")
         if not 0 <= self.alpha <= 1:
-            raise UsageError(f"{self.name}.alpha={self.alpha:g} is no share", fix="give one from 0 to 1")
+            raise UsageError(f"{self.name}.alpha={self.alpha:g} is not a share", fix="give one from 0 to 1")
         if not isinstance(encoding_named(self.weights), Affine):
             raise UsageError(f"{self.method} is for integer weights, not {self.weights}", fix="leave it out")
 
@@ -102,6 +102,7 @@ class SmoothScales(Pass):
         return TorchModel(ctx.folder / "program", model.signature)
 
     def _scale(self, program: TorchProgram, fold: Fold, layer: Layer) -> torch.Tensor:
+        """One number for each input channel of the layer: [in]."""
         import torch
 
         from edgeship.compression.awq import search_scales

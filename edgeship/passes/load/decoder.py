@@ -34,7 +34,7 @@ class LoadDecoder(Pass):
     def plan(cls, request: Request) -> Self | Skip:
         """Takes a folder whose ``config.json`` names a language model."""
         if request.source.form != "decoder":
-            return Skip(f"{request.source.reference} is no language model")
+            return Skip(f"{request.source.reference} is not a language model")
         from edgeship.frontends.decoder import DEFAULT_TOKENS
 
         # Texts are scored through the artifact's cache, and must fit it.

@@ -37,7 +37,7 @@ class LoadExport(Pass):
     def plan(cls, request: Request) -> Self | Skip:
         """Takes ``.pt2``."""
         if request.source.form != "export":
-            return Skip(f"{request.source.reference} is no torch.export archive")
+            return Skip(f"{request.source.reference} is not a torch.export archive")
         load = request.load
         return cls(tuple(load["outputs"]), dict(load["notes"]), trusted=bool(load.get("trusted")))
 

@@ -39,7 +39,7 @@ class LoadHuggingFace(Pass):
         if request.source.form == "decoder":
             return Skip("it is a language model; with --input it is loaded as a network")
         if request.source.form != "huggingface":
-            return Skip(f"{request.source.reference} is no Hugging Face folder")
+            return Skip(f"{request.source.reference} is not a Hugging Face folder")
         load = request.load
         part, context = str(load.get("part") or ""), load.get("context")
         return cls(tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]), part, context)

@@ -27,7 +27,7 @@ class LoadLlama2c(Pass):
     def plan(cls, request: Request) -> Self | Skip:
         """Takes a ``.bin`` as long as a checkpoint's header says."""
         if request.source.form != "llama2c":
-            return Skip(f"{request.source.reference} is no llama2.c checkpoint")
+            return Skip(f"{request.source.reference} is not a llama2.c checkpoint")
         return cls()
 
     def run(self, model: Source, ctx: Context) -> TorchModel:

@@ -39,7 +39,7 @@ class LoadOnnx(Pass):
     def plan(cls, request: Request) -> Self | Skip:
         """Takes ``.onnx``; ``--input`` gives sizes to dynamic dimensions."""
         if request.source.form != "onnx":
-            return Skip(f"{request.source.reference} is no ONNX file")
+            return Skip(f"{request.source.reference} is not an ONNX file")
         load = request.load
         return cls(tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]))
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from edgeship.core.model import Source, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
+from edgeship.data.functions import check_function
 from edgeship.data.specs import parse_inputs
 from edgeship.errors import UsageError
 
@@ -30,12 +31,13 @@ class LoadFactory(Pass):
         """Takes ``file.py:function`` and ``package.module:function``."""
         source = request.source
         if source.form != "torch":
-            return Skip(f"{source.reference} is no Python factory")
+            return Skip(f"{source.reference} is not a Python factory")
         load = request.load
         return cls(source.reference, tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]))
 
     def confirm(self, request: Request) -> None:
-        """Ask for inputs before anything is imported."""
+        """Refuse a function that the file does not have, and ask for inputs, before anything is imported."""
+        check_function(self.reference)
         if not self.inputs:
             raise UsageError(
                 f"{self.reference} does not say what its inputs are", fix="add --input name:f32[1,3,224,224]"

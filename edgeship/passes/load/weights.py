@@ -36,7 +36,7 @@ class LoadWeights(Pass):
         from edgeship.core.artifact import script_digest
 
         if request.source.form not in ("safetensors", "pickle"):
-            return Skip(f"{request.source.reference} is no file of weights")
+            return Skip(f"{request.source.reference} is not a weights file")
         load = request.load
         factory = DataRef(str(load["factory"]), script_digest(str(load["factory"])))
         return cls(factory, tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]))
@@ -71,6 +71,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
     A ``state_dict`` (or ``model``) entry is unwrapped, and a ``module.`` prefix that every name has is dropped.
 
+    Shapes are the file's.
+
     Raises:
         SourceError: damaged. UnsafeSourceError: the pickle holds more than tensors.
     """
@@ -100,7 +102,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Load a state dict strictly. Raises `WeightsError` that names the first weight that does not fit."""
+    """Load a state dict strictly. Raises `WeightsError` that names the first weight that does not fit.
+
+    Shapes must be the module's.
+    """
     wanted = module.state_dict()
     for name, value in wanted.items():
         if name not in state and name.endswith("num_batches_tracked"):
@@ -115,5 +120,7 @@ def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) ->
             )
     stray = [name for name in state if name not in wanted]
     if stray:
-        raise WeightsError(f"{path} holds {stray[0]}, which the model has not", fix="give the checkpoint of this model")
+        raise WeightsError(
+            f"{path} holds {stray[0]}, which the model does not have", fix="give the checkpoint of this model"
+        )
     module.load_state_dict(state, strict=True)

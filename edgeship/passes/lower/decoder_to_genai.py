@@ -153,7 +153,7 @@ class DecoderToGenai(Pass):
                     )
                 if layer not in layers:
                     raise UsageError(
-                        f"{ref.folder} changes {layer}, which is no linear layer", fix="merge it with --lora"
+                        f"{ref.folder} changes {layer}, which is not a linear layer", fix="merge it with --lora"
                     )
         return found
 

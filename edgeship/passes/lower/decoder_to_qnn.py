@@ -66,7 +66,7 @@ class DecoderToQnn(Pass):
     def confirm(self, request: Request) -> None:
         """Refuse a chunk of no tokens."""
         if self.chunk < 2:
-            raise UsageError(f"{self.name}.chunk={self.chunk} is no chunk", fix="leave it out for 32")
+            raise UsageError(f"{self.name}.chunk={self.chunk} is not a chunk length", fix="leave it out for 32")
 
     def run(self, model: TorchModel, ctx: Context) -> QnnDecoder:
         """Write ``model_qnn/`` with a graph and perhaps a context for each step, rotations and the tokenizer's files.

@@ -70,7 +70,7 @@ class LoadedAsset:
             )
 
     def new_states(self, entry: str) -> dict[str, npt.NDArray[Any]]:
-        """Zeros for every state of an entry point."""
+        """Zeros for every state of an entry point. Shapes are the asset's."""
         import numpy as np
 
         description = self._functions[entry].desc
@@ -84,6 +84,8 @@ class LoadedAsset:
         self, entry: str, inputs: Mapping[str, npt.NDArray[np.generic]], states: Mapping[str, Any] | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         """Run once.
+
+        Shapes are those of the entry point.
 
         Args:
             states: Core AI's arrays, which are written.

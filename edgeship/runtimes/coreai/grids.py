@@ -28,7 +28,9 @@ def stored_grids(asset: Path) -> dict[str, ActivationEncoding]:
         name = located.group(1)
         scale, zero = (_inline_number(operation.operands[place]) for place in (1, 2))
         if scale is None or zero is None or not str(operation.results[0].type).endswith("xsi8>"):
-            raise ArtifactError(f"the grid of activation {name} is no int8 grid of one scale", fix="build it again")
+            raise ArtifactError(
+                f"the grid of activation {name} is not an int8 grid with one scale", fix="build it again"
+            )
         grid = ActivationEncoding(8, float(scale), int(zero))
         if found.setdefault(name, grid) != grid:
             raise ArtifactError(f"{asset} has two grids for activation {name}", fix="build it again")

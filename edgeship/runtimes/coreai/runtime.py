@@ -48,7 +48,10 @@ class CoreAIRuntime(Runtime):
         return CoreAISession(artifact)
 
     def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
-        """Every placed weight, from the bytes of the saved program. Raises `ArtifactError` when one is not there."""
+        """Every placed weight, from the bytes of the saved program. Raises `ArtifactError` when one is not there.
+
+        Each has torch's own shape.
+        """
         from edgeship.runtimes.coreai.stored import check_digest, in_torch_layout, stored_weights
 
         self.versions()
@@ -90,7 +93,7 @@ class CoreAISession(Session):
             raise
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Run once on the CPU."""
+        """Run once on the CPU. Shapes are the signature's."""
         given = {}
         for spec in self._signature.inputs:
             found = spec.of(inputs)

@@ -285,10 +285,11 @@ def _affine(operation: Any, values: _Constant, blobs: Mapping[str, memoryview], 
     if not _is_zero(operation.operands[3]):
         raise ArtifactError(f"{values.name} has a float offset, which edgeship never writes", fix="build it again")
     scales = scale.array().astype(np.float32)
-    zeros = None if symmetric else np.zeros(scale.shape, np.uint8) if zero is None else zero.array()
-    return AffineTensor(
-        integers, scales, zeros, _encoding(int(values.element[2:]), symmetric, integers.shape, scale.shape)
-    )
+    zeros = None
+    if not symmetric:
+        zeros = np.zeros(scale.shape, np.uint8) if zero is None else zero.array()
+    encoding = _encoding(int(values.element[2:]), symmetric, integers.shape, scale.shape)
+    return AffineTensor(integers, scales, zeros, encoding)
 
 
 def _microscaled(operation: Any, elements: _Constant, blobs: Mapping[str, memoryview], codes: Array) -> MXFP4Tensor:

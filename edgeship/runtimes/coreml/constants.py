@@ -73,7 +73,7 @@ class Constants:
         return self.held[key]
 
     def widen(self, tensor: Tensor, constant: bool) -> Tensor:
-        """A tensor as float32; of a constant the form is kept, within MAX_WIDENED_BYTES."""
+        """A tensor as float32; of a constant the form is kept, within MAX_WIDENED_BYTES. Any shape."""
         import torch
 
         if tensor.dtype == torch.float32:

@@ -61,18 +61,13 @@ class Evaluator:
         self._function = program.functions[name]
         self._check_known(self._function)
         self.inputs: tuple[Feature, ...] = tuple(
-            Feature(p.name, p.type.shape, p.type.dtype, self._default_shape(p))
-            for p in self._function.inputs
-            if p.type.kind != "state"
+            _feature(port, self._default_shape(port)) for port in self._function.inputs if port.type.kind != "state"
         )
-        self.states: tuple[Feature, ...] = tuple(
-            Feature(p.name, p.type.shape, p.type.dtype) for p in self._function.states
-        )
-        ports = {p.name: p for p in self._function.inputs}
-        ports |= {p.name: p for operation in self._function.block.operations for p in operation.outputs}
-        self.outputs: tuple[Feature, ...] = tuple(
-            Feature(n, ports[n].type.shape, ports[n].type.dtype) for n in self._function.block.outputs
-        )
+        self.states: tuple[Feature, ...] = tuple(_feature(port) for port in self._function.states)
+        ports = {port.name: port for port in self._function.inputs}
+        for operation in self._function.block.operations:
+            ports.update((port.name, port) for port in operation.outputs)
+        self.outputs: tuple[Feature, ...] = tuple(_feature(ports[name]) for name in self._function.block.outputs)
         self._shared: Constants = Constants.of(program) if beside is None else beside._shared
         self._stages: tuple[Stage, ...] | None = None
         self._literals: dict[int, Value] = {}
@@ -82,7 +77,7 @@ class Evaluator:
         self._last_use = {id(block): _last_uses(block) for block in _all_blocks(self._function.block)}
 
     def new_state(self) -> dict[str, npt.NDArray[Any]]:
-        """The states as they are before a first run: zeros, by name."""
+        """The states as they are before a first run: zeros, by name. Shapes are the program's."""
         import numpy as np
 
         return {s.name: np.zeros(closed(s), s.dtype) for s in self.states}
@@ -102,7 +97,10 @@ class Evaluator:
         return results
 
     def advance(self, inputs: Mapping[str, npt.NDArray[Any]], states: dict[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
-        """As `run`, with states as tensors that are replaced in the dictionary as the program goes, never copied."""
+        """As `run`, with states as tensors that are replaced in the dictionary as the program goes, never copied.
+
+        Shapes are the program's.
+        """
         import torch
 
         if self._shared.lean:
@@ -116,7 +114,10 @@ class Evaluator:
         self, inputs: Sequence[Mapping[str, npt.NDArray[Any]]], states: dict[str, Tensor]
     ) -> list[dict[str, npt.NDArray[Any]]]:
         """As `advance` for one after another, each operation for all before the next: large weights are decompressed
-        once for all of them."""
+        once for all of them.
+
+        Shapes are the program's.
+        """
         import torch
 
         from edgeship.runtimes.coreml.series import run_stages, stages
@@ -126,7 +127,10 @@ class Evaluator:
         runs = [self._values(given, states) for given in inputs]
         with torch.no_grad():
             run_stages(self._stages, runs, lambda o, values: self._execute(o, values, states), self._together)
-        return [{f.name: to_numpy(values[f.name]) for f in self.outputs} for values in runs]
+        answers: list[dict[str, npt.NDArray[Any]]] = []
+        for values in runs:
+            answers.append({feature.name: to_numpy(values[feature.name]) for feature in self.outputs})
+        return answers
 
     def _values(self, inputs: Mapping[str, npt.NDArray[Any]], states: Mapping[str, Tensor]) -> dict[str, Any]:
         """What a run begins with. A state goes by its name, so that it is looked up when an operation runs."""
@@ -196,12 +200,14 @@ class Evaluator:
                 self._fold(nested)
 
     def _given_inputs(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Value]:
+        """The inputs in the program's types and shapes; refused where one is missing or too many."""
         expected = {f.name for f in self.inputs}
         if set(inputs) != expected:
             raise DataError(f"inputs {sorted(inputs)} where the model takes {sorted(expected)}", fix="name them so")
         return {f.name: fitted(f, inputs[f.name]) for f in self.inputs}
 
     def _given_states(self, state: dict[str, npt.NDArray[Any]] | None) -> dict[str, Tensor]:
+        """The states in the program's types and shapes; refused where one is missing or too many."""
         expected = {s.name for s in self.states}
         if set(state or ()) != expected:
             raise DataError(
@@ -243,17 +249,31 @@ class Evaluator:
             values[port.name] = rounded(operation, port, value)
 
     def _widen(self, tensor: Tensor) -> Tensor:
+        """Any shape."""
         return self._shared.widen(tensor, id(tensor) in self._constant_ids)
 
     def _arguments(self, operation: Operation, values: Mapping[str, Any]) -> dict[str, list[Any]]:
-        return {
-            name: [values[o.name] if isinstance(o, Reference) else self._literals[id(o)] for o in operands]
-            for name, operands in operation.inputs.items()
-        }
+        """What an operation reads, by parameter; variadic parameters have several."""
+        arguments: dict[str, list[Any]] = {}
+        for name, operands in operation.inputs.items():
+            arguments[name] = [self._operand(operand, values) for operand in operands]
+        return arguments
+
+    def _operand(self, operand: Any, values: Mapping[str, Any]) -> Any:
+        return values[operand.name] if isinstance(operand, Reference) else self._literals[id(operand)]
+
+
+def _feature(port: Port, default_shape: tuple[int, ...] | None = None) -> Feature:
+    return Feature(port.name, port.type.shape, port.type.dtype, default_shape)
 
 
 def _all_blocks(block: Block) -> list[Block]:
-    return [block, *(b for o in block.operations for nested in o.blocks for b in _all_blocks(nested))]
+    """``block`` and every block inside it: branches and the bodies of loops."""
+    found = [block]
+    for operation in block.operations:
+        for inner in operation.blocks:
+            found += _all_blocks(inner)
+    return found
 
 
 def _last_uses(block: Block) -> dict[int, list[str]]:

@@ -29,7 +29,7 @@ def activation_grids(package: Path) -> dict[str, ActivationEncoding]:
     """Graph node -> its grid, of the package's default function.
 
     Raises:
-        ArtifactError: an activation has two grids, or one that is no int8.
+        ArtifactError: an activation has two grids, or one that is no int8 grid.
     """
     program = load_program(package)
     constants: dict[str, Operand] = {}

@@ -65,6 +65,7 @@ class Packed:
         return made
 
     def _look_up(self, indices: Tensor, lut: Tensor, made: Tensor) -> None:
+        # Some rows of the weight, and the tables that serve them, [groups, ..., entries, 1]: one long table for all.
         import torch
 
         places = self._scratch("places", torch.int32, indices.numel()).view(lut.shape[0], -1)
@@ -73,7 +74,7 @@ class Packed:
         torch.index_select(lut.reshape(-1).float(), 0, places.view(-1), out=made.view(-1))
 
     def _scratch(self, name: str, dtype: torch.dtype, count: int) -> Tensor:
-        """Memory that is used again: fresh pages for every block would take longer than the block."""
+        """Memory that is used again: fresh pages for every block would take longer than the block. [count]."""
         import torch
 
         kept = _SCRATCH.get(name)
@@ -82,6 +83,7 @@ class Packed:
         return kept[:count]
 
     def _cut(self, value: Tensor, start: int, stop: int) -> Tensor:
+        """What belongs to the rows ``start`` to ``stop``: all of it where one entry serves every row."""
         count = value.shape[0]
         return value if count == 1 else value[start * count // self.shape[0] : -(-stop * count // self.shape[0])]
 
@@ -92,7 +94,7 @@ class Packed:
             yield start, stop, self.rows(start, stop)
 
     def whole(self) -> Tensor:
-        """All of it in memory, in its own type."""
+        """All of it in memory, in its own type. The weight's own shape."""
         import torch
 
         made = torch.empty(self.shape, dtype=self.dtype)

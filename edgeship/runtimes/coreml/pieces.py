@@ -35,6 +35,7 @@ class PlacedWeights(Mapping[str, "EncodedTensor"]):
                 raise self._lacks(placement.weight)
 
     def __getitem__(self, weight: str) -> EncodedTensor:
+        """The weight in torch's shape, its pieces joined along their rows."""
         places = self._places[weight]
         pieces = []
         for place in places:

@@ -325,6 +325,7 @@ def _static(value_type: ValueType) -> tuple[int, ...]:
 
 
 def _immediate_tensor(proto: Any, value_type: ValueType) -> npt.NDArray[Any] | str | list[Any]:
+    """A constant that stands in the program itself, in its declared shape."""
     shape = _static(value_type)
     held = proto.WhichOneof("value")
     if held is None:

@@ -53,7 +53,7 @@ class CoreMLRuntime(Runtime):
         return _NativeSession(artifact) if ON_MAC else _EvaluatedSession(artifact)
 
     def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
-        """Every placed weight, from the saved program and its weight file."""
+        """Every placed weight, from the saved program and its weight file. Each has torch's own shape."""
         from edgeship.runtimes.coreml.stored import encoded_weights, in_torch_layout
 
         self.versions()
@@ -126,7 +126,7 @@ class _EvaluatedSession(Session):
                 )
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Run once."""
+        """Run once. Shapes are the signature's."""
         given = _given(self._signature, inputs)
         try:
             results = self._evaluator.run(given)
@@ -152,7 +152,7 @@ class _NativeSession(Session):
             ) from error
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Run once, on the units that Core ML chooses."""
+        """Run once, on the units that Core ML chooses. Shapes are the signature's."""
         results = self._model.predict(_given(self._signature, inputs))
         return {spec.name: as_numpy(results[spec.name], spec.numpy_dtype) for spec in self._signature.outputs}
 
@@ -163,6 +163,7 @@ def _damaged(path: Path, error: Exception) -> ArtifactError:
 
 
 def _given(signature: Signature, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+    """The inputs in the signature's types; shapes as given."""
     given: dict[str, npt.NDArray[Any]] = {}
     for spec in signature.inputs:
         found = spec.of(inputs)

@@ -127,13 +127,12 @@ def multiply(
         sizes = [x.numel() // x.shape[-1] for x in inputs]
         made = torch.split(weight.product(rows, bias), sizes)
         return [part.reshape(*x.shape[:-1], -1) for part, x in zip(made, inputs, strict=True)]
-    if (
-        operation.kind != "conv"
-        or weight.shape[2:] != (1, 1)
-        or any(x.shape[:1] + x.shape[2:3] != (1, 1) for x in inputs)
-    ):
+    if operation.kind != "conv" or weight.shape[2:] != (1, 1):
         return None
-    # (1, C, 1, T) to rows of C, and back.
+    for x in inputs:
+        if (x.shape[0], x.shape[2]) != (1, 1):
+            return None
+    # [1, C, 1, T] -> [T, C], and back
     rows = torch.cat([x[0, :, 0].T for x in inputs])
     made = torch.split(weight.product(rows, bias), [x.shape[3] for x in inputs])
     return [part.T[None, :, None] for part in made]

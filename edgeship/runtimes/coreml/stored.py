@@ -43,7 +43,10 @@ def encoded_weights(package: Path) -> dict[str, EncodedTensor]:
 
 
 def as_encoded(constant: StoredConstant) -> EncodedTensor | None:
-    """A constant in the words of compression; None for what that never makes, such as constants of integers."""
+    """A constant in the words of compression; None for what that never makes, such as constants of integers.
+
+    The shape is the constant's.
+    """
     kind = constant.kind
     if kind in FLOATS and constant.values is not None:
         return FloatTensor(constant.values.reshape(constant.shape))
@@ -101,7 +104,10 @@ def _palette(constant: StoredConstant, indices: Array, lut: Array) -> PaletteTen
 
 
 def _sparse(constant: StoredConstant, mask: Array, stored: Array) -> SparseTensor:
-    """The values put where the mask says, zeros elsewhere, and read as a dense weight would be."""
+    """The values put where the mask says, zeros elsewhere, and read as a dense weight would be.
+
+    ``mask`` has the weight's shape; ``stored`` [kept].
+    """
 
     def dense(values: Array) -> Array:
         full = np.zeros(mask.shape, values.dtype)

@@ -69,7 +69,7 @@ def fitted(feature: Feature, given: npt.NDArray[Any]) -> Tensor:
 
 
 def to_value(read: np.ndarray[Any, Any] | str | list[Any]) -> Value:
-    """A decoded constant as operations take it."""
+    """A decoded constant as operations take it. Any shape."""
     import numpy as np
     import torch
 
@@ -81,7 +81,7 @@ def to_value(read: np.ndarray[Any, Any] | str | list[Any]) -> Value:
 
 
 def to_numpy(value: Value) -> npt.NDArray[Any]:
-    """An output as an array of its own."""
+    """An output as an array of its own. Any shape."""
     import numpy as np
     from torch import Tensor
 

@@ -131,6 +131,7 @@ class _Reader:
         return operands[0] if operands and isinstance(operands[0], Constant) else None
 
     def _array(self, operation: Operation, name: str) -> npt.NDArray[Any] | None:
+        """An argument as an array of its own shape; None where it is not given."""
         constant = self._constant(operation, name)
         if constant is None:
             return None
@@ -140,6 +141,7 @@ class _Reader:
         return value
 
     def _required(self, operation: Operation, name: str) -> npt.NDArray[Any]:
+        """An argument as an array of its own shape; refused where it is not given."""
         value = self._array(operation, name)
         if value is None:
             raise ArtifactError(f"{operation.label} lacks {name}", fix="build the package again")
@@ -228,5 +230,6 @@ class _Reader:
 
 
 def _unpacked(packed: npt.NDArray[Any], bits: int, shape: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[bytes] -> ``shape``."""
     sizes = [int(size) for size in shape]
     return unpack(packed.reshape(-1).view(np.uint8), f"uint{bits}", int(np.prod(sizes))).reshape(sizes)

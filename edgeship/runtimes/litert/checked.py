@@ -72,7 +72,7 @@ class CheckedFile:
     start: int = 0
 
     def data(self, buffer: int) -> npt.NDArray[Any]:
-        """The bytes of one buffer, inside the flatbuffer or behind it."""
+        """The bytes of one buffer, inside the flatbuffer or behind it. [bytes]."""
         import numpy as np
 
         entry = self.root.Buffers(buffer)
@@ -142,7 +142,10 @@ class _Walk:
             if offset == 0:
                 continue
             kind = _TABLES[name].get(slot)
-            width = kind if isinstance(kind, int) else 1 if kind is None else 4
+            # The bytes of a number, or of a reference; of a field that the schema here does not know at least one.
+            width = 1 if kind is None else 4
+            if isinstance(kind, int):
+                width = kind
             if offset + width > table_bytes:
                 raise _Damaged(f"field {slot} of a {name} table lies outside it")
             if kind is not None and not isinstance(kind, int):

@@ -61,7 +61,7 @@ class LiteRTRuntime(Runtime):
         return _LiteRTSession(interpreter, runner, signature)
 
     def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
-        """Every placed weight, read through the format's own schema."""
+        """Every placed weight, read through the format's own schema. Each has torch's own shape."""
         self.versions()
         from edgeship.runtimes.litert.checked import open_checked
         from edgeship.runtimes.litert.stored import read_placed
@@ -94,6 +94,7 @@ class _LiteRTSession(Session):
         self.interpreter, self.runner, self.signature = interpreter, runner, signature
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Shapes are the signature's."""
         feeds = {}
         for spec in self.signature.inputs:
             found = spec.of(inputs)

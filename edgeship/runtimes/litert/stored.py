@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def read_placed(file: CheckedFile, number: int, artifact: Artifact) -> dict[str, EncodedTensor]:
-    """Every placed weight, from the graph of that number."""
+    """Every placed weight, from the graph of that number. Each has torch's own shape."""
     graph = file.root.Subgraphs(number)
     by_name = tensors_by_name(graph)
     found: dict[str, EncodedTensor] = {}
@@ -72,6 +72,7 @@ def _read_weight(file: CheckedFile, graph: Any, tensor: Any, placement: Placemen
 def _scales(
     file: CheckedFile, graph: Any, tensor: Any, shape: tuple[int, ...], bits: int
 ) -> tuple[npt.NDArray[Any], Affine]:
+    """Scales with the rank of the weight, [out, 1, ...] or [out, in / group], and the encoding that they make."""
     import numpy as np
     from ai_edge_litert import schema_py_generated as schema
 
@@ -97,7 +98,7 @@ def _scales(
 
 
 def _unpacked(data: npt.NDArray[Any], bits: int, count: int) -> npt.NDArray[Any]:
-    """Signed integers from bytes that hold 8 / bits of them, the first in the lowest bits."""
+    """Signed integers from bytes that hold 8 / bits of them, the first in the lowest bits. [bytes] -> [count]."""
     import numpy as np
 
     if bits == 8:

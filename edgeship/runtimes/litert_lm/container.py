@@ -53,7 +53,7 @@ def _read(path: Path) -> dict[str, Section]:
     with path.open("rb") as file:
         head = file.read(core.HEADER_BEGIN_BYTE_OFFSET)
         if len(head) < core.HEADER_BEGIN_BYTE_OFFSET or head[:8] != core.HEADER_MAGIC_BYTES:
-            raise ValueError("it is no LiteRT-LM file")
+            raise ValueError("it is not a LiteRT-LM file")
         (end,) = struct.unpack_from("<Q", head, core.HEADER_END_LOCATION_BYTE_OFFSET)
         length = end - core.HEADER_BEGIN_BYTE_OFFSET
         if not 0 < length <= MAX_HEADER_BYTES or end > size:

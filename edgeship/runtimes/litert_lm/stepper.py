@@ -110,7 +110,7 @@ class SignatureStepper(Stepper):
         self._step(f"prefill_{len(tokens)}", tokens, {})
 
     def decode(self, token: int) -> npt.NDArray[np.float32]:
-        """Take one token; logits of the next."""
+        """Take one token; logits of the next. [vocabulary]."""
         import numpy as np
 
         self._step(DECODE, [token], {"logits": self._logits})

@@ -83,7 +83,9 @@ def parse_saver(source: str, parameters: bytes) -> dict[str, SavedTensor]:
     """The 8-bit constants in the Saver's C source, by name; their bytes come in the order of the source."""
     import numpy as np
 
-    shapes = {match[1]: tuple(int(size) for size in match[2].split(",")) for match in _DIMENSIONS.finditer(source)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for entry in _DIMENSIONS.finditer(source):
+        shapes[entry[1]] = tuple(int(size) for size in entry[2].split(","))
     scales: dict[str, Array] = {}
     for line in source.splitlines():
         if match := _AXIS_SCALES.search(line):

@@ -62,7 +62,7 @@ class Emulator:
             raise ArtifactError(f"{model} does not load in the HTP emulator: {reason}", fix="build again")
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Run once. Raises `ArtifactError` when the emulator fails, crashes or hangs."""
+        """Run once. Raises `ArtifactError` when the emulator fails, crashes or hangs. Shapes are the signature's."""
         assert self._child.stdin is not None
         try:
             write_arrays(self._child.stdin, inputs)

@@ -33,12 +33,15 @@ class QnnSession(Session):
         self._cpu: Session | None = None
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Run the context once in the emulator."""
+        """Run the context once in the emulator. Shapes are the signature's."""
         found = self._emulator.run(_fitting(inputs, self._artifact))
         return {spec.name: found[spec.name] for spec in self._artifact.signature.outputs}
 
     def run_on_cpu(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Run the QDQ graph once with ONNX Runtime's CPU kernels: some operators are silently wrong on the HTP."""
+        """Run the QDQ graph once with ONNX Runtime's CPU kernels: some operators are silently wrong on the HTP.
+
+        Shapes are the signature's.
+        """
         if self._cpu is None:
             from edgeship.runtimes.onnxruntime import RUNTIME as CPU
 
@@ -84,11 +87,14 @@ class QnnRuntime(Runtime):
 
         for name in (GRAPH, CONTEXT):
             if not (artifact.path / name).is_file():
-                raise ArtifactError(f"{artifact.path / name} is not there", fix="build again")
+                raise ArtifactError(f"{artifact.path / name} does not exist", fix="build again")
         return QnnSession(Emulator(artifact.path / CONTEXT, chip_of(artifact)), artifact)
 
     def read_weights(self, artifact: Artifact) -> dict[str, EncodedTensor]:
-        """Every placed weight as the QDQ graph holds it; `readback` shows that the compiler takes the same integers."""
+        """Every placed weight as the QDQ graph holds it; `readback` shows that the compiler takes the same integers.
+
+        Each has torch's own shape.
+        """
         self.versions()
         from edgeship.runtimes.qnn.stored import read_graph_weights
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def read_graph_weights(graph: OnnxModel) -> dict[str, EncodedTensor]:
-    """Every placed weight by torch name. Raises `ArtifactError` when one is not in the file, or it is damaged."""
+    """Every placed weight by torch name. Raises `ArtifactError` when one is not in the file, or it is damaged.
+
+    Each has torch's own shape.
+    """
     import onnx
 
     try:
@@ -42,6 +45,7 @@ def _rows(model: onnx.ModelProto, placement: Placement) -> AffineTensor | None:
             readers.setdefault(name, []).append(node)
 
     def array(name: str) -> npt.NDArray[Any]:
+        """A constant in its own shape."""
         values: npt.NDArray[Any] = onnx.numpy_helper.to_array(constants[name])
         return values
 

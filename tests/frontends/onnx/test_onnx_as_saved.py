@@ -153,7 +153,7 @@ def test_a_branch_on_a_computed_value_is_both_sides(tmp_path: Path, mean: float)
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(0.5, "its value is none"), ([[1, 2], [3]], "is no tensor"), ([1, 2], "dimensions"), (float("inf"), "")],
+    [(0.5, "its value is none"), ([[1, 2], [3]], "is not a tensor"), ([1, 2], "dimensions"), (float("inf"), "")],
 )
 def test_a_value_that_does_not_fit_is_refused(tmp_path: Path, value: object, words: str) -> None:
     path = _branches(tmp_path, [helper.make_node("Equal", ["sr", "rate"], ["c"])], [_info("sr", [], WHOLE)], 8)

@@ -85,7 +85,7 @@ def test_without_data_there_is_nothing_to_learn_from(step, error, says, request_
 
 
 def test_bad_options_are_refused(request_for, calibration):
-    with pytest.raises(UsageError, match="alpha=2 is no share"):
+    with pytest.raises(UsageError, match="alpha=2 is not a share"):
         SmoothScales(alpha=2.0, data=calibration).confirm(request_for())
     with pytest.raises(UsageError, match="integer weights, not palette4"):
         SmoothScales(weights="palette4", data=calibration).confirm(request_for())

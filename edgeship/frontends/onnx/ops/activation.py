@@ -20,8 +20,11 @@ _SELU_GAMMA = 1.05070102214813232421875
 
 
 def _plain(name: str, function: Callable[[Tensor], Tensor]) -> None:
+    """Import ``name`` as a torch function of any shape."""
+
     @op(name)
     def run(call: OpCall) -> Tensor:
+        """Element by element."""
         return function(call.x(0))
 
 
@@ -36,38 +39,38 @@ _plain("HardSwish", F.hardswish)
 
 @op("Swish")
 def swish(call: OpCall) -> Tensor:
-    """`x * sigmoid(alpha * x)`."""
+    """`x * sigmoid(alpha * x)`. Any shape."""
     x, alpha = call.x(0), call.attr_float("alpha", 1.0)
     return F.silu(x) if alpha == 1.0 else torch.mul(x, torch.sigmoid(torch.mul(x, alpha)))
 
 
 @op("Gelu")
 def gelu(call: OpCall) -> Tensor:
-    """Exact, or with the tanh approximation."""
+    """Exact, or with the tanh approximation. Any shape."""
     return F.gelu(call.x(0), approximate=call.attr_text("approximate", "none"))
 
 
 @op("LeakyRelu")
 def leaky_relu(call: OpCall) -> Tensor:
-    """Slope `alpha` below 0."""
+    """Slope `alpha` below 0. Any shape."""
     return F.leaky_relu(call.x(0), call.attr_float("alpha", 0.01))
 
 
 @op("Elu")
 def elu(call: OpCall) -> Tensor:
-    """`alpha * (exp(x) - 1)` below 0."""
+    """`alpha * (exp(x) - 1)` below 0. Any shape."""
     return F.elu(call.x(0), call.attr_float("alpha", 1.0))
 
 
 @op("Celu")
 def celu(call: OpCall) -> Tensor:
-    """`alpha * (exp(x / alpha) - 1)` below 0."""
+    """`alpha * (exp(x / alpha) - 1)` below 0. Any shape."""
     return F.celu(call.x(0), call.attr_float("alpha", 1.0))
 
 
 @op("Selu")
 def selu(call: OpCall) -> Tensor:
-    """Scaled Elu; torch has it for the standard constants only."""
+    """Scaled Elu; torch has it for the standard constants only. Any shape."""
     x = call.x(0)
     alpha, gamma = call.attr_float("alpha", _SELU_ALPHA), call.attr_float("gamma", _SELU_GAMMA)
     if math.isclose(alpha, _SELU_ALPHA, rel_tol=1e-6) and math.isclose(gamma, _SELU_GAMMA, rel_tol=1e-6):
@@ -77,7 +80,7 @@ def selu(call: OpCall) -> Tensor:
 
 @op("HardSigmoid")
 def hard_sigmoid(call: OpCall) -> Tensor:
-    """`clip(alpha * x + beta, 0, 1)`."""
+    """`clip(alpha * x + beta, 0, 1)`. Any shape."""
     x, alpha, beta = call.x(0), call.attr_float("alpha", 0.2), call.attr_float("beta", 0.5)
     if math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
         return F.hardsigmoid(x)
@@ -86,13 +89,13 @@ def hard_sigmoid(call: OpCall) -> Tensor:
 
 @op("ThresholdedRelu")
 def thresholded_relu(call: OpCall) -> Tensor:
-    """0 up to `alpha`."""
+    """0 up to `alpha`. Any shape."""
     return F.threshold(call.x(0), call.attr_float("alpha", 1.0), 0.0)
 
 
 @op("Shrink")
 def shrink(call: OpCall) -> Tensor:
-    """Towards 0 by `bias`, and 0 within `lambd` of it."""
+    """Towards 0 by `bias`, and 0 within `lambd` of it. Any shape."""
     x, limit, bias = call.x(0), call.attr_float("lambd", 0.5), call.attr_float("bias", 0.0)
     zero = torch.zeros_like(x)
     below = torch.where(x < -limit, torch.add(x, bias), zero)
@@ -135,12 +138,14 @@ def softmax(call: OpCall) -> Tensor:
 
 
 def _function(op_type: str) -> Callable[[Tensor, int], Tensor]:
+    """The torch function of ``(x, axis)``; the shape stays."""
     if op_type == "Softmax":
         return torch.softmax
     return torch.log_softmax if op_type == "LogSoftmax" else _hardmax
 
 
 def _hardmax(x: Tensor, axis: int) -> Tensor:
+    """1 at the first largest along ``axis``, 0 elsewhere; the shape of ``x``."""
     index = torch.argmax(x, axis, keepdim=True)
     shape = [1] * x.dim()
     shape[axis] = x.shape[axis]

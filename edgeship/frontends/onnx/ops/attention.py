@@ -44,10 +44,11 @@ def attention(call: OpCall) -> Result:
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """[batch, length, heads * width] -> [batch, heads, length, width]."""
     batch, length, width = x.shape
     return torch.transpose(torch.reshape(x, (batch, length, heads, width // heads)), 1, 2)
 
 
 def _broadcasts(mask: Tensor, q: Tensor, k: Tensor) -> bool:
-    """ONNX lets a mask be shorter than the keys; that case is written out."""
+    """ONNX lets a mask be shorter than the keys; that case is written out. ``mask`` [..., queries or 1, keys]."""
     return mask.shape[-1] == k.shape[-2] and mask.shape[-2] in (1, q.shape[-2])

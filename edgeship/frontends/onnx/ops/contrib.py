@@ -23,33 +23,33 @@ _MS = "com.microsoft"
 
 @op("Gelu", domain=_MS)
 def gelu(call: OpCall) -> Tensor:
-    """Exact."""
+    """Exact. Any shape."""
     return F.gelu(call.x(0))
 
 
 @op("BiasGelu", domain=_MS)
 def bias_gelu(call: OpCall) -> Tensor:
-    """Gelu of `x + bias`."""
+    """Gelu of `x + bias`. ``x`` [..., n], ``bias`` [n]."""
     return F.gelu(torch.add(call.x(0), call.weight(1)))
 
 
 @op("FastGelu", domain=_MS)
 def fast_gelu(call: OpCall) -> Tensor:
-    """Gelu by tanh, of `x + bias`."""
+    """Gelu by tanh, of `x + bias`. ``x`` [..., n], ``bias`` [n]."""
     x = torch.add(call.x(0), call.weight(1)) if call.given(1) else call.x(0)
     return F.gelu(x, approximate="tanh")
 
 
 @op("QuickGelu", domain=_MS)
 def quick_gelu(call: OpCall) -> Tensor:
-    """`x * sigmoid(alpha * x)`."""
+    """`x * sigmoid(alpha * x)`. Any shape."""
     x = call.x(0)
     return torch.mul(x, torch.sigmoid(torch.mul(x, call.attr_float("alpha", 1.702))))
 
 
 @op("FusedConv", domain=_MS)
 def fused_conv(call: OpCall) -> Tensor:
-    """A convolution, a sum, an activation."""
+    """A convolution, a sum, an activation. As ``Conv``: [N, C, ...] -> [N, M, ...]."""
     result = convolve(call, call.x(0), call.weight(1), call.optional_weight(2))
     if call.given(3):
         result = torch.add(result, call.x(3))
@@ -58,13 +58,13 @@ def fused_conv(call: OpCall) -> Tensor:
 
 @op("FusedGemm", domain=_MS)
 def fused_gemm(call: OpCall) -> Tensor:
-    """Gemm and an activation."""
+    """Gemm and an activation. As ``Gemm``: [M, N]."""
     return _activated(call, gemm_product(call))
 
 
 @op("FusedMatMul", domain=_MS)
 def fused_matmul(call: OpCall) -> Tensor:
-    """`alpha * A' @ B'`."""
+    """`alpha * A' @ B'`. [..., M, K] x [..., K, N] -> [..., M, N]."""
     a, b = call.x(0), call.x(1)
     if call.attr_int("transBatchA", 0) or call.attr_int("transBatchB", 0):
         raise call.refuse("transBatchA and transBatchB are not imported")
@@ -133,12 +133,14 @@ def matmul_n_bits(call: OpCall) -> Tensor:
 
 
 def _unpacked(packed: Tensor, bits: int) -> Tensor:
+    """Two 4-bit integers a byte, low bits first: [..., bytes] -> [..., 2 * bytes]."""
     if bits == 8:
         return packed
     return torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
 
 
 def _activated(call: OpCall, x: Tensor) -> Tensor:
+    """The activation that ``call`` names, of any shape."""
     name = call.attr_text("activation", "")
     parameters = call.attr_floats("activation_params", ())
     if name == "LeakyRelu":

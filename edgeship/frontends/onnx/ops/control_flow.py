@@ -147,15 +147,19 @@ def scan_batched(call: OpCall) -> Result:
         stacked: list[list[Tensor]] = [[] for _ in range(len(body.output) - n_states)]
         length = sources[0].shape[0]
         for index in range(length):
-            places = [length - 1 - index if flip else index for flip in backward]
-            results = call.run_subgraph(
-                body, [*state, *(torch.select(s, 0, place) for s, place in zip(sources, places, strict=True))]
-            )
+            scanned: list[Value] = []
+            for source, flip in zip(sources, backward, strict=True):
+                scanned.append(torch.select(source, 0, length - 1 - index if flip else index))
+            results = call.run_subgraph(body, [*state, *scanned])
             state = results[:n_states]
             for collected, value in zip(stacked, results[n_states:], strict=True):
                 collected.append(_tensor(call, value))
-        rows.append([*(_tensor(call, value) for value in state), *(torch.stack(c, 0) for c in stacked)])
-    return tuple(torch.stack(column, 0) for column in map(list, zip(*rows, strict=True)))
+        finals = [_tensor(call, value) for value in state]
+        # Of each output of the body: its answers, [length, ...].
+        scans = [torch.stack(collected, 0) for collected in stacked]
+        rows.append([*finals, *scans])
+    # [batch, ...] and [batch, length, ...]
+    return tuple(torch.stack(list(column), 0) for column in zip(*rows, strict=True))
 
 
 @op("SequenceEmpty")
@@ -196,7 +200,7 @@ def sequence_at(call: OpCall) -> Value:
 
 @op("SequenceLength")
 def sequence_length(call: OpCall) -> Tensor:
-    """How many tensors a sequence has, known at import."""
+    """How many tensors a sequence has, known at import. A scalar."""
     return torch.tensor(len(call.sequence(0)))
 
 
@@ -222,6 +226,7 @@ def concat_from_sequence(call: OpCall) -> Tensor:
 
 
 def _tensor(call: OpCall, value: Value) -> Tensor:
+    """``value`` of any shape; refused where it is a sequence."""
     if not isinstance(value, Tensor):
-        raise call.refuse("its body collects something that is no tensor")
+        raise call.refuse("its body collects something that is not a tensor")
     return value

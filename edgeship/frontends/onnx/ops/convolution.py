@@ -26,7 +26,10 @@ def conv(call: OpCall) -> Tensor:
 
 
 def convolve(call: OpCall, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution with the attributes of ``call``; uneven padding becomes a pad in front."""
+    """A convolution with the attributes of ``call``; uneven padding becomes a pad in front.
+
+    ``x`` [N, C, ...], ``weight`` [M, C / groups, ...kernel], ``bias`` [M] -> [N, M, ...].
+    """
     rank = _spatial_rank(call, x, weight)
     place = windows(call, tuple(x.shape[2:]), _kernel(call, weight))
     padding = place.begins
@@ -72,23 +75,27 @@ def _transposed_pads(
     elif auto in ("SAME_UPPER", "SAME_LOWER"):
         wanted = [x.shape[2 + axis] * strides[axis] for axis in range(rank)]
     if wanted is None:
-        pads = call.attr_ints("pads", (0,) * (2 * rank)) if auto != "VALID" else [0] * (2 * rank)
+        none = [0] * (2 * rank)
+        pads = none if auto == "VALID" else call.attr_ints("pads", none)
         if len(pads) != 2 * rank:
             raise call.broken(f"{len(pads)} pads for {rank} spatial axes")
         return pads[:rank], pads[rank:]
-    totals = [full[axis] + extra[axis] - wanted[axis] for axis in range(rank)]
-    halves = [total // 2 for total in totals]
-    rests = [total - half for total, half in zip(totals, halves, strict=True)]
-    begins = halves if auto == "SAME_UPPER" else rests
-    # An output larger than the full result grows at its end only.
-    grown = [total < 0 for total in totals]
-    begins = [0 if grow else begin for grow, begin in zip(grown, begins, strict=True)]
-    return begins, [total - begin for total, begin in zip(totals, begins, strict=True)]
+    begins: list[int] = []
+    ends: list[int] = []
+    for axis in range(rank):
+        total = full[axis] + extra[axis] - wanted[axis]
+        begin = total // 2 if auto == "SAME_UPPER" else total - total // 2
+        if total < 0:
+            # An output larger than the full result grows at its end only.
+            begin = 0
+        begins.append(begin)
+        ends.append(total - begin)
+    return begins, ends
 
 
 @op("ConvInteger")
 def conv_integer(call: OpCall) -> Tensor:
-    """Products of centred 8-bit integers, summed in int32."""
+    """Products of centred 8-bit integers, summed in int32. [N, C, ...] -> [N, M, ...]."""
     x, weight = call.x(0).to(torch.int32), call.x(1).to(torch.int32)
     if call.given(2):
         x = torch.sub(x, call.x(2).to(torch.int32))
@@ -100,6 +107,7 @@ def conv_integer(call: OpCall) -> Tensor:
     if isinstance(source, Rounded) and is_constant(weight):
 
         def make(factor: Tensor) -> Tensor:
+            """The convolution with float weights, once the scale behind it is known: one, or one a channel."""
             channels = factor.reshape((-1,) + (1,) * (weight.dim() - 1)) if factor.numel() > 1 else factor.reshape(())
             return convolve(call, source.value, integer_weight(call, weight, channels), None)
 
@@ -108,11 +116,12 @@ def conv_integer(call: OpCall) -> Tensor:
 
 
 def integer_convolve(call: OpCall, x: Tensor, weight: Tensor) -> Tensor:
-    """Exact for int8 products: float64 holds every sum of fewer than 2^37 of them."""
+    """Exact for int8 products: float64 holds every sum of fewer than 2^37 of them. Shapes as in `convolve`."""
     return convolve(call, x.to(torch.float64), weight.to(torch.float64), None)
 
 
 def _kernel(call: OpCall, weight: Tensor) -> tuple[int, ...]:
+    """The sizes of ``weight`` [M, C / groups, ...kernel] behind its first two axes, checked against the attribute."""
     kernel = tuple(call.attr_ints("kernel_shape", tuple(weight.shape[2:])))
     if kernel != tuple(weight.shape[2:]):
         raise call.broken(f"kernel_shape {list(kernel)} is not that of its weight {list(weight.shape)}")
@@ -120,6 +129,7 @@ def _kernel(call: OpCall, weight: Tensor) -> tuple[int, ...]:
 
 
 def _spatial_rank(call: OpCall, x: Tensor, weight: Tensor) -> int:
+    """How many axes of space ``x`` [N, C, ...] has: 1, 2 or 3."""
     rank = x.dim() - 2
     if rank not in _CONV:
         raise call.refuse(f"{rank} spatial axes; 1, 2 and 3 are imported")

@@ -13,11 +13,13 @@ from edgeship.frontends.onnx.registry import op
 from edgeship.frontends.onnx.values import Product, is_constant
 
 Tensor = torch.Tensor
+# The distance of an 8-bit float's two largest numbers; 8192 in those with five bits of exponent.
+LAST_STEPS = {torch.float8_e4m3fn: 32.0, torch.float8_e4m3fnuz: 16.0}
 
 
 @op("Constant")
 def constant(call: OpCall) -> Tensor:
-    """The value in the file."""
+    """The value in the file. Any shape."""
     if call.has("value"):
         return tagged(call, call.attr_tensor("value"), call.attr_elem_type("value"))
     if call.has("sparse_value"):
@@ -46,7 +48,7 @@ def constant_of_shape(call: OpCall) -> Tensor:
 
 @op("Range")
 def arange(call: OpCall) -> Tensor:
-    """`start + i * delta`, computed wide and rounded once."""
+    """`start + i * delta`, computed wide and rounded once. [count]."""
     start, limit, delta = (call.const(index, name) for index, name in enumerate(("start", "limit", "delta")))
     first, last, step = start.item(), limit.item(), delta.item()
     if step == 0:
@@ -59,17 +61,18 @@ def arange(call: OpCall) -> Tensor:
 
 @op("Cast")
 def cast(call: OpCall) -> Tensor:
-    """To the type in attribute `to`."""
+    """To the type in attribute `to`. Any shape."""
     return _cast(call, call.attr_int("to"))
 
 
 @op("CastLike")
 def cast_like(call: OpCall) -> Tensor:
-    """To the type of the second input."""
+    """To the type of the second input. Any shape."""
     return _cast(call, call.elem_type(1))
 
 
 def _cast(call: OpCall, elem_type: int) -> Tensor:
+    """Input 0 in another type, element by element."""
     x = call.x(0)
     dtype = torch_dtype(elem_type, call.where)
     if elem_type in SUB_BYTE_BITS:
@@ -89,21 +92,24 @@ def _cast(call: OpCall, elem_type: int) -> Tensor:
 
 
 def to_float8(x: Tensor, dtype: torch.dtype, *, saturate: bool) -> Tensor:
-    """To an 8-bit float: what is too large becomes the largest number, or without ``saturate`` NaN or infinity."""
+    """To an 8-bit float: what is too large becomes the largest number, or without ``saturate`` NaN or infinity.
+
+    Any shape.
+    """
     largest = float(torch.finfo(dtype).max)
     wide = x.to(torch.float32)
     clamped = torch.clamp(wide, -largest, largest)
     if saturate:
         return clamped.to(dtype)
     # Up to half a step above the largest number still rounds down to it.
-    step = 32.0 if dtype == torch.float8_e4m3fn else 16.0 if dtype == torch.float8_e4m3fnuz else 8192.0
+    step = LAST_STEPS.get(dtype, 8192.0)
     beyond = torch.full((), float("inf") if dtype == torch.float8_e5m2 else float("nan"))
     signed = torch.mul(beyond, torch.sign(wide))
     return torch.where(torch.abs(wide) > largest + step / 2, signed, clamped).to(dtype)
 
 
 def tagged(call: OpCall, value: Tensor, elem_type: int) -> Tensor:
-    """``value``, remembered as 2 or 4-bit integers that torch keeps in whole bytes."""
+    """``value``, remembered as 2 or 4-bit integers that torch keeps in whole bytes. Any shape."""
     if elem_type in SUB_BYTE_BITS:
         value = value.view_as(value)
         call.elem_types[value] = elem_type
@@ -111,7 +117,7 @@ def tagged(call: OpCall, value: Tensor, elem_type: int) -> Tensor:
 
 
 def _to_few_bits(x: Tensor, elem_type: int) -> Tensor:
-    """Truncated towards zero, then only the low bits kept."""
+    """Truncated towards zero, then only the low bits kept. Any shape."""
     low, high = integer_range(elem_type)
     whole = torch.trunc(x).to(torch.int64) if x.is_floating_point() else x.to(torch.int64)
     dtype = torch.uint8 if low == 0 else torch.int8
@@ -120,7 +126,7 @@ def _to_few_bits(x: Tensor, elem_type: int) -> Tensor:
 
 @op("BitCast")
 def bit_cast(call: OpCall) -> Tensor:
-    """The same bits read as another type of the same width."""
+    """The same bits read as another type of the same width. Any shape."""
     x, dtype = call.x(0), torch_dtype(call.attr_int("to"), call.where)
     if x.dtype.itemsize != dtype.itemsize or call.attr_int("to") in SUB_BYTE_BITS:
         raise call.refuse("it changes the width of an element")
@@ -129,7 +135,7 @@ def bit_cast(call: OpCall) -> Tensor:
 
 @op("HannWindow", "HammingWindow", "BlackmanWindow")
 def window(call: OpCall) -> Tensor:
-    """Hann, Hamming and Blackman windows as the specification defines them."""
+    """Hann, Hamming and Blackman windows as the specification defines them. [size]."""
     size = call.const_int(0, "size")
     call.check_size((size,))
     periodic = call.attr_int("periodic", 1)
@@ -146,7 +152,10 @@ def window(call: OpCall) -> Tensor:
 
 @op("MelWeightMatrix")
 def mel_weight_matrix(call: OpCall) -> Tensor:
-    """Triangles on the mel scale, as https://onnx.ai/onnx/operators/onnx__MelWeightMatrix.html has them."""
+    """Triangles on the mel scale, as https://onnx.ai/onnx/operators/onnx__MelWeightMatrix.html has them.
+
+    [frequencies, bands].
+    """
     bins, length, rate = (call.const_int(index) for index in (0, 1, 2))
     low, high = (float(call.const(index).item()) for index in (3, 4))
     spectrum = length // 2 + 1
@@ -169,13 +178,16 @@ def mel_weight_matrix(call: OpCall) -> Tensor:
 
 @op("Dropout")
 def dropout_inference(call: OpCall) -> tuple[Tensor, Tensor]:
-    """Before opset 12 a file cannot ask for training, or (before 7) asks for it by leaving ``is_test`` out."""
+    """Before opset 12 a file cannot ask for training, or (before 7) asks for it by leaving ``is_test`` out.
+
+    The input, and a mask of its shape.
+    """
     return call.x(0), torch.ones(call.x(0).shape, dtype=torch.bool)
 
 
 @op("Dropout", since=12)
 def dropout(call: OpCall) -> tuple[Tensor, Tensor]:
-    """Identity; a file that drops out refuses to be imported."""
+    """Identity; a file that drops out refuses to be imported. The input, and a mask of its shape."""
     training = call.optional(2)
     if training is not None:
         ratio = call.optional(1)

@@ -17,7 +17,7 @@ Binary = Callable[[Tensor, Tensor], Tensor]
 
 
 def widened(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Run ``function`` in int64 where torch lacks kernels for the dtype of ``tensors``, and come back."""
+    """Run ``function`` in int64 where torch lacks kernels for the dtype of ``tensors``, and come back. Any shapes."""
     dtype = tensors[0].dtype
     if dtype not in SPARSELY_SUPPORTED:
         return function(*tensors)
@@ -26,7 +26,10 @@ def widened(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 def operands(call: OpCall) -> tuple[Tensor, Tensor]:
-    """Both inputs, with a constant single number turned into a literal and opset-6 broadcasting applied."""
+    """Both inputs, with a constant single number turned into a literal and opset-6 broadcasting applied.
+
+    Shapes that broadcast.
+    """
     left, right = call.x(0), call.x(1)
     if call.opset < 7 and call.attr_int("broadcast", 0):
         axis = call.attr_int("axis", left.dim() - right.dim())
@@ -38,7 +41,7 @@ def operands(call: OpCall) -> tuple[Tensor, Tensor]:
 
 
 def _literal(value: Tensor, other: Tensor) -> Tensor:
-    """A 0-d constant beside a graph value: recorded as a plain number it becomes no buffer."""
+    """A 0-d constant beside a graph value: recorded as a plain number it becomes no buffer. ``other`` has any shape."""
     single = is_constant(value) and not is_constant(other) and value.numel() == 1 and value.dim() <= other.dim()
     plain = value.dtype in (torch.float32, torch.int64, torch.int32) and other.dtype == value.dtype
     return value.item() if single and plain else value  # type: ignore[return-value]
@@ -47,6 +50,7 @@ def _literal(value: Tensor, other: Tensor) -> Tensor:
 def _binary(name: str, function: Binary, since: int = 1) -> None:
     @op(name, since=since)
     def run(call: OpCall) -> Tensor:
+        """Element by element; shapes broadcast."""
         left, right = operands(call)
         if not isinstance(left, Tensor) or not isinstance(right, Tensor):
             return function(left, right)
@@ -54,12 +58,16 @@ def _binary(name: str, function: Binary, since: int = 1) -> None:
 
 
 def _unary(name: str, function: Callable[[Tensor], Tensor]) -> None:
+    """Import ``name`` as a function of one tensor, element by element."""
+
     @op(name)
     def run(call: OpCall) -> Tensor:
+        """Element by element."""
         return widened(function, call.x(0))
 
 
 def _divide(left: Tensor, right: Tensor) -> Tensor:
+    """Shapes that broadcast; integers are truncated."""
     whole = not (left if isinstance(left, Tensor) else right).is_floating_point()
     return torch.div(left, right, rounding_mode="trunc") if whole else torch.div(left, right)
 
@@ -121,7 +129,7 @@ def multiply(call: OpCall) -> Tensor:
 
 
 def _followed(call: OpCall, result: Tensor) -> Tensor:
-    """``result``, remembered where it is a scale that the data decide times a constant."""
+    """``result``, remembered where it is a scale that the data decide times a constant. Any shape."""
     for index in (0, 1):
         scaled = None if is_constant(call.inputs[index]) else call.dynamic.get(call.x(index))
         if isinstance(scaled, Scaled) and is_constant(call.inputs[1 - index]):
@@ -131,7 +139,7 @@ def _followed(call: OpCall, result: Tensor) -> Tensor:
 
 @op("Pow")
 def power(call: OpCall) -> Tensor:
-    """The result has the type of the base."""
+    """The result has the type of the base. Shapes broadcast."""
     base, exponent = call.x(0), call.x(1)
     if call.opset < 7:
         base, exponent = operands(call)
@@ -151,14 +159,14 @@ def power(call: OpCall) -> Tensor:
 
 @op("Mod")
 def modulo(call: OpCall) -> Tensor:
-    """The sign follows the divisor, or with ``fmod`` the dividend."""
+    """The sign follows the divisor, or with ``fmod`` the dividend. Shapes broadcast."""
     function = torch.fmod if call.attr_int("fmod", 0) else torch.remainder
     return widened(function, call.x(0), call.x(1))
 
 
 @op("BitShift")
 def bit_shift(call: OpCall) -> Tensor:
-    """An amount outside of 0..bits-1 leaves only copies of the sign bit, or zeros."""
+    """An amount outside of 0..bits-1 leaves only copies of the sign bit, or zeros. Shapes broadcast."""
     left = call.attr_text("direction") == "LEFT"
     x, amount = call.x(0), call.x(1).to(torch.int64)
     bits = 8 * x.dtype.itemsize
@@ -177,31 +185,31 @@ def bit_shift(call: OpCall) -> Tensor:
 
 @op("Max")
 def maximum(call: OpCall) -> Tensor:
-    """Of any number of tensors."""
+    """Of any number of tensors. Shapes broadcast."""
     return reduce(lambda a, b: widened(torch.maximum, a, b), call.tensors())
 
 
 @op("Min")
 def minimum(call: OpCall) -> Tensor:
-    """Of any number of tensors."""
+    """Of any number of tensors. Shapes broadcast."""
     return reduce(lambda a, b: widened(torch.minimum, a, b), call.tensors())
 
 
 @op("Sum")
 def total(call: OpCall) -> Tensor:
-    """Of any number of tensors."""
+    """Of any number of tensors. Shapes broadcast."""
     return reduce(torch.add, call.tensors())
 
 
 @op("Mean")
 def average(call: OpCall) -> Tensor:
-    """Of any number of tensors."""
+    """Of any number of tensors. Shapes broadcast."""
     return torch.div(reduce(torch.add, call.tensors()), len(call.inputs))
 
 
 @op("IsInf")
 def is_infinite(call: OpCall) -> Tensor:
-    """Either sign, or one of them."""
+    """Either sign, or one of them. Booleans of the input's shape."""
     x = call.x(0)
     positive, negative = call.attr_int("detect_positive", 1), call.attr_int("detect_negative", 1)
     if x.dtype.itemsize == 1:
@@ -215,13 +223,13 @@ def is_infinite(call: OpCall) -> Tensor:
 
 @op("Where")
 def where(call: OpCall) -> Tensor:
-    """`x` where the condition holds, else `y`."""
+    """`x` where the condition holds, else `y`. Shapes broadcast."""
     return torch.where(call.x(0), call.x(1), call.x(2))
 
 
 @op("Clip")
 def clip_attributes(call: OpCall) -> Tensor:
-    """Before opset 11 the bounds are attributes."""
+    """Before opset 11 the bounds are attributes. Any shape."""
     low = call.attr_float("min", torch.finfo(torch.float32).min)
     high = call.attr_float("max", torch.finfo(torch.float32).max)
     return torch.clamp(call.x(0), low if call.has("min") else None, high if call.has("max") else None)
@@ -229,7 +237,7 @@ def clip_attributes(call: OpCall) -> Tensor:
 
 @op("Clip", since=11)
 def clip(call: OpCall) -> Tensor:
-    """Constant bounds become literals."""
+    """Constant bounds become literals. Any shape."""
     x, low, high = call.x(0), call.optional(1), call.optional(2)
     if low is None and high is None:
         return x

@@ -24,7 +24,10 @@ _GRID_MODE = {
 
 @op("GridSample")
 def grid_sample(call: OpCall) -> Tensor:
-    """Grid places are -1..1; torch has the same modes and paddings."""
+    """Grid places are -1..1; torch has the same modes and paddings.
+
+    ``x`` [N, C, H, W], ``grid`` [N, out H, out W, 2] -> [N, C, out H, out W]; likewise in 3-D.
+    """
     x, grid = call.x(0), call.x(1)
     mode = _GRID_MODE[call.attr_text("mode", "bilinear")]
     if x.dim() not in (4, 5) or (x.dim() == 5 and mode == "bicubic"):
@@ -35,7 +38,10 @@ def grid_sample(call: OpCall) -> Tensor:
 
 @op("AffineGrid")
 def affine_grid(call: OpCall) -> Tensor:
-    """Places of a regular grid, moved by `theta`."""
+    """Places of a regular grid, moved by `theta`.
+
+    ``theta`` [N, 2, 3] -> [N, H, W, 2]; in 3-D [N, 3, 4] -> [N, D, H, W, 3].
+    """
     size = call.const_ints(1, "size")
     call.check_size(size)
     align = bool(call.attr_int("align_corners", 0))
@@ -84,7 +90,10 @@ def col2im(call: OpCall) -> Tensor:
 
 @op("RoiAlign")
 def roi_align(call: OpCall) -> Tensor:
-    """Mean (or largest) of a fixed grid of bilinear samples in each bin of each region."""
+    """Mean (or largest) of a fixed grid of bilinear samples in each bin of each region.
+
+    ``x`` [N, C, H, W], ``rois`` [R, 4], ``batch`` [R] -> [R, C, height, width].
+    """
     x, rois, batch = call.x(0), call.x(1), call.x(2).to(torch.int64)
     height, width = call.attr_int("output_height", 1), call.attr_int("output_width", 1)
     ratio, scale = call.attr_int("sampling_ratio", 0), call.attr_float("spatial_scale", 1.0)
@@ -128,7 +137,10 @@ def _bins(start: Tensor, span: Tensor, bins: int, ratio: int) -> Tensor:
 
 
 def _corners(y: Tensor, x: Tensor, height: int, width: int) -> list[tuple[Tensor, Tensor]]:
-    """The four neighbours of each place as flat index and weight; far outside has weight 0."""
+    """The four neighbours of each place as flat index and weight; far outside has weight 0.
+
+    ``y`` and ``x`` have one shape, and so has each index and weight.
+    """
     inside = (y >= -1.0) & (y <= height) & (x >= -1.0) & (x <= width)
     y, x = torch.clamp(y, 0.0, height - 1.0), torch.clamp(x, 0.0, width - 1.0)
     y_low, x_low = torch.floor(y), torch.floor(x)
@@ -177,7 +189,7 @@ def deform_conv(call: OpCall) -> Tensor:
 
 
 def _normal(place: Tensor, size: int) -> Tensor:
-    """Pixel index to the -1..1 of grid_sample with aligned corners."""
+    """Pixel index to the -1..1 of grid_sample with aligned corners. Any shape."""
     if size == 1:
         # One pixel: any step away from it must leave the picture, which 2x does.
         return torch.mul(place, 2.0)

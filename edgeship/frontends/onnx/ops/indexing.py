@@ -18,7 +18,7 @@ _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
 def wrapped(call: OpCall, indices: Tensor, size: int) -> Tensor:
-    """Indices counted from the front: ONNX allows negative ones, torch's gathers do not."""
+    """Indices counted from the front: ONNX allows negative ones, torch's gathers do not. Any shape."""
     indices = indices.to(torch.int64)
     if is_constant(indices):
         if indices.numel() and not -size <= int(indices.min()) <= int(indices.max()) < size:
@@ -28,7 +28,10 @@ def wrapped(call: OpCall, indices: Tensor, size: int) -> Tensor:
 
 
 def select(x: Tensor, axis: int, indices: Tensor) -> Tensor:
-    """``index_select``, or a slice where the indices are known and follow one another."""
+    """``index_select``, or a slice where the indices are known and follow one another.
+
+    [..., n, ...] -> [..., indices, ...] along ``axis``.
+    """
     if is_constant(indices) and not is_constant(x) and indices.numel():
         first, count = int(indices[0]), indices.numel()
         if torch.equal(indices, torch.arange(first, first + count)):
@@ -93,7 +96,7 @@ def flat_indices(call: OpCall, indices: Tensor, shape: torch.Size) -> Tensor:
 
 @op("ScatterElements", "Scatter")
 def scatter_elements(call: OpCall) -> Tensor:
-    """One index for each update."""
+    """One index for each update. ``indices`` and ``updates`` have one shape, the result that of ``x``."""
     x, updates = call.x(0), call.x(2)
     axis = call.axis(call.attr_int("axis", 0), x.dim())
     indices = wrapped(call, call.x(1), x.shape[axis])
@@ -157,7 +160,7 @@ def one_hot(call: OpCall) -> Tensor:
 
 @op("Trilu")
 def trilu(call: OpCall) -> Tensor:
-    """One triangle, the rest 0."""
+    """One triangle, the rest 0. [..., M, N]."""
     function = torch.triu if call.attr_int("upper", 1) else torch.tril
     x, diagonal = call.x(0), call.const_int(1, "k") if call.given(1) else 0
     return function(x, max(min(diagonal, 1 << 31), -(1 << 31)))
@@ -165,7 +168,7 @@ def trilu(call: OpCall) -> Tensor:
 
 @op("Compress")
 def compress(call: OpCall) -> Tensor:
-    """What a constant condition keeps."""
+    """What a constant condition keeps. [...] -> [kept], or [..., kept, ...] along ``axis``."""
     x, condition = call.x(0), call.const(1, "the condition").to(torch.bool)
     chosen = torch.nonzero(condition).reshape(-1)
     if not call.has("axis"):
@@ -175,7 +178,7 @@ def compress(call: OpCall) -> Tensor:
 
 @op("NonZero")
 def nonzero(call: OpCall) -> Tensor:
-    """Places that are not 0, of a constant."""
+    """Places that are not 0, of a constant. [rank, count]."""
     x = call.const(0, "its input (the result has a data-dependent shape)")
     return torch.nonzero(x.reshape(1) if x.dim() == 0 else x).t().contiguous()
 

@@ -20,7 +20,7 @@ def gemm(call: OpCall) -> Result:
 
 
 def gemm_product(call: OpCall) -> Tensor:
-    """``alpha * A' @ B' + beta * C``."""
+    """``alpha * A' @ B' + beta * C``. [M, K] x [K, N] + [M, N] or less -> [M, N]."""
     a, b, c = call.x(0), call.weight(1), call.optional_weight(2)
     alpha, beta = call.attr_float("alpha", 1.0), call.attr_float("beta", 1.0)
     if call.attr_int("transA", 0):
@@ -60,13 +60,13 @@ def linear_weight(call: OpCall, matrix: Tensor) -> Tensor:
 
 @op("Einsum")
 def einsum(call: OpCall) -> Tensor:
-    """In the notation that torch reads as well."""
+    """In the notation that torch reads as well. Shapes as the equation says."""
     return torch.einsum(call.attr_text("equation").replace(" ", ""), *call.tensors())
 
 
 @op("MatMulInteger")
 def matmul_integer(call: OpCall) -> Tensor:
-    """Products of centred 8-bit integers, summed in int32."""
+    """Products of centred 8-bit integers, summed in int32. [..., M, K] x [K, N] -> [..., M, N]."""
     a, b = call.x(0).to(torch.int32), call.x(1).to(torch.int32)
     if call.given(2):
         a_zero = call.x(2).to(torch.int32)
@@ -78,6 +78,7 @@ def matmul_integer(call: OpCall) -> Tensor:
     if isinstance(source, Rounded) and is_constant(b) and b.dim() == 2:
 
         def make(factor: Tensor) -> Tensor:
+            """[..., M, K] -> [..., M, N] with float weights, once the scale behind the product is known."""
             return F.linear(source.value, linear_weight(call, integer_weight(call, b, factor)))
 
         call.dynamic[result] = Product(source.scale, make)
@@ -85,7 +86,10 @@ def matmul_integer(call: OpCall) -> Tensor:
 
 
 def integer_weight(call: OpCall, centred: Tensor, factor: Tensor) -> Tensor:
-    """The float weight of an integer product: input 1 less its zero point, times the scale found behind the product."""
+    """The float weight of an integer product: input 1 less its zero point, times the scale found behind the product.
+
+    ``centred`` and the result: [K, N], or [M, C / groups, ...kernel]; ``factor`` one number, or one a channel.
+    """
     call.note_dynamic()
     value = torch.mul(centred.to(torch.float32), factor)
     zero = call.x(3) if call.given(3) else torch.zeros((), dtype=torch.int32)
@@ -96,10 +100,12 @@ def integer_weight(call: OpCall, centred: Tensor, factor: Tensor) -> Tensor:
 
 
 def _times(x: Tensor, factor: float) -> Tensor:
+    """Any shape."""
     if factor == 1.0:
         return x
     return torch.mul(x, factor if x.is_floating_point() else int(factor))
 
 
 def _plus(x: Tensor, c: Tensor | None, beta: float) -> Tensor:
+    """Shapes broadcast."""
     return x if c is None else torch.add(x, _times(c, beta))

@@ -58,7 +58,7 @@ def layer_norm(call: OpCall) -> Result:
 
 @op("RMSNormalization")
 def rms_norm(call: OpCall) -> Tensor:
-    """One call where no wider type is asked for."""
+    """One call where no wider type is asked for. ``scale`` has the shape of the axes from ``axis`` on."""
     x, scale = call.x(0), call.weight(1)
     axis = call.axis(call.attr_int("axis", -1), x.dim())
     epsilon = call.attr_float("epsilon", 1e-5)
@@ -73,7 +73,7 @@ def rms_norm(call: OpCall) -> Tensor:
 
 @op("GroupNormalization", since=18)
 def group_norm_grouped(call: OpCall) -> Tensor:
-    """Opset 18 gives one scale and bias to a group."""
+    """Opset 18 gives one scale and bias to a group. ``x`` [N, C, ...], scale and bias [groups]."""
     x, groups = call.x(0), call.attr_int("num_groups")
     per_group = (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
     normal = F.group_norm(x, groups, None, None, call.attr_float("epsilon", 1e-5))
@@ -113,7 +113,7 @@ def mean_variance_norm(call: OpCall) -> Tensor:
 
 @op("LpNormalization")
 def lp_norm(call: OpCall) -> Tensor:
-    """To length 1 by the 1- or 2-norm."""
+    """To length 1 by the 1- or 2-norm. Any shape, along ``axis``."""
     x, p = call.x(0), call.attr_int("p", 2)
     axis = call.axis(call.attr_int("axis", -1), x.dim())
     if p == 1:

@@ -63,7 +63,10 @@ def _global_indices(indices: Tensor, x: Tensor, place: Windows, *, by_column: bo
 
 @op("AveragePool")
 def average_pool(call: OpCall) -> Tensor:
-    """One call where torch's way of counting the padding is the right one, else sums over counts."""
+    """One call where torch's way of counting the padding is the right one, else sums over counts.
+
+    [N, C, ...] -> [N, C, ...windows].
+    """
     x = call.x(0)
     place = _windows(call, x)
     rank = len(place.kernel)
@@ -85,7 +88,10 @@ def average_pool(call: OpCall) -> Tensor:
 
 
 def _window_sum(x: Tensor, place: Windows, begins: tuple[int, ...], ends: tuple[int, ...]) -> Tensor:
-    """Sum of each window; dilation, which no average pool has, needs a convolution with ones."""
+    """Sum of each window; dilation, which no average pool has, needs a convolution with ones.
+
+    [N, C, ...] -> [N, C, ...windows].
+    """
     rank = len(place.kernel)
     padded = F.pad(x, pads_list(begins, ends)) if any(begins) or any(ends) else x
     if set(place.dilations) == {1}:
@@ -99,7 +105,7 @@ def _window_sum(x: Tensor, place: Windows, begins: tuple[int, ...], ends: tuple[
 
 @op("LpPool")
 def lp_pool(call: OpCall) -> Tensor:
-    """P-th root of the sum of p-th powers."""
+    """P-th root of the sum of p-th powers. [N, C, ...] -> [N, C, ...windows]."""
     x, p = call.x(0), _norm(call)
     place = _windows(call, x)
     powered = torch.mul(x, x) if p == 2 else torch.pow(torch.abs(x), p)
@@ -120,6 +126,7 @@ def _norm(call: OpCall) -> float:
 
 
 def _root(x: Tensor, p: float) -> Tensor:
+    """Any shape."""
     return torch.sqrt(x) if p == 2 else torch.pow(x, 1.0 / p)
 
 
@@ -167,6 +174,7 @@ def max_unpool(call: OpCall) -> Tensor:
 
 
 def _windows(call: OpCall, x: Tensor) -> Windows:
+    """The windows of a pool over ``x`` [N, C, ...]."""
     if x.dim() - 2 not in _MAX_POOL:
         raise call.refuse(f"{x.dim() - 2} spatial axes; 1, 2 and 3 are imported")
     kernel = tuple(call.attr_ints("kernel_shape"))

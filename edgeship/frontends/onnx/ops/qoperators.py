@@ -48,6 +48,8 @@ def binary(call: OpCall) -> Answer:
 
 
 def _unary(name: str, function: Callable[[OpCall, Tensor], Tensor]) -> None:
+    """Import ``name`` as a float function between two grids, element by element."""
+
     @op(name, domain=_MS)
     def run(call: OpCall) -> Answer:
         return rounded(call, function(call, restored(call, 0)), 3)
@@ -90,15 +92,18 @@ def concat(call: OpCall) -> Answer:
 def gemm(call: OpCall) -> Answer:
     """``alpha * A' @ B' + C``, in float where no output scale is given."""
     a = restored(call, 0)
-    a = torch.transpose(a, 0, 1) if call.attr_int("transA", 0) else a
+    if call.attr_int("transA", 0):
+        a = torch.transpose(a, 0, 1)
     turned = bool(call.attr_int("transB", 0))
     matrix = restored(call, 3, axis=0 if turned else 1)
     if is_constant(matrix):
         call.constants.mark_weight(matrix)
     weight = matrix if turned else call.constants.derive(matrix, "transposed", lambda t: t.t().contiguous())
     alpha = call.attr_float("alpha", 1.0)
+    # [M, K] x [N, K] -> [M, N]
     result = F.linear(a, weight)
-    result = result if alpha == 1.0 else torch.mul(result, alpha)
+    if alpha != 1.0:
+        result = torch.mul(result, alpha)
     if call.given(6):
         bias = scaled_bias(call, 6, 1, 4)
         flat = alpha == 1.0 and is_constant(bias) and bias.numel() == weight.shape[0]
@@ -125,5 +130,6 @@ def dynamic_lstm(call: OpCall) -> Result:
 
 
 def _tensor(value: Result) -> Tensor:
+    """``value`` of any shape."""
     assert isinstance(value, Tensor), "these operators answer with one tensor"
     return value

@@ -25,7 +25,10 @@ _GRIDS = (TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT16, TensorProto.I
 
 @op("QuantizeLinear")
 def quantize_linear(call: OpCall) -> Tensor | Quantized:
-    """Divided, rounded half to even, shifted, saturated."""
+    """Divided, rounded half to even, shifted, saturated.
+
+    Any shape; scales are one number, one a channel along ``axis``, or one a block.
+    """
     x, scale = call.x(0), call.x(1)
     elem_type = TensorProto.UINT8
     if call.given(2):
@@ -53,7 +56,10 @@ def quantize_linear(call: OpCall) -> Tensor | Quantized:
 
 @op("DequantizeLinear")
 def dequantize_linear(call: OpCall) -> Tensor:
-    """`(x - zero_point) * scale`; of constants it folds to a float weight."""
+    """`(x - zero_point) * scale`; of constants it folds to a float weight.
+
+    Any shape; scales as in `quantize_linear`.
+    """
     held = call.quantized(0)
     if held is not None and held.grid == grid_of(call, 1, 2, held.grid.elem_type):
         return held.value
@@ -129,7 +135,7 @@ def restored(call: OpCall, index: int, *, axis: int = 0) -> Tensor:
 
 
 def rounded(call: OpCall, value: Tensor, scale_index: int) -> Tensor | Quantized:
-    """``value`` on the grid of the inputs at ``scale_index`` and after it."""
+    """``value`` on the grid of the inputs at ``scale_index`` and after it. Any shape."""
     zero = call.x(scale_index + 1)
     elem_type = call.elem_type(scale_index + 1)
     grid = grid_of(call, scale_index, scale_index + 1, elem_type)
@@ -141,7 +147,7 @@ def rounded(call: OpCall, value: Tensor, scale_index: int) -> Tensor | Quantized
 
 
 def scaled_bias(call: OpCall, index: int, x_scale: int, weight_scale: int) -> Tensor:
-    """An int32 bias as the number it stands for."""
+    """An int32 bias as the number it stands for. [M]."""
     scale = torch.mul(call.x(x_scale).to(torch.float64), call.x(weight_scale).to(torch.float64))
     bias = call.x(index)
     result = torch.mul(bias.to(torch.float64), torch.reshape(scale, (-1,)) if scale.dim() else scale).to(torch.float32)
@@ -178,7 +184,10 @@ def dynamic_quantize_linear(call: OpCall) -> Result:
 
 @op("QLinearMatMul")
 def quantized_matmul(call: OpCall) -> Tensor | Quantized:
-    """Between constant grids a float product; else exact integer sums, rescaled once."""
+    """Between constant grids a float product; else exact integer sums, rescaled once.
+
+    [..., M, K] x [K, N] -> [..., M, N].
+    """
     if _on_grids(call) and call.x(3).dim() == 2:
         matrix = restored(call, 3, axis=1)
         call.constants.mark_weight(matrix)
@@ -193,7 +202,10 @@ def quantized_matmul(call: OpCall) -> Tensor | Quantized:
 
 @op("QLinearConv")
 def quantized_conv(call: OpCall) -> Tensor | Quantized:
-    """Between constant grids a float convolution; else exact integer sums, rescaled once."""
+    """Between constant grids a float convolution; else exact integer sums, rescaled once.
+
+    [N, C, ...] -> [N, M, ...].
+    """
     if _on_grids(call) and is_constant(call.optional(8)):
         weight = restored(call, 3)
         call.constants.mark_weight(weight)
@@ -211,6 +223,7 @@ def quantized_conv(call: OpCall) -> Tensor | Quantized:
 
 
 def _centred(x: Tensor, zero: Tensor, *, row: bool) -> Tensor:
+    """``x`` less its zero point, in float64; with ``row`` the zero points are one a row."""
     return torch.sub(x.to(torch.float64), (_as_row(zero) if row else zero).to(torch.float64))
 
 
@@ -220,6 +233,7 @@ def _as_row(x: Tensor) -> Tensor:
 
 
 def _requantized(call: OpCall, value: Tensor, zero_index: int) -> Tensor:
+    """``value`` of any shape, rounded, shifted by the zero point and saturated."""
     zero = call.x(zero_index)
     elem_type = call.elem_type(zero_index)
     if elem_type in SUB_BYTE_BITS or zero.dtype in FLOAT8:

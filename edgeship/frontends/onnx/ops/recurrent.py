@@ -30,24 +30,24 @@ class Direction:
     clip: float
 
 
-Step = Callable[[Tensor, State, Direction], State]
+Cell = Callable[[Tensor, State, Direction], State]
 
 
 @op("LSTM")
 def lstm(call: OpCall) -> Result:
     """Outputs Y, Y_h, Y_c."""
     if call.attr_int("input_forget", 0):
-        step: Step = _lstm_step_coupled
+        cell: Cell = _lstm_step_coupled
     else:
-        step = _lstm_step
-    return _layer(call, step, gates=4, states=2, defaults=("Sigmoid", "Tanh", "Tanh"))
+        cell = _lstm_step
+    return _layer(call, cell, gates=4, states=2, defaults=("Sigmoid", "Tanh", "Tanh"))
 
 
 @op("GRU")
 def gru(call: OpCall) -> Result:
     """Outputs Y, Y_h."""
-    step = _gru_step_after if call.attr_int("linear_before_reset", 0) else _gru_step
-    return _layer(call, step, gates=3, states=1, defaults=("Sigmoid", "Tanh"))
+    cell = _gru_step_after if call.attr_int("linear_before_reset", 0) else _gru_step
+    return _layer(call, cell, gates=3, states=1, defaults=("Sigmoid", "Tanh"))
 
 
 @op("RNN")
@@ -57,15 +57,17 @@ def rnn(call: OpCall) -> Result:
 
 
 def _lstm_step(x: Tensor, state: State, d: Direction) -> State:
+    """``x`` [batch, 4 * hidden], each state [batch, hidden]."""
     return _lstm_cell(x, state, d, coupled=False)
 
 
 def _lstm_step_coupled(x: Tensor, state: State, d: Direction) -> State:
+    """As `_lstm_step`, where the forget gate is one less the input gate; states [batch, hidden]."""
     return _lstm_cell(x, state, d, coupled=True)
 
 
 def _lstm_cell(x: Tensor, state: State, d: Direction, *, coupled: bool) -> State:
-    """Gates in ONNX order: input, output, forget, cell."""
+    """Gates in ONNX order: input, output, forget, cell. ``x`` [batch, 4 * hidden], each state [batch, hidden]."""
     h, c = state
     i, o, f, g = torch.chunk(torch.add(x, F.linear(h, d.r, d.r_bias)), 4, -1)
     peep_i, peep_o, peep_f = torch.chunk(d.peephole, 3) if d.peephole is not None else (None, None, None)
@@ -78,7 +80,10 @@ def _lstm_cell(x: Tensor, state: State, d: Direction, *, coupled: bool) -> State
 
 
 def _gru_step(x: Tensor, state: State, d: Direction) -> State:
-    """The reset gate acts before the recurrent product. Gates in ONNX order: update, reset, hidden."""
+    """The reset gate acts before the recurrent product. Gates in ONNX order: update, reset, hidden.
+
+    ``x`` [batch, 3 * hidden], the state [batch, hidden].
+    """
     h = state[0]
     bias = d.r_bias
     x_zr, x_h = torch.split(x, [2 * d.hidden, d.hidden], -1)
@@ -90,7 +95,10 @@ def _gru_step(x: Tensor, state: State, d: Direction) -> State:
 
 
 def _gru_step_after(x: Tensor, state: State, d: Direction) -> State:
-    """The reset gate acts on the recurrent product, as cuDNN and torch have it."""
+    """The reset gate acts on the recurrent product, as cuDNN and torch have it.
+
+    ``x`` [batch, 3 * hidden], the state [batch, hidden].
+    """
     h = state[0]
     x_zr, x_h = torch.split(x, [2 * d.hidden, d.hidden], -1)
     h_zr, h_h = torch.split(F.linear(h, d.r, d.r_bias), [2 * d.hidden, d.hidden], -1)
@@ -100,18 +108,21 @@ def _gru_step_after(x: Tensor, state: State, d: Direction) -> State:
 
 
 def _rnn_step(x: Tensor, state: State, d: Direction) -> State:
+    """``x`` and the state: [batch, hidden]."""
     return (d.activations[0](_clip(torch.add(x, F.linear(state[0], d.r, d.r_bias)), d.clip)),)
 
 
 def _peep(gate: Tensor, cell: Tensor, peephole: Tensor | None) -> Tensor:
+    """``gate`` and ``cell`` [batch, hidden], ``peephole`` [hidden]."""
     return gate if peephole is None else torch.add(gate, torch.mul(cell, peephole))
 
 
 def _clip(x: Tensor, limit: float) -> Tensor:
+    """Any shape; a limit of 0 is none."""
     return torch.clamp(x, -limit, limit) if limit > 0 else x
 
 
-def _layer(call: OpCall, step: Step, *, gates: int, states: int, defaults: Sequence[str]) -> Result:
+def _layer(call: OpCall, cell: Cell, *, gates: int, states: int, defaults: Sequence[str]) -> Result:
     """All directions of a layer. X is [time, batch, in], or [batch, time, in] with ``layout`` 1."""
     x = call.x(0)
     batch_first = bool(call.attr_int("layout", 0))
@@ -125,11 +136,12 @@ def _layer(call: OpCall, step: Step, *, gates: int, states: int, defaults: Seque
     for index in range(count):
         part = _direction(call, index, count, gates, states, defaults, batch, batch_first)
         backward = direction == "reverse" or index == 1
-        y, final = _unroll(x, step, part, lengths, backward=backward)
+        y, final = _unroll(x, cell, part, lengths, backward=backward)
         ys.append(y)
         finals.append(final)
+    # [time, directions, batch, hidden]; of each state its last values, [directions, batch, hidden]
     y = torch.stack(ys, 1)
-    lasts = [torch.stack([final[index] for final in finals], 0) for index in range(states)]
+    lasts = [torch.stack(of_each_direction, 0) for of_each_direction in zip(*finals, strict=True)]
     if batch_first:
         y = torch.permute(y, (2, 0, 1, 3))
         lasts = [torch.transpose(last, 0, 1) for last in lasts]
@@ -138,14 +150,14 @@ def _layer(call: OpCall, step: Step, *, gates: int, states: int, defaults: Seque
     return y, *lasts
 
 
-def _unroll(x: Tensor, step: Step, d: Direction, lengths: Tensor | None, *, backward: bool) -> tuple[Tensor, State]:
+def _unroll(x: Tensor, cell: Cell, d: Direction, lengths: Tensor | None, *, backward: bool) -> tuple[Tensor, State]:
     """Outputs [time, batch, hidden] and the final state; rows past their length are 0."""
     projected = torch.unbind(F.linear(x, d.w, d.w_bias), 0)
     order = range(len(projected))
     outputs: list[Tensor] = [x] * len(projected)
     state = d.initial
     for time in reversed(order) if backward else order:
-        fresh = step(projected[time], state, d)
+        fresh = cell(projected[time], state, d)
         if lengths is None:
             state, outputs[time] = fresh, fresh[0]
             continue
@@ -166,6 +178,7 @@ def _direction(
     batch_first: bool,
 ) -> Direction:
     def part(position: int, what: str) -> Tensor | None:
+        """The weights of one direction: [directions, ...] -> [...]."""
         if not call.given(position):
             return None
         return call.constants.derive(call.weight(position), f"direction {index}{what}", lambda t: t.select(0, index))
@@ -195,6 +208,7 @@ def _direction(
 
 
 def _activation(call: OpCall, name: str, alphas: Sequence[float], betas: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """The function that ``name`` means, of any shape."""
     plain: dict[str, Callable[[Tensor], Tensor]] = {
         "sigmoid": torch.sigmoid,
         "tanh": torch.tanh,

@@ -35,27 +35,37 @@ def _reduction(name: str, function: Reduction, elementwise: Callable[[Tensor], T
 
 
 def _square_sum(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    """Along ``axes``."""
     return torch.sum(torch.mul(x, x), axes, keepdim=keep, dtype=x.dtype)
 
 
 def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    """Along ``axes``."""
     for axis in reversed(axes):
         x = torch.prod(x, axis, keepdim=keep, dtype=x.dtype)
     return x
 
 
+def _far_end(dtype: torch.dtype, *, low: bool) -> float | bool:
+    """The lowest or highest number of a type: the largest, or smallest, of no numbers at all."""
+    if dtype == torch.bool:
+        return not low
+    if dtype.is_floating_point:
+        return float("-inf") if low else float("inf")
+    info = torch.iinfo(dtype)
+    return info.min if low else info.max
+
+
 def _extreme(x: Tensor, axes: list[int], keep: bool, *, largest: bool) -> Tensor:
-    """Over no elements the answer is the far end of the type's range."""
+    """The largest or smallest along ``axes``, which become 1 or, without ``keep``, go."""
     if x.numel() == 0:
-        shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
-        if not keep:
-            shape = [size for axis, size in enumerate(x.shape) if axis not in axes]
-        if x.dtype == torch.bool:
-            return torch.full(shape, not largest)
-        if x.dtype.is_floating_point:
-            return torch.full(shape, float("-inf") if largest else float("inf"), dtype=x.dtype)
-        info = torch.iinfo(x.dtype)
-        return torch.full(shape, info.min if largest else info.max, dtype=x.dtype)
+        shape: list[int] = []
+        for axis, size in enumerate(x.shape):
+            if axis not in axes:
+                shape.append(size)
+            elif keep:
+                shape.append(1)
+        return torch.full(shape, _far_end(x.dtype, low=largest), dtype=x.dtype)
     if x.dtype == torch.bool:
         for axis in reversed(axes):
             x = torch.any(x, axis, keepdim=keep) if largest else torch.all(x, axis, keepdim=keep)
@@ -64,12 +74,14 @@ def _extreme(x: Tensor, axes: list[int], keep: bool, *, largest: bool) -> Tensor
 
 
 def _mean(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    """Along ``axes``; integers are summed in float64."""
     if x.is_floating_point():
         return torch.mean(x, axes, keepdim=keep)
     return torch.mean(x, axes, keepdim=keep, dtype=torch.float64).to(x.dtype)
 
 
 def _log_sum_exp(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    """Along ``axes``; integers in float64."""
     return torch.logsumexp(x if x.is_floating_point() else x.to(torch.float64), axes, keepdim=keep).to(x.dtype)
 
 
@@ -95,7 +107,7 @@ _reduction("ReduceLogSumExp", _log_sum_exp)
 
 @op("ArgMax", "ArgMin")
 def argmax(call: OpCall) -> Tensor:
-    """Of equal values the first, or with `select_last_index` the last."""
+    """Of equal values the first, or with `select_last_index` the last. Indices along ``axis``."""
     x = call.x(0)
     axis = call.axis(call.attr_int("axis", 0), x.dim())
     keep = bool(call.attr_int("keepdims", 1))
@@ -150,7 +162,10 @@ def _top_k(call: OpCall, k: int) -> Result:
 
 
 def _norm(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-    """The root of the sum of squares; of graph values in units of the largest, so that no square leaves float16."""
+    """The root of the sum of squares; of graph values in units of the largest, so that no square leaves float16.
+
+    Along ``axes``.
+    """
     if is_constant(x) or not x.is_floating_point() or not x.numel():
         return torch.sqrt(_square_sum(x, axes, keep))
     largest = torch.amax(torch.abs(x), axes, keepdim=True)

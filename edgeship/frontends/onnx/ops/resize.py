@@ -51,7 +51,7 @@ class Axis:
 
 @op("Upsample")
 def upsample_attributes(call: OpCall) -> Tensor:
-    """Before opset 9 the scales are attributes."""
+    """Before opset 9 the scales are attributes. [N, C, H, W] -> [N, C, H * scale, W * scale]."""
     if call.opset < 7:
         height, width = call.attr_float("height_scale"), call.attr_float("width_scale")
         return _scaled(call, [1.0, 1.0, height, width], _upsample_rule(call))
@@ -60,13 +60,13 @@ def upsample_attributes(call: OpCall) -> Tensor:
 
 @op("Upsample", since=9)
 def upsample(call: OpCall) -> Tensor:
-    """Resize by scales, the first rules."""
+    """Resize by scales, the first rules. Any rank; each axis by its scale."""
     return _scaled(call, _const_floats(call, 1), _upsample_rule(call))
 
 
 @op("Resize", since=10)
 def resize_scales(call: OpCall) -> Tensor:
-    """Opset 10 knows the first rules only."""
+    """Opset 10 knows the first rules only. Any rank; each axis by its scale."""
     return _scaled(call, _const_floats(call, 1), _upsample_rule(call))
 
 
@@ -78,7 +78,7 @@ def _upsample_rule(call: OpCall) -> Rule:
 
 @op("Resize", since=11)
 def resize(call: OpCall) -> Tensor:
-    """By scales or to sizes, with every rule of opset 11 to 19."""
+    """By scales or to sizes, with every rule of opset 11 to 19. Any rank; each axis by its scale, or to its size."""
     x = call.x(0)
     rule = Rule(
         call.attr_text("mode", "nearest"),
@@ -107,6 +107,7 @@ def resize(call: OpCall) -> Tensor:
 
 
 def _from_sizes(call: OpCall, x: Tensor, axes: Sequence[int]) -> tuple[list[int], list[float]]:
+    """The sizes and scales of all axes of ``x``, from the ``sizes`` given for ``axes``."""
     sizes, scales = list(x.shape), [1.0] * x.dim()
     wanted = call.const_ints(3, "sizes")
     policy = call.attr_text("keep_aspect_ratio_policy", "stretch")
@@ -119,6 +120,7 @@ def _from_sizes(call: OpCall, x: Tensor, axes: Sequence[int]) -> tuple[list[int]
 
 
 def _scaled(call: OpCall, scales: list[float], rule: Rule) -> Tensor:
+    """Each axis of input 0 by its scale, rounded down."""
     x = call.x(0)
     if len(scales) != x.dim():
         raise call.broken(f"{len(scales)} scales for {x.dim()} axes")
@@ -134,6 +136,7 @@ def _resize(
     rule: Rule,
     roi: Sequence[tuple[float, float]],
 ) -> Tensor:
+    """Each axis of ``x`` to its size, one axis after the other."""
     call.check_size(sizes)
     if rule.mode not in _TORCH_MODE or any(not 0 < scale < float("inf") for scale in scales) or 0 in x.shape:
         raise call.broken(f'mode "{rule.mode}" with scales {list(scales)}')
@@ -210,6 +213,7 @@ def _table(axis: Axis, rule: Rule) -> np.ndarray:
 
 
 def _round(source: np.ndarray, mode: str) -> np.ndarray:
+    """Positions of any shape to whole ones."""
     if mode == "floor":
         rounded = np.floor(source)
     elif mode == "ceil":
@@ -223,7 +227,7 @@ def _round(source: np.ndarray, mode: str) -> np.ndarray:
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
-    """Keys' kernel, https://doi.org/10.1109/TASSP.1981.1163711."""
+    """Keys' kernel, https://doi.org/10.1109/TASSP.1981.1163711. Any shape."""
     d = np.abs(distance)
     near = (a + 2) * d**3 - (a + 3) * d**2 + 1
     far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
@@ -232,7 +236,10 @@ def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
 
 
 def _by_torch(x: Tensor, sizes: Sequence[int], tables: dict[int, np.ndarray], rule: Rule) -> Tensor | None:
-    """The interpolation of torch, where its tables are exactly ours; None where they are not."""
+    """The interpolation of torch, where its tables are exactly ours; None where they are not.
+
+    ``x`` [N, C, ...space]; ``tables`` by axis.
+    """
     mode = _TORCH_MODE[rule.mode].get(x.dim())
     if mode is None or 0 in tables or 1 in tables or rule.antialias:
         return None
@@ -249,6 +256,7 @@ def _by_torch(x: Tensor, sizes: Sequence[int], tables: dict[int, np.ndarray], ru
 
 
 def _same(x: Tensor, sizes: Sequence[int], tables: dict[int, np.ndarray], rule: Rule) -> bool:
+    """Whether torch's own tables are ``tables``, which are [output, input] by axis."""
     for axis, table in tables.items():
         size, output = x.shape[axis], sizes[axis]
         theirs = _table(_plan(size, output, output / size, rule, (0.0, 1.0)), rule)
@@ -258,6 +266,7 @@ def _same(x: Tensor, sizes: Sequence[int], tables: dict[int, np.ndarray], rule: 
 
 
 def _apply(x: Tensor, axis: int, table: np.ndarray, *, nearest: bool) -> Tensor:
+    """Multiply one axis of ``x`` by ``table`` [output, input]."""
     if nearest:
         return torch.index_select(x, axis, torch.from_numpy(table.argmax(axis=1)))
     weights = torch.from_numpy(table).to(x.dtype)
@@ -265,7 +274,7 @@ def _apply(x: Tensor, axis: int, table: np.ndarray, *, nearest: bool) -> Tensor:
 
 
 def _extrapolated(x: Tensor, plans: dict[int, Axis], rule: Rule) -> Tensor:
-    """Positions outside of the picture get one fixed value."""
+    """Positions outside of the picture get one fixed value. The shape of ``x`` after it was resized."""
     inside = torch.ones((1,) * x.dim(), dtype=torch.bool)
     for axis, plan in plans.items():
         view = [1] * x.dim()

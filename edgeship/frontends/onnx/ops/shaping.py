@@ -34,7 +34,7 @@ def shape(call: OpCall) -> Tensor:
 
 @op("Size")
 def size(call: OpCall) -> Tensor:
-    """Known at import."""
+    """Known at import. A scalar."""
     return torch.tensor(call.x(0).numel(), dtype=torch.int64)
 
 
@@ -51,6 +51,7 @@ def reshape(call: OpCall) -> Tensor:
 
 
 def _reshape(call: OpCall, wanted: Sequence[int]) -> Tensor:
+    """``x`` in the shape ``wanted``, where 0 copies a size (unless ``allowzero``) and -1 is what is left."""
     x = call.x(0)
     sizes = list(wanted)
     if not call.attr_int("allowzero", 0):
@@ -69,7 +70,7 @@ def _reshape(call: OpCall, wanted: Sequence[int]) -> Tensor:
 
 @op("Flatten")
 def flatten(call: OpCall) -> Tensor:
-    """To a matrix."""
+    """To a matrix. [a, b, c, d] -> [a * b, c * d], cut in front of ``axis``."""
     x = call.x(0)
     axis = call.attr_int("axis", 1)
     axis = axis + x.dim() if axis < 0 else axis
@@ -170,14 +171,14 @@ def split(call: OpCall) -> Result:
 
 @op("Slice")
 def slice_attributes(call: OpCall) -> Tensor:
-    """Before opset 10 the bounds are attributes."""
+    """Before opset 10 the bounds are attributes. Any shape."""
     starts, ends = call.attr_ints("starts"), call.attr_ints("ends")
     return _slice(call, starts, ends, call.attr_ints("axes", tuple(range(len(starts)))), [1] * len(starts))
 
 
 @op("Slice", since=10)
 def slice_inputs(call: OpCall) -> Tensor:
-    """Constant bounds and steps."""
+    """Constant bounds and steps. Any shape."""
     starts, ends = call.const_ints(1, "starts"), call.const_ints(2, "ends")
     axes = call.const_ints(3, "axes") if call.given(3) else list(range(len(starts)))
     steps = call.const_ints(4, "steps") if call.given(4) else [1] * len(starts)
@@ -217,7 +218,7 @@ def _chosen(start: int, end: int, step: int, size: int) -> range:
 
 @op("Pad")
 def pad_attributes(call: OpCall) -> Tensor:
-    """Before opset 11 the pads are attributes."""
+    """Before opset 11 the pads are attributes. Any rank; a begin and an end for each axis."""
     pads = call.attr_ints("pads" if call.opset >= 2 else "paddings")
     x = call.x(0)
     return pad_tensor(call, x, pads, call.attr_text("mode", "constant"), call.attr_float("value", 0.0))
@@ -225,7 +226,7 @@ def pad_attributes(call: OpCall) -> Tensor:
 
 @op("Pad", since=11)
 def pad(call: OpCall) -> Tensor:
-    """Constant pads; the value may depend on the data."""
+    """Constant pads; the value may depend on the data. Any rank; a begin and an end for each axis, or for ``axes``."""
     x = call.x(0)
     pads, mode = call.const_ints(1, "pads"), call.attr_text("mode", "constant")
     if call.given(3):
@@ -246,7 +247,7 @@ def pad(call: OpCall) -> Tensor:
 
 
 def pad_tensor(call: OpCall, x: Tensor, pads: Sequence[int], mode: str, value: float) -> Tensor:
-    """Pad as ONNX does: ``pads`` has all begins, then all ends; a negative one crops."""
+    """Pad as ONNX does: ``pads`` has all begins, then all ends; a negative one crops. Any rank."""
     rank = x.dim()
     if len(pads) != 2 * rank:
         raise call.broken(f"{len(pads)} pads for {rank} axes")

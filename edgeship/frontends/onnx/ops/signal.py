@@ -18,7 +18,11 @@ Tensor = torch.Tensor
 def dft(call: OpCall) -> Tensor:
     """The last axis holds real numbers (size 1) or real and imaginary parts (size 2)."""
     x = call.x(0)
-    given = call.attr_int("axis", 1) if call.opset < 20 else call.const_int(2, "axis") if call.given(2) else -2
+    given = -2
+    if call.opset < 20:
+        given = call.attr_int("axis", 1)
+    elif call.given(2):
+        given = call.const_int(2, "axis")
     axis = call.axis(given, x.dim())
     inverse, onesided = bool(call.attr_int("inverse", 0)), bool(call.attr_int("onesided", 0))
     length = call.const_int(1, "dft_length") if call.given(1) else x.shape[axis]
@@ -46,10 +50,12 @@ def dft(call: OpCall) -> Tensor:
 
 @op("STFT")
 def stft(call: OpCall) -> Tensor:
-    """Frames, windowed, times the tables of the transform."""
+    """Frames, windowed, times the tables of the transform. [N, samples] -> [N, frames, frequencies, 2]."""
     signal, step = call.x(0), call.const_int(1, "frame_step")
     window = call.optional(2)
-    length = call.const_int(3, "frame_length") if call.given(3) else (0 if window is None else window.shape[0])
+    length = 0 if window is None else window.shape[0]
+    if call.given(3):
+        length = call.const_int(3, "frame_length")
     if step < 1 or not 0 < length <= signal.shape[1]:
         raise call.broken(f"frames of {length} every {step} in a signal of {signal.shape[1]}")
     if signal.dim() == 3 and signal.shape[2] == 2:
@@ -77,14 +83,17 @@ def _tables(rows: int, length: int, dtype: torch.dtype, *, inverse: bool) -> tup
 
 
 def _fitted(x: Tensor, axis: int, length: int) -> Tensor:
-    """Cut or filled with zeros to ``length``."""
+    """Cut or filled with zeros to ``length``. Along ``axis``."""
     if x.shape[axis] >= length:
         return x if x.shape[axis] == length else torch.narrow(x, axis, 0, length)
     return F.pad(x, [0, 0] * (x.dim() - 1 - axis) + [0, length - x.shape[axis]])
 
 
 def _mirrored(x: Tensor, axis: int, length: int) -> Tensor:
-    """The missing half of a one-sided spectrum: complex conjugates in reverse."""
+    """The missing half of a one-sided spectrum: complex conjugates in reverse.
+
+    [..., length / 2 + 1, ..., 2] -> [..., length, ..., 2] along ``axis``.
+    """
     half = _fitted(x, axis, length // 2 + 1)
     rest = torch.flip(torch.narrow(half, axis, 1, length - half.shape[axis]), [axis])
     return torch.cat([half, torch.mul(rest, torch.tensor([1.0, -1.0], dtype=x.dtype))], axis)

@@ -136,5 +136,6 @@ def softmax(call: Call) -> Outputs:
 
 
 def _by_channel(call: Call, name: str, x: Tensor) -> Tensor:
+    """A parameter [C], shaped to multiply ``x`` [N, C, ...]."""
     parameter = call.floats(name)
     return parameter.reshape(1, -1, *[1] * (x.dim() - 2)) if x.dim() > 1 else parameter

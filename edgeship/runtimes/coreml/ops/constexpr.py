@@ -35,7 +35,7 @@ def spread(parameter: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def shift_scale(data: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
-    """``scale (data - offset)`` in float32."""
+    """``scale (data - offset)`` in float32. Shapes broadcast."""
     values = data.to(torch.float32)
     if offset is not None:
         values = values - offset.to(torch.float32)
@@ -81,6 +81,7 @@ def affine_dequantize(call: Call) -> Outputs:
 
 
 def _along(call: Call, name: str, rank: int) -> Tensor:
+    """A scalar, or one number an index along ``axis``, shaped to the weight's rank."""
     parameter = call.tensor(name)
     if parameter.dim() == 0:
         return parameter

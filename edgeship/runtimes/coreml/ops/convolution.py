@@ -107,4 +107,5 @@ def conv_quantized(call: Call) -> Outputs:
 
 
 def _with(call: Call, name: str, value: torch.Tensor) -> Call:
+    """``call`` with another tensor for one argument; any shape."""
     return Call(call.operation, {**call.arguments, name: (value,)}, call.opset, call.run_block, call.states)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def _scalar(call: Call, name: str, default: float) -> Tensor:
+    """An argument as a scalar."""
     return computable(call.tensor(name)).reshape(()) if call.has(name) else torch.tensor(default)
 
 

@@ -42,6 +42,7 @@ def non_maximum_suppression(call: Call) -> Outputs:
 
 
 def _survivors(call: Call, boxes: Tensor, scores: Tensor) -> list[int]:
+    """The boxes [n, 4] that are kept, best first, by their ``scores`` [n, classes]."""
     best, classes = scores.max(dim=1)
     threshold = call.number("score_threshold") if call.has("score_threshold") else None
     limit, per_class = call.number("iou_threshold"), call.flag("per_class_suppression")
@@ -59,7 +60,7 @@ def _survivors(call: Call, boxes: Tensor, scores: Tensor) -> list[int]:
 
 
 def _overlap(boxes: Tensor) -> Tensor:
-    """Intersection over union of each pair; 0 where both are empty."""
+    """Intersection over union of each pair; 0 where both are empty. ``boxes`` [n, 4] as centre and size -> [n, n]."""
     centre, size = boxes[:, :2], boxes[:, 2:]
     low, high = centre - size / 2, centre + size / 2
     sides = (torch.minimum(high[:, None], high[None]) - torch.maximum(low[:, None], low[None])).clamp(min=0)

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 
 def _divide(x: Tensor, y: Tensor) -> Tensor:
+    """Element by element; integers are truncated."""
     if x.dtype.is_floating_point or y.dtype.is_floating_point:
         return x / y
     return torch.div(x, y, rounding_mode="trunc")
 
 
 def _power(x: Tensor, y: Tensor) -> Tensor:
+    """Element by element; integers through float64."""
     if x.dtype.is_floating_point or y.dtype.is_floating_point:
         return torch.pow(x, y)
     return torch.pow(x.to(torch.float64), y.to(torch.float64)).to(torch.int64)

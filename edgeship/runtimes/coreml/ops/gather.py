@@ -30,6 +30,7 @@ def gather(call: Call) -> Outputs:
 
 
 def _take(x: Tensor, index: Tensor, axis: int) -> Tensor:
+    """[..., n, ...] -> [..., *index, ...] along ``axis``."""
     taken = torch.index_select(x, axis, index.reshape(-1))
     return taken.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
 
@@ -56,6 +57,7 @@ def gather_nd(call: Call) -> Outputs:
 
 
 def _take_nd(call: Call, x: Tensor, index: Tensor) -> Tensor:
+    """``index`` [..., depth]: each last row picks from the first ``depth`` axes of ``x``."""
     depth = index.shape[-1]
     rows = torch.index_select(
         x.reshape(math.prod(x.shape[:depth]), math.prod(x.shape[depth:])), 0, flat_places(call, x, index).reshape(-1)

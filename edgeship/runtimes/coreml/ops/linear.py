@@ -40,6 +40,7 @@ def einsum(call: Call) -> Outputs:
 
 
 def _factors(call: Call, left: str, right: str) -> tuple[Tensor, Tensor]:
+    """The two factors in the type to compute in; shapes as they are."""
     if any(call.tensor(name).dtype.is_floating_point for name in (left, right)):
         return call.floats(left), call.floats(right)
     return call.numbers(left), call.numbers(right)

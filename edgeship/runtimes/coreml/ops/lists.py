@@ -23,6 +23,7 @@ def _list(call: Call) -> ListValue:
 
 
 def _written(call: Call, values: list[tuple[int, Tensor]]) -> ListValue:
+    """The list with some items replaced, each of any shape."""
     items = list(_list(call).items)
     for index, tensor in values:
         if index < 0 or (index >= len(items) and not _list(call).dynamic):
@@ -33,6 +34,7 @@ def _written(call: Call, values: list[tuple[int, Tensor]]) -> ListValue:
 
 
 def _read(call: Call, index: int) -> Tensor:
+    """One item, of any shape; zeros where nothing was written."""
     items, element = _list(call).items, _list(call).element
     if not 0 <= index < len(items):
         raise DataError(f"{call.operation.label}: index {index} of a list of {len(items)}", fix="check the inputs")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def _scale_and_shift(call: Call, x: Tensor, shape: list[int]) -> Tensor:
+    """``x * gamma + beta``; ``shape`` makes both broadcast to ``x``."""
     gamma, beta = call.optional_floats("gamma"), call.optional_floats("beta")
     if gamma is not None:
         x = x * gamma.reshape(shape)
@@ -23,6 +24,7 @@ def _scale_and_shift(call: Call, x: Tensor, shape: list[int]) -> Tensor:
 
 
 def _channel_shape(x: Tensor) -> list[int]:
+    """The shape in which one number a channel broadcasts to ``x`` [N, C, ...]."""
     return [1, x.shape[1], *[1] * (x.dim() - 2)]
 
 
@@ -46,13 +48,13 @@ def instance_norm(call: Call) -> Outputs:
 def layer_norm(call: Call) -> Outputs:
     """Over ``axes``; gamma and beta have the shape of those axes."""
     x = call.floats("x")
-    axes = call.optional_integers("axes")
-    axes = list(range(x.dim())) if axes is None else [axis % x.dim() for axis in axes]
+    axes = call.axes(x.dim())
     shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
     return _scale_and_shift(call, _standardize(x, axes, call), shape)
 
 
 def _standardize(x: Tensor, axes: list[int], call: Call) -> Tensor:
+    """Mean 0 and variance 1 along ``axes``."""
     centred = x - x.mean(dim=axes, keepdim=True)
     variance = (centred * centred).mean(dim=axes, keepdim=True)
     return centred / torch.sqrt(variance + call.number("epsilon", 1e-5))

@@ -25,6 +25,7 @@ class _Window:
     """Kernel, strides and padding; ``overhang`` is what a last, incomplete window needs beyond the padding."""
 
     def __init__(self, call: Call, x: Tensor) -> None:
+        """``x`` [N, C, ...space]."""
         self.kernel = call.integers("kernel_sizes")
         spatial = len(self.kernel)
         if x.dim() != spatial + 2 or spatial not in _AVERAGE:
@@ -43,6 +44,7 @@ class _Window:
                 self.overhang[i] = (0, max(0, (count - 1) * self.strides[i] + self.kernel[i] - padded))
 
     def extend(self, x: Tensor, value: float) -> Tensor:
+        """``x`` [N, C, ...space] with padding around it, and behind it what windows reach beyond."""
         return pad_spatial(pad_spatial(x, self.pad, value), self.overhang, value)
 
 

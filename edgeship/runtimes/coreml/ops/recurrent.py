@@ -29,6 +29,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _activation(call: Call, name: str, default: str) -> Callable[[Tensor], Tensor]:
+    """The function that an argument names, of any shape."""
     chosen = call.text(name, default)
     if chosen not in _ACTIVATIONS:
         raise UnsupportedOpError(f"{call.operation.label}: {name} {chosen}", fix=f"known: {', '.join(_ACTIVATIONS)}")
@@ -38,7 +39,10 @@ def _activation(call: Call, name: str, default: str) -> Callable[[Tensor], Tenso
 def _run(
     call: Call, steps: Tensor, reverse: bool, state: Tensor, step: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """All hidden states in the order they were computed (or the last, as one step), and the last."""
+    """All hidden states in the order they were computed (or the last, as one step), and the last.
+
+    ``steps`` [T, N, in], ``state`` [N, H] (2 * H of an LSTM) -> [T, N, H] (or [1, N, H]) and [N, H].
+    """
     history = []
     for x in torch.flip(steps, [0]) if reverse else steps:
         state = step(x, state)
@@ -70,6 +74,7 @@ def gru(call: Call) -> Outputs:
     after = call.flag("reset_after")
 
     def step(x: Tensor, h: Tensor) -> Tensor:
+        """``x`` [N, in], ``h`` [N, H]."""
         from_x = torch.split(x @ inner.T + input_bias, size, dim=-1)
         from_h = torch.split(h @ outer.T + bias, size, dim=-1)
         reset, update = gate(from_x[0] + from_h[0]), gate(from_x[2] + from_h[2])
@@ -96,6 +101,7 @@ def lstm(call: Call) -> Outputs:
 
 
 def _lstm(call: Call, suffix: str, reverse: bool, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One direction: ``h`` and ``c`` [N, H]."""
     inner, outer = call.floats(f"weight_ih{suffix}"), call.floats(f"weight_hh{suffix}")
     size = outer.shape[1]
     bias = call.floats(f"bias{suffix}") if call.has(f"bias{suffix}") else torch.zeros(4 * size)
@@ -107,6 +113,7 @@ def _lstm(call: Call, suffix: str, reverse: bool, h: Tensor, c: Tensor) -> tuple
 
     def step(x: Tensor, state: Tensor) -> Tensor:
         # One tensor carries hidden and cell state, so that every layer runs through the same loop.
+        """``x`` [N, in], ``state`` [N, 2 * H]."""
         h, c = state.chunk(2, dim=-1)
         i, f, o, z = torch.split(x @ inner.T + h @ outer.T + bias, size, dim=-1)
         keep, take = gate(f + from_cell[1] * c), gate(i + from_cell[0] * c)

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 
 def _product(x: Tensor, axes: list[int]) -> Tensor:
+    """Along ``axes``, which become 1."""
     for axis in axes:
         x = torch.prod(x, dim=axis, keepdim=True)
     return x
 
 
 def _mean(x: Tensor, axes: list[int]) -> Tensor:
+    """Along ``axes``, which become 1; integers in float64."""
     return torch.mean(x if x.dtype.is_floating_point else x.double(), dim=axes, keepdim=True)
 
 
@@ -47,13 +49,13 @@ def _reduction(name: str) -> None:
     @op(name)
     def apply(call: Call) -> Outputs:
         x = call.numbers("x")
-        axes = call.optional_integers("axes")
-        axes = list(range(x.dim())) if axes is None else [axis % x.dim() for axis in axes]
+        axes = call.axes(x.dim())
         reduced = function(x, axes) if axes else x
         return reduced if call.flag("keep_dims") else _drop(reduced, axes)
 
 
 def _drop(x: Tensor, axes: list[int]) -> Tensor:
+    """``x`` without ``axes``, whose sizes are 1."""
     return x.reshape([size for axis, size in enumerate(x.shape) if axis not in axes])
 
 
@@ -62,6 +64,8 @@ for _name in _REDUCTIONS:
 
 
 def _extremum(name: str, function: Callable[..., Tensor]) -> None:
+    """Register ``name``: an index or value along ``axis``."""
+
     @op(name)
     def apply(call: Call) -> Outputs:
         x = call.numbers("x")

@@ -77,30 +77,30 @@ class Call:
         return given[0]
 
     def tensor(self, name: str) -> Tensor:
-        """A required tensor, in its stored type."""
+        """A required tensor, in its stored type. Any shape."""
         value = self.value(name)
         if not isinstance(value, Tensor):
             raise ArtifactError(f"{self.operation.label}: {name} is not a tensor", fix="build the package again")
         return value
 
     def tensors(self, name: str) -> list[Tensor]:
-        """A variadic argument."""
+        """A variadic argument. Any shapes."""
         return [movable(value) for value in self.arguments.get(name, ()) if isinstance(value, Tensor)]
 
     def data(self, name: str) -> Tensor:
-        """A required tensor to move about unchanged: in its stored type, if torch can index that."""
+        """A required tensor to move about unchanged: in its stored type, if torch can index that. Any shape."""
         return movable(self.tensor(name))
 
     def floats(self, name: str) -> Tensor:
-        """A required tensor as float32."""
+        """A required tensor as float32. Any shape."""
         return self.widen(self.tensor(name))
 
     def optional_floats(self, name: str) -> Tensor | None:
-        """A tensor as float32, or None if it is not given."""
+        """A tensor as float32, or None if it is not given. Any shape."""
         return self.floats(name) if self.has(name) else None
 
     def numbers(self, name: str) -> Tensor:
-        """A required tensor in the type to compute in: float32, int64 or bool."""
+        """A required tensor in the type to compute in: float32, int64 or bool. Any shape."""
         return computable(self.tensor(name))
 
     @overload
@@ -135,6 +135,11 @@ class Call:
         """A vector of integers, or None if it is not given."""
         return self.integers(name) if self.has(name) else None
 
+    def axes(self, rank: int) -> list[int]:
+        """The argument ``axes``, made non-negative; every axis if it is not given."""
+        given = self.optional_integers("axes")
+        return list(range(rank)) if given is None else [axis % rank for axis in given]
+
     def axis(self, name: str, default: int | None, rank: int) -> int:
         """An axis argument, made non-negative."""
         axis = self.integer(name) if default is None else self.integer(name, default)
@@ -151,13 +156,15 @@ class Call:
         return known if len(known) == len(shape) else None
 
     def index(self, name: str, size: int) -> Tensor:
-        """An index argument as int64 in ``[0, size)``; see ``checked``."""
+        """An index argument as int64 in ``[0, size)``; see ``checked``. Any shape."""
         return self.checked(self.tensor(name).to(torch.int64), size)
 
     def checked(self, index: Tensor, size: int) -> Tensor:
         """``index`` in ``[0, size)``; until iOS 16 negative ones count from the end.
 
         Core ML leaves any other index undefined, so an evaluator has no right answer to give: DataError.
+
+        Any shape.
         """
         least = -size if self.opset < OPSET_IOS17 else 0
         if index.numel():
@@ -173,14 +180,14 @@ class Call:
 
 
 def computable(tensor: Tensor) -> Tensor:
-    """``tensor`` in the type to compute in: float32, int64 or bool."""
+    """``tensor`` in the type to compute in: float32, int64 or bool. Any shape."""
     if tensor.dtype == torch.bool:
         return tensor
     return tensor.to(torch.float32 if tensor.dtype.is_floating_point else torch.int64)
 
 
 def movable(tensor: Tensor) -> Tensor:
-    """``tensor`` in a type that torch can index and copy; the wider unsigned integers are not."""
+    """``tensor`` in a type that torch can index and copy; the wider unsigned integers are not. Any shape."""
     return tensor.to(torch.int64) if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64) else tensor
 
 

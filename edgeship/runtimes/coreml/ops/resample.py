@@ -35,6 +35,7 @@ def affine(call: Call) -> Outputs:
 
 
 def _sample(call: Call, x: Tensor, coordinates: Tensor) -> Tensor:
+    """``x`` [B, C, H, W], ``coordinates`` [B, h, w, 2] -> [B, C, h, w]."""
     _, _, height, width = x.shape
     column = _to_pixels(call, coordinates[..., 0], width)
     row = _to_pixels(call, coordinates[..., 1], height)
@@ -48,7 +49,7 @@ def _sample(call: Call, x: Tensor, coordinates: Tensor) -> Tensor:
 
 
 def _to_pixels(call: Call, position: Tensor, size: int) -> Tensor:
-    """Coordinates as positions between pixel centres, padding applied to those outside."""
+    """Coordinates as positions between pixel centres, padding applied to those outside. [B, h, w]."""
     mode = call.text("coordinates_mode", "unnormalized")
     if mode != "unnormalized":
         unit = (position + 1) / 2 if mode == "normalized_minus_one_to_one" else position
@@ -67,6 +68,7 @@ def _to_pixels(call: Call, position: Tensor, size: int) -> Tensor:
 
 
 def _reflect(position: Tensor, low: float, high: float) -> Tensor:
+    """Positions thrown back at ``low`` and ``high``, element by element."""
     span = high - low
     if span <= 0:
         return torch.zeros_like(position)
@@ -75,7 +77,7 @@ def _reflect(position: Tensor, low: float, high: float) -> Tensor:
 
 
 def _pick(call: Call, x: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Pixels at whole positions (B, h, w); the padding value outside the image."""
+    """Pixels at whole positions (B, h, w); the padding value outside the image. [B, C, H, W] -> [B, C, h, w]."""
     batch, channels, height, width = x.shape
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     place = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).to(torch.int64)

@@ -126,6 +126,7 @@ def resize(call: Call) -> Outputs:
 
 
 def _resize(call: Call, x: Tensor, sizes: list[int]) -> Tensor:
+    """The last axes of ``x`` to ``sizes``, one after the other."""
     for axis, count in zip(range(-len(sizes), 0), sizes, strict=True):
         if count != x.shape[axis]:
             x = interpolate(x, axis, grid_points(call.text("sampling_mode", "DEFAULT"), 0, x.shape[axis] - 1, count))
@@ -143,13 +144,21 @@ def crop_resize(call: Call) -> Outputs:
         crops = [_crop(call, x[pick], box, height, width) for box, pick in zip(boxes, picks, strict=True)]
         return torch.stack(crops)
     rows = call.floats("roi").flatten(1)
-    if rows.shape[1] == 5:
-        return torch.stack([_crop(call, x[int(row[0])], row[1:], height, width).unsqueeze(0) for row in rows])
-    return torch.stack([torch.stack([_crop(call, image, row, height, width) for image in x]) for row in rows])
+    # [boxes, images, C, height, width]: of one image where a fifth number says which, of all without it.
+    crops = []
+    for row in rows:
+        if rows.shape[1] == 5:
+            crops.append(_crop(call, x[int(row[0])], row[1:], height, width).unsqueeze(0))
+        else:
+            crops.append(torch.stack([_crop(call, image, row, height, width) for image in x]))
+    return torch.stack(crops)
 
 
 def _crop(call: Call, image: Tensor, box: Tensor, height: int, width: int) -> Tensor:
-    """One box of one image (C, H, W); samples outside the image are ``pad_value``."""
+    """One box of one image (C, H, W); samples outside the image are ``pad_value``.
+
+    ``box`` [4] -> [C, height, width].
+    """
     mode = call.text("box_coordinate_mode", "CORNERS_HEIGHT_FIRST")
     first, second, third, fourth = (float(value) for value in box)
     if mode.endswith("WIDTH_FIRST"):

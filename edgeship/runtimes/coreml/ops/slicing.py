@@ -14,15 +14,17 @@ if TYPE_CHECKING:
 
 
 def _slices(call: Call, rank: int) -> tuple[slice | int, ...]:
+    """One index or slice for each axis."""
     begin, end = call.integers("begin"), call.integers("end")
     stride = call.optional_integers("stride") or [1] * rank
-    no_begin, no_end, single = (_mask(call, name, rank) for name in ("begin_mask", "end_mask", "squeeze_mask"))
-    return tuple(
-        (0 if no_begin[i] else begin[i])
-        if single[i]
-        else slice(None if no_begin[i] else begin[i], None if no_end[i] else end[i], stride[i])
-        for i in range(rank)
-    )
+    no_begin, no_end = _mask(call, "begin_mask", rank), _mask(call, "end_mask", rank)
+    single = _mask(call, "squeeze_mask", rank)
+    slices: list[slice | int] = []
+    for axis in range(rank):
+        first = None if no_begin[axis] else begin[axis]
+        last = None if no_end[axis] else end[axis]
+        slices.append(first or 0 if single[axis] else slice(first, last, stride[axis]))
+    return tuple(slices)
 
 
 def _mask(call: Call, name: str, rank: int) -> list[bool]:

@@ -37,6 +37,7 @@ def _name(call: Call, argument: str) -> str:
 
 
 def _write(call: Call, state: str, value: str) -> Tensor:
+    """Keep a value, in the state's shape and type, and give it back."""
     name = _name(call, state)
     # No op changes a tensor in place, so that the tensor itself can be kept, in the type of the state.
     call.states[name] = call.tensor(value).to(call.states[name].dtype)
