@@ -1,0 +1,43 @@
+"""The table that ends a build fits beside text, and says what it says once."""
+
+import pytest
+
+from edgeship.cli.printing import print_report
+from edgeship.core.report import ArtifactRow, Measurement, Report, Verdict
+
+
+def row(runtime: str, file: str, samples: int, latency: Measurement) -> ArtifactRow:
+    figures = (
+        Measurement("accuracy", 0.988, "fraction", "measured", runs=samples),
+        Measurement("accuracy_original", 0.99, "fraction", "measured"),
+    )
+    ratio = Measurement("total_snr", 37.94, "dB", "measured")
+    verdicts = (
+        Verdict("check/accuracy", runtime, True, "", figures),
+        Verdict("check/verify", runtime, True, "", (ratio,)),
+    )
+    return ArtifactRow("all", runtime, file, 102_800, "int8 per channel", "int16", "emulated", verdicts, (latency,))
+
+
+@pytest.fixture
+def printed(capsys):
+    timed = Measurement("latency_p50", 0.0517, "ms", "measured")
+    untimed = Measurement("latency_p50", None, "ms", "emulated", note="Core ML runs on macOS and iOS only")
+    rows = (
+        row("coreml", "model.mlpackage", 500, untimed),
+        row("tflite", "model.tflite", 540, timed),
+        row("onnx", "model.onnx", 540, timed),
+    )
+    print_report(Report("samples/digits_cnn", "balanced", ("iphone15pro",), "", rows, (), {}, {}, {}, ""))
+    return capsys.readouterr().out
+
+
+def test_the_table_of_a_build_fits_into_118_columns(printed):
+    assert max(map(len, printed.splitlines())) <= 118
+
+
+def test_what_is_alike_in_many_rows_stands_once(printed):
+    assert "accuracy on 500 samples (coreml), 540 samples (tflite, onnx)" in printed
+    assert printed.count("98.8% (99.0%)") == 3
+    assert printed.count("37.9 dB") == 3
+    assert "coreml is not timed here: Core ML runs on macOS and iOS only" in printed
