@@ -32,7 +32,7 @@ def cells(report: Report, row: ArtifactRow) -> list[str]:
 
 
 def remarks(report: Report) -> list[str]:
-    """Sentences under the table: on how many samples, the worst slices, what is not timed, limits set by hand, and more."""
+    """Sentences under the table: numbers of samples, the worst slices, what is not timed, limits set by hand, notes."""
     lines = [sample_counts(report.rows), *map(worst_of, report.rows)]
     lines = [line for line in lines if line]
     for row in report.rows:
