@@ -5,7 +5,8 @@ The language of a block decides what is asked of it:
 - ``python`` and ``bash`` are run, in a folder with ``samples/`` and the bundle ``digits_cnn.edgeship``; those under a comment
   ``<!-- heavy -->`` by ``make test-all`` only;
 - ``py`` is compiled; commands of edgeship in ``sh`` and ``console`` are parsed; ``toml`` and ``json`` are read;
-- ``text``, ``swift`` and ``kotlin`` are shown.
+- ``text``, ``swift`` and ``kotlin`` are shown;
+- under a line `` `tests/...`: `` a block is that file, which tests of its own run.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Block:
     language: str
     text: str
     heavy: bool
+    file: str
+    """The file that the block is, or nothing."""
 
 
 def blocks_of(page: Path) -> list[Block]:
@@ -48,7 +51,9 @@ def blocks_of(page: Path) -> list[Block]:
     for match in BLOCK.finditer(text):
         line = text[: match.start("text")].count("\n") - 2
         heavy = match["before"].strip() == "<!-- heavy -->"
-        found.append(Block(f"{page.relative_to(ROOT)}:{line}", match["language"], match["text"], heavy))
+        named = re.fullmatch(r"`(tests/.*)`:", match["before"].strip())
+        where = f"{page.relative_to(ROOT)}:{line}"
+        found.append(Block(where, match["language"], match["text"], heavy, named[1] if named else ""))
     return found
 
 
@@ -68,7 +73,7 @@ def commands_of(block: Block) -> list[list[str]]:
 def runnable() -> list[object]:
     cases = []
     for block in BLOCKS:
-        if block.language in RUN:
+        if block.language in RUN and not block.file:
             marks = [pytest.mark.xdist_group("digits"), *([pytest.mark.heavy] if block.heavy else [])]
             cases.append(pytest.param(block, id=block.where, marks=marks))
     return cases
@@ -77,6 +82,8 @@ def runnable() -> list[object]:
 @pytest.mark.parametrize("block", BLOCKS, ids=[block.where for block in BLOCKS])
 def test_a_block_says_what_it_is(block):
     assert block.language in LANGUAGES, f"{block.where}: say one of {', '.join(LANGUAGES)} behind the fence"
+    if block.file:
+        assert block.text == (ROOT / block.file).read_text(encoding="utf-8"), f"{block.where} is not {block.file}"
     if block.language in ("py", "python"):
         ast.parse(block.text)
     if block.language == "toml":
@@ -91,7 +98,8 @@ def test_commands_that_a_page_shows_exist(block):
         words = [word for word in command if word != "|"]
         if words[0].startswith("--") or len(words) == 1:
             continue
-        context = cli.commands[words[0]].make_context(words[0], list(words[1:]))
+        parent = cli.make_context("edgeship", [], resilient_parsing=True)
+        context = cli.commands[words[0]].make_context(words[0], list(words[1:]), parent=parent)
         assert context.params
 
 
