@@ -117,7 +117,7 @@ def order_options(command: F) -> F:
             "--keep",
             multiple=True,
             metavar="PATTERN[=ENC]",
-            help="Weights with an encoding of their own, as *.stem.weight=int8; float16 by default. Repeat for several.",
+            help="Weights with an encoding of their own, as *.stem.weight=int8; default float16. Repeat for several.",
         ),
         click.option(
             "--set",
