@@ -126,7 +126,7 @@ def measure(family: str, column: str) -> dict[str, Any]:
             )  # fmt: skip
         wanted = answer.sequences[0, PROMPT:].tolist()
         with session as opened:
-            if artifact and hasattr(opened.stepper, "chunk") and "chunk" not in artifact.facts:
+            if artifact and hasattr(opened.stepper, "chunk") and artifact.spoken().chunk is None:
                 opened.stepper.chunk = CHUNK
             found = list(generate(opened.stepper, prompt[0].tolist(), NEW))
         measured = {

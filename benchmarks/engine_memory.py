@@ -117,7 +117,7 @@ def estimated(artifact: Any, record: Any, plan: str) -> Any:
 
     runtime = runtimes()[type(artifact).runtime]
     needs = footprint(record.inventory, runtime, record.encodings, PLANS[plan][0], halves=False, tied=record.aliases)
-    kept = record.decoder.cache_bytes(int(artifact.facts["context"]), "float32")
+    kept = record.decoder.cache_bytes(artifact.spoken().context, "float32")
     return dataclasses.replace(needs, cache=runtime.engine.cache_copies * kept)
 
 

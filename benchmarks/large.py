@@ -158,6 +158,7 @@ def speeds(folder: Path, size: str) -> dict[str, Any]:
 
 def time_one(out: Path) -> tuple[float, float]:
     """In a process of its own: prefill and decode tokens a second of one artifact."""
+    from edgeship.core.decoder import LanguageFacts
     from edgeship.core.model import GenaiModel, Signature
     from edgeship.core.records import from_plain
     from edgeship.core.registry import artifacts, runtimes
@@ -166,7 +167,7 @@ def time_one(out: Path) -> tuple[float, float]:
         known = json.loads((out / ARTIFACT).read_text())
         artifact: Any = from_plain(artifacts()[known["kind"]], known)
     else:
-        artifact = GenaiModel(out / "builder", Signature((), ()), facts={"context": str(CONTEXT)})
+        artifact = GenaiModel(out / "builder", Signature((), ()), language=LanguageFacts(CONTEXT, "float32"))
     prompt = [17 * i % 251 for i in range(PROMPT)]
     with runtimes()[artifact.runtime].open_fast(artifact) as session:
         session.time_text(prompt, 4)

@@ -209,7 +209,7 @@ def open_talk(
     tokenizer = _tokenizer(bundle_path / TOKENIZER)
     artifact = opened(bundle, record)
     size = human_bytes(sum(file.bytes for file in record.files))
-    eos = tuple(int(token) for token in record.facts.get("eos", "").split(",") if token)
+    eos = artifact.spoken().eos
     with engine.open_fast(artifact) as session:
         assert isinstance(session, LanguageSession)
         session.adapt(adapter)

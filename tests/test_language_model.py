@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from edgeship.conversation import open_conversation
+from edgeship.core.artifact import file_digest
+from edgeship.core.decoder import LanguageFacts
+from edgeship.core.records import from_plain, to_plain
 from edgeship.errors import UsageError
+from edgeship.shipping.bundle import read_bundle
 
 pytestmark = pytest.mark.xdist_group("storyteller")
+
+
+def as_version_1(bundle: Path) -> None:
+    """A bundle as it was written before what is special of a language model had a record of its own."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["schema_version"] = 1
+    for record in manifest["artifacts"]:
+        record["facts"] |= from_plain(LanguageFacts, record.pop("language")).texts()
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (bundle / "manifest.sha256").write_text(f"{file_digest(bundle / 'manifest.json')}  manifest.json\n")
 
 
 @pytest.fixture
@@ -22,7 +37,7 @@ def test_the_bundle_says_what_it_holds(built) -> None:
     bundle, ran = built
     manifest = json.loads((bundle / "manifest.json").read_text())
     (record,) = manifest["artifacts"]
-    assert (record["runtime"], record["main"], record["facts"]["context"]) == ("genai", "genai/genai", "256")
+    assert (record["runtime"], record["main"], record["language"]["context"]) == ("genai", "genai/genai", 256)
     assert (bundle / "tokenizer" / "tokenizer.json").is_file()
     assert "tokens/s" in ran.out
     assert "perplexity" in ran.out
@@ -57,6 +72,11 @@ def test_it_talks_and_is_timed(built, cli) -> None:
         for seed in "123"
     }
     assert len(drawn) > 1
+    estimated = json.loads(cli("bench", str(bundle), "--device", "estimate:linux-x86", "--json").out)
+    assert [(row["name"], row["how"], row["unit"]) for row in estimated] == [
+        ("prefill", "estimated", "tokens/s"), ("decode", "estimated", "tokens/s"),
+    ]  # fmt: skip
+    assert all(row["low"] <= row["value"] <= row["high"] for row in estimated)
     timed = cli("bench", str(bundle), "--prompt", "32", "--new", "8", "--depth", "0,64,255", "--runs", "2", "--json")
     assert timed.code == 0, timed.err
     figures = {item["name"]: item for item in json.loads(timed.out)}
@@ -103,7 +123,11 @@ def test_an_adapter_ships_beside_its_base(poet, cli, root, tmp_path) -> None:
     ran = cli("build", "samples/storyteller", *given, "--runtime", "onnx", cwd=root)
     assert ran.code == 0, ran.err
     (record,) = json.loads((tmp_path / "b" / "manifest.json").read_text())["artifacts"]
-    assert record["facts"]["adapters"] == "poet"
+    assert record["language"]["adapters"] == ["poet"]
+    as_version_1(tmp_path / "b")
+    (read,) = read_bundle(tmp_path / "b").manifest.artifacts
+    assert to_plain(read.language) == record["language"]
+    assert cli("verify", tmp_path / "b", "--no-run").code == 0
     report = json.loads((tmp_path / "b" / "report.json").read_text())
     figures = {item["name"]: item["value"] for v in report["rows"][0]["verdicts"] for item in v["measurements"]}
     assert figures["adapter_poet_snr"] > 18

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeship.core.choice import Choice
+from edgeship.core.decoder import LanguageFacts
 from edgeship.core.inventory import Inventory
 from edgeship.core.model import Artifact, Placement, Signature
 from edgeship.core.plan import Plan
@@ -25,7 +26,9 @@ SEAL = "manifest.sha256"
 TOKENIZER = "tokenizer"
 # In a folder for onnxruntime-genai: where adapters lie, and how their files end.
 ADAPTERS, ADAPTER_SUFFIX = "adapters", ".onnx_adapter"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Of bundles that are still read: version 1 has no `ArtifactRecord.language`, but says the same among its facts.
+READABLE_VERSIONS = (1, 2)
 _BLOCK = 1 << 20
 # Digests by device, inode, size and times of what was hashed in this process.
 _known: dict[tuple[int, ...], str] = {}
@@ -74,7 +77,7 @@ class ArtifactRecord:
         choice: what the profile wanted for this runtime, in words.
         activations: static integers by graph node: [bits, scale, zero point].
         weight_bytes: of all weights, encoded and not. bits_per_weight: the same over all scalars.
-        facts: session options an app must set, versions, counts.
+        facts: session options an app must set, versions, counts. language: of a language model.
     """
 
     runtime: str
@@ -93,6 +96,7 @@ class ArtifactRecord:
     facts: dict[str, str] = field(default_factory=dict)
     weight_bytes: int = 0
     bits_per_weight: float = 0.0
+    language: LanguageFacts | None = field(default=None, metadata={"since": 2})
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-from edgeship.errors import UsageError
+from edgeship.errors import ArtifactError, UsageError
 
 # How an engine keeps keys and values.
 CacheType = Literal["float32", "float16", "int8"]
@@ -76,7 +76,51 @@ def context_of(decoder: Decoder, asked: int | None) -> int:
     return asked
 
 
-def language_facts(decoder: Decoder, context: int, cache: CacheType, **more: str) -> dict[str, str]:
-    """What every language model's artifact says of itself: its context, how its cache is kept, and the tokens that end
-    an answer."""
-    return {"context": str(context), "cache": cache, "eos": ",".join(map(str, decoder.eos)), **more}
+@dataclass(frozen=True)
+class LanguageFacts:
+    """What an artifact of a language model says of itself.
+
+    Args:
+        context: positions of its cache. cache: how keys and values are kept. eos: tokens that end an answer.
+        chunk: tokens that prefill takes at once; None where it takes any number.
+        adapters: names of the LoRA adapters beside the model.
+    """
+
+    context: int
+    cache: CacheType
+    eos: tuple[int, ...] = ()
+    chunk: int | None = None
+    adapters: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, decoder: Decoder, context: int, cache: CacheType, chunk: int | None = None) -> Self:
+        """What holds for every artifact of a decoder."""
+        return cls(context, cache, decoder.eos, chunk)
+
+    def prefilled(self) -> int:
+        """`chunk`. Raises `ArtifactError` where the artifact does not say it."""
+        if self.chunk is None:
+            raise ArtifactError("its record does not say how many tokens prefill takes", fix="build it again")
+        return self.chunk
+
+    def texts(self) -> dict[str, str]:
+        """As strings, for files that keep no others."""
+        found = {"context": str(self.context), "cache": self.cache, "eos": _listed(self.eos)}
+        found |= {} if self.chunk is None else {"chunk": str(self.chunk)}
+        return found | ({"adapters": _listed(self.adapters)} if self.adapters else {})
+
+    @classmethod
+    def of_texts(cls, texts: Mapping[str, str]) -> Self:
+        """The inverse of `texts`, as bundles had them before version 2. Raises `ArtifactError` when they say less."""
+        try:
+            kept = next(kind for kind in CACHE_BITS if kind == texts["cache"])
+            eos = tuple(int(token) for token in texts["eos"].split(",") if token)
+            chunk = int(texts["chunk"]) if "chunk" in texts else None
+            adapters = tuple(name for name in texts.get("adapters", "").split(",") if name)
+            return cls(int(texts["context"]), kept, eos, chunk, adapters)
+        except (KeyError, ValueError, StopIteration) as error:
+            raise ArtifactError(f"its record of a language model lacks {error}", fix="build it again") from None
+
+
+def _listed(items: tuple[int, ...] | tuple[str, ...]) -> str:
+    return ",".join(map(str, items))

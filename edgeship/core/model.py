@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self, TypeVar
 
+from edgeship.core.decoder import LanguageFacts
 from edgeship.core.names import quoted
+from edgeship.errors import ArtifactError
 
 T = TypeVar("T")
 
@@ -142,6 +144,7 @@ class Artifact(Model):
         path: the main file (or package folder). files: everything that ships, relative to the step's folder.
         runtime: name of the runtime that opens it. compute: arithmetic that the runtime does: f32, f16, or integer.
         facts: what else a report should say (context binary sizes, op counts, versions), plain strings.
+        language: of a language model: its context, its cache, and the tokens that end an answer.
     """
 
     runtime: ClassVar[str] = ""
@@ -150,6 +153,13 @@ class Artifact(Model):
     placements: tuple[Placement, ...] = ()
     compute: Literal["f32", "f16", "int"] = "f32"
     facts: dict[str, str] = field(default_factory=dict)
+    language: LanguageFacts | None = None
+
+    def spoken(self) -> LanguageFacts:
+        """`language`. Raises `ArtifactError` for an artifact that is no language model's."""
+        if self.language is None:
+            raise ArtifactError(f"{self.path} is not recorded as a language model", fix="build it again")
+        return self.language
 
 
 @dataclass(frozen=True)

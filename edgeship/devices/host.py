@@ -7,8 +7,9 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from edgeship.core.device import Device, Shipped, TextOrder
 from edgeship.core.model import Artifact
@@ -22,6 +23,51 @@ MIN_RUNS = 20
 MAX_RUNS = 200
 SECONDS = 1.5
 TIMEOUT_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class TextRuns:
+    """How a language model is timed: ``runs`` times ``new`` tokens, after ``prompt`` tokens, after ``depth`` others."""
+
+    prompt: int
+    new: int
+    depth: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the child is told: how long a network is timed, or how a language model is."""
+
+    seconds: float = SECONDS
+    text: TextRuns | None = None
+
+
+@dataclass(frozen=True)
+class TextRun:
+    """Seconds of one run: of the prompt, and of the ``decoded`` tokens behind the first."""
+
+    prefill_s: float
+    decode_s: float
+    decoded: int
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What the child measured.
+
+    Args:
+        load_ms: until the first answer. peak_bytes: the most memory, of which ``baseline_bytes`` before the model.
+        times_ms: of each run of a network. texts: of each run of a language model.
+        loop: tokens in the circle that a text ended in; 0 when it did not.
+    """
+
+    load_ms: float
+    peak_bytes: int
+    baseline_bytes: int
+    times_ms: tuple[float, ...] = ()
+    texts: tuple[TextRun, ...] = ()
+    loop: int = 0
 
 
 def time_artifact(
@@ -45,32 +91,32 @@ def time_artifact(
     if runtime.engine.for_language:
         text = text or TextOrder()
         return tuple(figure for depth in text.depths for figure in _time_text(artifact, text, depth))
-    found = _worked(artifact, {"seconds": seconds})
-    runs = len(found["times_ms"])
+    found = _worked(artifact, Work(seconds))
+    runs = len(found.times_ms)
     versions = runtime.versions()
 
     def figure(name: str, value: float, unit: str) -> Measurement:
         return Measurement(name, value, unit, "measured", runtime=runtime.name, runs=runs, versions=versions)
 
     return (
-        *(figure(f"latency_p{share}", percentile(found["times_ms"], share), "ms") for share in (50, 90, 99)),
-        figure("load_time", found["load_ms"], "ms"),
-        figure("peak_memory", found["peak_bytes"], "bytes"),
-        figure("engine_memory", found["baseline_bytes"], "bytes"),
+        *(figure(f"latency_p{share}", percentile(found.times_ms, share), "ms") for share in (50, 90, 99)),
+        figure("load_time", found.load_ms, "ms"),
+        figure("peak_memory", found.peak_bytes, "bytes"),
+        figure("engine_memory", found.baseline_bytes, "bytes"),
     )
 
 
 def _time_text(artifact: Artifact, text: TextOrder, depth: int) -> tuple[Measurement, ...]:
     """Figures of a language model behind ``depth`` tokens: mean over runs, with their smallest and largest."""
     runtime = runtimes()[artifact.runtime]
-    context, suffix = int(artifact.facts["context"]), f"@{depth}" if depth else ""
+    context, suffix = artifact.spoken().context, f"@{depth}" if depth else ""
     prompt = min(text.prompt, max(1, context - depth - text.new))
     new = min(text.new, context - depth - prompt)
     if new < 2:
         reason = f"{depth} tokens of depth, {text.prompt} of prompt and {text.new} new do not fit {context} positions"
         return (Measurement(f"decode{suffix}", None, "tokens/s", "measured", runtime=runtime.name, note=reason),)
-    found = _worked(artifact, {"prompt": prompt, "new": new, "depth": depth, "runs": text.runs})
-    stuck = f"the text ends in a loop of {found['loop']} tokens" if found["loop"] else ""
+    found = _worked(artifact, Work(text=TextRuns(prompt, new, depth, text.runs)))
+    stuck = f"the text ends in a loop of {found.loop} tokens" if found.loop else ""
     versions = runtime.versions()
 
     def figure(name: str, values: Sequence[float], unit: str, note: str = "") -> Measurement:
@@ -80,26 +126,25 @@ def _time_text(artifact: Artifact, text: TextOrder, depth: int) -> tuple[Measure
         )  # fmt: skip
 
     return (
-        figure("prefill", [prompt / run["prefill_s"] for run in found["runs"]], "tokens/s", f"{prompt} tokens"),
-        figure("decode", [run["decoded"] / run["decode_s"] for run in found["runs"]], "tokens/s", stuck),
-        figure("first_token", [1000 * run["prefill_s"] for run in found["runs"]], "ms", f"after {prompt} tokens"),
-        figure("load_time", [found["load_ms"]], "ms"),
-        figure("peak_memory", [found["peak_bytes"]], "bytes"),
-        figure("engine_memory", [found["baseline_bytes"]], "bytes"),
+        figure("prefill", [prompt / run.prefill_s for run in found.texts], "tokens/s", f"{prompt} tokens"),
+        figure("decode", [run.decoded / run.decode_s for run in found.texts], "tokens/s", stuck),
+        figure("first_token", [1000 * run.prefill_s for run in found.texts], "ms", f"after {prompt} tokens"),
+        figure("load_time", [found.load_ms], "ms"),
+        figure("peak_memory", [found.peak_bytes], "bytes"),
+        figure("engine_memory", [found.baseline_bytes], "bytes"),
     )
 
 
-def _worked(artifact: Artifact, what: dict[str, Any]) -> dict[str, Any]:
+def _worked(artifact: Artifact, work: Work) -> Timed:
     """What the child measured."""
-    order = json.dumps({"artifact": to_plain(artifact), **what})
+    order = json.dumps({"artifact": to_plain(artifact), "work": to_plain(work)})
     worker = [sys.executable, "-m", "edgeship.devices.host"]
     done = subprocess.run(worker, input=order, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise ArtifactError(f"{artifact.path.name} does not run: {last}", fix="build it again")
-    result: dict[str, Any] = json.loads(lines[-1])
-    return result
+    return from_plain(Timed, json.loads(lines[-1]))
 
 
 class Host(Device):
@@ -147,15 +192,19 @@ def _work() -> None:
     from edgeship.data.batches import generate_batches
 
     order = json.loads(sys.stdin.read())
-    artifact = from_plain(artifacts()[order["artifact"]["kind"]], order["artifact"])
+    artifact, work = (
+        from_plain(artifacts()[order["artifact"]["kind"]], order["artifact"]),
+        from_plain(Work, order["work"]),
+    )
     runtime = runtimes()[artifact.runtime]
     runtime.versions()
     batch = generate_batches(Signature(artifact.signature.inputs, ()), 1)[0]
     runtime.warm_imports()
     baseline = _peak_bytes()
     begin = time.perf_counter()
-    if runtime.engine.for_language:
-        _write({**_work_text(artifact, order, begin), "peak_bytes": _peak_bytes(), "baseline_bytes": baseline})
+    if work.text is not None:
+        texts, load_ms, loop = _work_text(artifact, work.text, begin)
+        _write(Timed(load_ms, _peak_bytes(), baseline, texts=texts, loop=loop))
         return
     with runtime.open_fast(artifact) as session:
         session.run(batch)
@@ -163,39 +212,39 @@ def _work() -> None:
         for _ in range(WARMUP_RUNS):
             session.run(batch)
         times: list[float] = []
-        end = time.perf_counter() + order["seconds"]
+        end = time.perf_counter() + work.seconds
         while len(times) < MIN_RUNS or (time.perf_counter() < end and len(times) < MAX_RUNS):
             start = time.perf_counter()
             session.run(batch)
             times.append((time.perf_counter() - start) * 1000)
-    result = {"times_ms": times, "load_ms": load_ms, "peak_bytes": _peak_bytes(), "baseline_bytes": baseline}
-    _write(result)
+    _write(Timed(load_ms, _peak_bytes(), baseline, tuple(times)))
 
 
-def _work_text(artifact: Artifact, order: dict[str, Any], begin: float) -> dict[str, Any]:
-    """In the child: time texts of random tokens, which no engine can foresee."""
+def _work_text(artifact: Artifact, text: TextRuns, begin: float) -> tuple[tuple[TextRun, ...], float, int]:
+    """In the child: time texts of random tokens, which no engine can foresee. The times, those of loading in ms, and
+    the length of the loop that the last one ended in."""
     import time
 
     from edgeship.llm.generation import find_loop
     from edgeship.llm.session import LanguageSession
 
     high = int(artifact.signature.inputs[0].high or 1)
-    tokens = random.Random(0).choices(range(high + 1), k=order["depth"] + order["prompt"])
+    tokens = random.Random(0).choices(range(high + 1), k=text.depth + text.prompt)
     runs = []
     with runtimes()[artifact.runtime].open_fast(artifact) as session:
         assert isinstance(session, LanguageSession)
         load_ms = (time.perf_counter() - begin) * 1000
-        for run in range(order["runs"] + 1):
-            times = session.time_text(tokens[order["depth"] :], order["new"], tokens[: order["depth"]])
+        for run in range(text.runs + 1):
+            times = session.time_text(tokens[text.depth :], text.new, tokens[: text.depth])
             # The first run pays for pages and caches.
             if run:
-                runs.append({"prefill_s": times.prefill_s, "decode_s": times.decode_s, "decoded": times.decoded})
+                runs.append(TextRun(times.prefill_s, times.decode_s, times.decoded))
         loop = find_loop(times.tokens)
-    return {"runs": runs, "load_ms": load_ms, "loop": len(loop.cycle) if loop else 0}
+    return tuple(runs), load_ms, len(loop.cycle) if loop else 0
 
 
-def _write(result: dict[str, Any]) -> None:
-    sys.stdout.write("\n" + json.dumps(result) + "\n")
+def _write(result: Timed) -> None:
+    sys.stdout.write("\n" + json.dumps(to_plain(result)) + "\n")
 
 
 if __name__ == "__main__":

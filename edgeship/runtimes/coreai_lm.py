@@ -85,7 +85,7 @@ class _Stepper(Stepper):
     """The entry points of an asset, over the same states."""
 
     def __init__(self, artifact: Artifact) -> None:
-        self.context, self.chunk = int(artifact.facts["context"]), int(artifact.facts["chunk"])
+        self.context, self.chunk = artifact.spoken().context, artifact.spoken().prefilled()
         self._path = artifact.path
         self._asset = LoadedAsset(artifact.path, ENTRIES)
         try:

@@ -105,7 +105,7 @@ class _Stepper(Stepper):
 
     def __init__(self, stages: Mapping[str, Run], forget: Callable[[], None], artifact: Artifact) -> None:
         self._stages, self._forget, self._artifact = stages, forget, artifact
-        self.context, self.chunk = int(artifact.facts["context"]), int(artifact.facts["chunk"])
+        self.context, self.chunk = artifact.spoken().context, artifact.spoken().prefilled()
         for name in ("prefill", "decode"):
             if not any(stage.partition("_")[0] == name for stage in stages):
                 raise ArtifactError(f"{artifact.path} has no function {name}", fix="build it again")

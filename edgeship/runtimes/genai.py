@@ -197,7 +197,7 @@ class Genai(Runtime):
         check_configuration(artifact.path)
         with _damage(artifact, "load"):
             model = genai.Model(str(artifact.path))
-            stepper = _stepper(model, artifact.path, int(artifact.facts["context"]))
+            stepper = _stepper(model, artifact.path, artifact.spoken().context)
 
         class Opened(LanguageSession):
             def time_text(self, prompt: Sequence[int], new: int, depth: Sequence[int] = ()) -> TextTimes:
@@ -215,11 +215,11 @@ class Genai(Runtime):
 
             def dialogue(self, folder: Path, eos: Sequence[int]) -> Dialogue:
                 """Its own tokenizer, template, search options and stop tokens, all from the artifact."""
-                return _dialogue(model, int(artifact.facts["context"]), artifact)
+                return _dialogue(model, artifact.spoken().context, artifact)
 
             def adapt(self, name: str) -> None:
                 """Answer with an adapter of the artifact; without one when ``name`` is empty."""
-                known = _adapters(artifact)
+                known = artifact.spoken().adapters
                 if name and name not in known:
                     fix = f"it has {', '.join(known)}" if known else "build it with --adapter NAME=DIR"
                     raise UsageError(f"{artifact.path.name} has no adapter {name!r}", fix=fix)
@@ -254,7 +254,7 @@ class Genai(Runtime):
         import onnxruntime
 
         found: dict[str, dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]] = {}
-        for name in _adapters(artifact):
+        for name in artifact.spoken().adapters:
             with _damage(artifact, "read"):
                 file = onnxruntime.AdapterFormat.read_adapter(str(artifact.path / ADAPTERS / f"{name}{ADAPTER_SUFFIX}"))
                 held = {key: value.numpy().copy() for key, value in file.get_parameters().items()}
@@ -274,10 +274,6 @@ class Genai(Runtime):
     def warm_imports(self) -> None:
         """Import the engine."""
         import onnxruntime_genai  # noqa: F401
-
-
-def _adapters(artifact: Artifact) -> list[str]:
-    return [item for item in artifact.facts.get("adapters", "").split(",") if item]
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class _Stepper(HostedStepper):
 
         self._steps: dict[str, Emulator | Session] = {}
         try:
-            context, chunk = int(artifact.facts["context"]), int(artifact.facts["chunk"])
+            context, chunk = artifact.spoken().context, artifact.spoken().prefilled()
             file = tensor_file(artifact.path / "angles.safetensors")
             angles = {name: file.read(name) for name in file}
             signature = _graph(artifact, "decode").signature

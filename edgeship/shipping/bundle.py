@@ -14,6 +14,7 @@ from typing import Any
 from edgeship.core.artifact import (
     INVENTORY,
     MANIFEST,
+    READABLE_VERSIONS,
     REPORT,
     SCHEMA_VERSION,
     SEAL,
@@ -29,6 +30,7 @@ from edgeship.core.artifact import (
     file_digest,
     list_files,
 )
+from edgeship.core.decoder import LanguageFacts
 from edgeship.core.model import Artifact
 from edgeship.core.owned import alone_in
 from edgeship.core.records import read_json, to_plain, write_json
@@ -166,6 +168,7 @@ def _write_artifact(draft: Path, built: BuiltArtifact, gathered: Gathered) -> Ar
         verified=verdict.summary,
         reproducible=artifact.facts.get("nondeterministic", ""),
         facts=artifact.facts,
+        language=artifact.language,
         weight_bytes=built.weight_bytes,
         bits_per_weight=built.bits_per_weight,
     )
@@ -231,14 +234,22 @@ def read_bundle(path: Path) -> Bundle:
     if not (path / MANIFEST).is_file():
         raise ArtifactError(f"{path} holds no {MANIFEST}", fix="give the folder that edgeship build wrote")
     manifest = read_json(Manifest, path / MANIFEST)
-    if manifest.schema_version != SCHEMA_VERSION:
+    if manifest.schema_version not in READABLE_VERSIONS:
+        shown = " and ".join(map(str, READABLE_VERSIONS))
         raise ArtifactError(
-            f"{path} has manifest version {manifest.schema_version}, this edgeship reads {SCHEMA_VERSION}",
+            f"{path} has manifest version {manifest.schema_version}, this edgeship reads {shown}",
             fix="build it again",
         )
     for record in manifest.artifacts:
         _check_record(path, record)
-    return Bundle(path, manifest)
+    return Bundle(path, replace(manifest, artifacts=tuple(map(_with_language, manifest.artifacts))))
+
+
+def _with_language(record: ArtifactRecord) -> ArtifactRecord:
+    """A record of an older bundle with what its facts say of a language model. Raises `ArtifactError`."""
+    if record.language is not None or not runtimes()[record.runtime].engine.for_language:
+        return record
+    return replace(record, language=LanguageFacts.of_texts(record.facts))
 
 
 def check_whole(bundle: Bundle) -> None:
@@ -304,6 +315,7 @@ def opened(bundle: Bundle, record: ArtifactRecord) -> Artifact:
         "placements": tuple(item.placement for item in record.encodings.values()),
         "compute": record.compute,
         "facts": record.facts,
+        "language": record.language,
     }
     return cls(**values)
 

@@ -33,7 +33,8 @@ def _record(cls: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": {field.name: _schema(hints[field.name], definitions) for field in fields},
-        "required": [field.name for field in fields],
+        # Bundles that were written before a field came are still read.
+        "required": [field.name for field in fields if "since" not in field.metadata],
         "additionalProperties": False,
     }
 

@@ -125,7 +125,7 @@ def test_the_same_model_gives_the_same_bytes(decoder_model, lowered, tmp_path):
 def test_damage_is_named(lowered, tmp_path):
     good = lowered("llama")
     with pytest.raises(ArtifactError, match="states of another shape"):
-        RUNTIME.open(dataclasses.replace(good, facts={**good.facts, "context": "32"}))
+        RUNTIME.open(dataclasses.replace(good, language=dataclasses.replace(good.language, context=32)))
     broken = dataclasses.replace(good, path=tmp_path / "broken.aimodel")
     shutil.copytree(good.path, broken.path)
     program = broken.path / "main.mlirb"

@@ -59,7 +59,7 @@ def test_a_cache_of_int8_is_int8_and_close_to_float32(name, lowered, continued) 
     import onnx
 
     plain, narrow = lowered(name), lowered(name, "int8")
-    assert (plain.facts["cache"], narrow.facts["cache"]) == ("float32", "int8")
+    assert (plain.language.cache, narrow.language.cache) == ("float32", "int8")
     assert narrow.facts["cache.scales"] == "one a channel, of 16 texts drawn from a seed"
     graph = onnx.load(narrow.path / "model.onnx", load_external_data=False).graph
     kinds = {value.type.tensor_type.elem_type for value in (*graph.input[3:], *graph.output[1:])}
@@ -230,7 +230,7 @@ def test_adapters_beside_a_base_write_what_merged_ones_write(
             written[name] = list(generate(session.stepper, prompt, 32))
     assert len({tuple(tokens) for tokens in written.values()}) == 3
     artifact = DecoderToGenai(64, adapters=references).run(decoder_model("llama"), Context(tmp_path))
-    assert artifact.facts["adapters"] == "poet,clerk"
+    assert artifact.language.adapters == ("poet", "clerk")
     assert {path.name for path in (artifact.path / "adapters").iterdir()} == {"poet.onnx_adapter", "clerk.onnx_adapter"}
     tokens = {"input_ids": torch.tensor([prompt]).numpy()}
     with RUNTIME.open(lowered("llama")) as session:

@@ -302,7 +302,7 @@ def test_damage_is_named(lowered, tmp_path):
     good = lowered("llama")
     content = good.path.read_bytes()
     broken = dataclasses.replace(good, path=tmp_path / "broken.litertlm")
-    other = dataclasses.replace(good, facts={**good.facts, "context": "32"})
+    other = dataclasses.replace(good, language=dataclasses.replace(good.language, context=32))
     with pytest.raises(ArtifactError, match="another context"):
         RUNTIME.open(other)
     for damaged in (b"", b"LITERTLM", content[:5000], content[:-500], b"X" + content[1:], content[:24] + b"\xff" * 9):

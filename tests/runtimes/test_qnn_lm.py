@@ -101,7 +101,7 @@ def test_the_emulator_says_what_the_graphs_say(name, short, lowered, tmp_path):
 def test_damage_is_named(lowered, tmp_path):
     _, _, good = lowered("llama")
     with pytest.raises(ArtifactError, match="another context"):
-        RUNTIME.open(dataclasses.replace(good, facts={**good.facts, "context": "32"}))
+        RUNTIME.open(dataclasses.replace(good, language=dataclasses.replace(good.language, context=32)))
     for name in ("decode_ctx.onnx", "decode_ctx_qnn.bin", "decode.qdq.onnx", "angles.safetensors"):
         broken = dataclasses.replace(good, path=tmp_path / name)
         shutil.copytree(good.path, broken.path)

@@ -79,10 +79,10 @@ class CheckDialogue(Pass):
         program = TorchProgram.open(reference)
         decoder, origin = program.language()
         arithmetic = self.activations if self.activations != "float" else model.compute
-        within = ROUNDED if model.facts.get("cache") == "int8" else WITHIN.get(arithmetic, ROUNDED)
+        within = ROUNDED if model.spoken().cache == "int8" else WITHIN.get(arithmetic, ROUNDED)
         speaker = Speaker(origin)
         length = program.signature.inputs[0].shape[1]
-        room = min(int(model.facts["context"]), length)
+        room = min(model.spoken().context, length)
         heard = Heard(speaker, tuple(decoder.eos), within)
         runtime = runtimes()[self.runtime]
         with runtime.open(model) as session:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from edgeship.core.choice import Choice
-from edgeship.core.decoder import CACHE_BITS, CacheType, Decoder, context_of
+from edgeship.core.decoder import CacheType, Decoder, context_of
 from edgeship.core.forms import ActivationMode
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
@@ -123,7 +123,7 @@ class CheckSize(Pass):
         needs = footprint(
             record.inventory, runtime, record.encodings, self._activations(record), halves=halves, tied=tied
         )
-        kept = next((kind for kind in CACHE_BITS if kind == model.facts.get("cache")), self.cache)
+        kept = model.language.cache if model.language else self.cache
         needs = replace(needs, cache=self._cache_bytes(kept))
         files = total_bytes(model.path)
         figures: tuple[Measurement, ...] = (

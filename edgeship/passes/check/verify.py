@@ -139,7 +139,7 @@ class VerifyArtifact(Pass):
         """The arithmetic in a word, and the lowest ratio that passes for it."""
         arithmetic = self._arithmetic(model)
         limit = MIN_SNR_DB.get(arithmetic, 18.0)
-        if model.facts.get("cache") == "int8":
+        if model.language is not None and model.language.cache == "int8":
             arithmetic, limit = f"{arithmetic} with an int8 cache", min(limit, INT8_CACHE_SNR_DB)
         return arithmetic, limit if self.min_snr_db is None else self.min_snr_db
 

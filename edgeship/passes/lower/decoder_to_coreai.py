@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
-from edgeship.core.decoder import context_of, language_facts
+from edgeship.core.decoder import LanguageFacts, context_of
 from edgeship.core.model import CoreAIDecoder, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.planning import forms_of, other_runtime
@@ -80,5 +80,5 @@ class DecoderToCoreAI(Pass):
             ),
             placements=placements,
             compute="f16" if self.compute == "float16" else "f32",
-            facts=language_facts(decoder, context, self.compute, chunk=str(chunk)),
+            language=LanguageFacts.of(decoder, context, self.compute, chunk),
         )

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
-from edgeship.core.decoder import context_of, language_facts
+from edgeship.core.decoder import LanguageFacts, context_of
 from edgeship.core.model import CoreMLDecoder, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.planning import forms_of, other_runtime
@@ -75,14 +75,13 @@ class DecoderToCoreML(Pass):
         neural = known and self.form != "generic"
         half = self.compute == "float16"
         form, system = "ane" if neural else "generic", "iOS18"
-        facts = language_facts(
-            decoder, context, "float16", chunk=str(chunk), form=form, minimum_deployment_target=system
-        )
+        language = LanguageFacts.of(decoder, context, "float16", chunk)
+        texts = {**language.texts(), "form": form, "minimum_deployment_target": system}
         path = ctx.folder / "model.mlpackage"
         if neural:
-            placements = lower_neural(program, path, context, chunk, half, self.part_bytes, facts)
+            placements = lower_neural(program, path, context, chunk, half, self.part_bytes, texts)
         else:
-            placements = lower_generic(program, path, context, chunk, half, facts)
+            placements = lower_generic(program, path, context, chunk, half, texts)
         for name in decoder.files:
             shutil.copyfile(origin / name, ctx.folder / name)
         return CoreMLDecoder(
@@ -91,5 +90,6 @@ class DecoderToCoreML(Pass):
             files=(path.name, *decoder.files),
             placements=placements,
             compute="f16" if half else "f32",
-            facts=facts,
+            facts={key: text for key, text in texts.items() if key not in language.texts()},
+            language=language,
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from edgeship.core.decoder import CacheType, context_of, language_facts
+from edgeship.core.decoder import CacheType, LanguageFacts, context_of
 from edgeship.core.forms import ActivationMode
 from edgeship.core.model import GenaiModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
@@ -104,13 +104,12 @@ class DecoderToGenai(Pass):
         folder.mkdir()
         ctx.progress(2, steps, "write")
         save_model(graph, folder / GRAPH, apart=True, standard=False)
-        facts = language_facts(decoder, context, self.cache)
+        facts: dict[str, str] = {}
         if self.cache == "int8":
             ctx.progress(3, steps, "cache")
             facts |= self._narrow(folder / GRAPH, model, context)
         write_configuration(folder, decoder, origin, context)
         if adapters:
-            facts["adapters"] = ",".join(adapters)
             (folder / ADAPTERS).mkdir()
         for name, matrices in adapters.items():
             write_adapter(folder / ADAPTERS / f"{name}{ADAPTER_SUFFIX}", matrices)
@@ -121,6 +120,7 @@ class DecoderToGenai(Pass):
             placements=placements,
             compute="int" if self.activations == "dynamic" else "f32",
             facts=facts,
+            language=replace(LanguageFacts.of(decoder, context, self.cache), adapters=tuple(adapters)),
         )
 
     def _read_adapters(self, program: TorchProgram) -> dict[str, dict[str, tuple[Array, Array]]]:

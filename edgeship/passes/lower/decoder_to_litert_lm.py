@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from edgeship.core.decoder import context_of, language_facts
+from edgeship.core.decoder import LanguageFacts, context_of
 from edgeship.core.forms import ActivationMode
 from edgeship.core.model import LiteRTLMModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
@@ -65,9 +65,8 @@ class DecoderToLiteRTLM(Pass):
             files=(path.name,),
             placements=placements,
             compute="int" if self.activations == "dynamic" else "f32",
-            facts=language_facts(
-                decoder, context, "float32", chunk=str(chunks[0]), activations=self.activations, **made_of
-            ),
+            facts={"activations": self.activations, **made_of},
+            language=LanguageFacts.of(decoder, context, "float32", chunks[0]),
         )
 
     def ensures(self, output: Any, **inputs: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from edgeship.core.decoder import context_of, language_facts
+from edgeship.core.decoder import LanguageFacts, context_of
 from edgeship.core.model import Placement, QnnDecoder, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.planning import forms_of, other_runtime
@@ -114,19 +114,11 @@ class DecoderToQnn(Pass):
             Compiler(graph, chip, self.timeout_s, ctx.log).write_context(f"{name}_ctx.onnx")
         for name in decoder.files:
             shutil.copyfile(origin / name, folder / name)
-        facts = language_facts(
-            decoder,
-            context,
-            "float32",
-            chunk=str(chunk),
-            **{
-                "qnn.soc_model": str(self.soc_model),
-                "qnn.htp_arch": str(self.htp_arch),
-                "qnn.contexts": "in the folder"
-                if compiled
-                else "to be made from the graphs on a host with more memory",
-            },
-        )
+        facts = {
+            "qnn.soc_model": str(self.soc_model),
+            "qnn.htp_arch": str(self.htp_arch),
+            "qnn.contexts": "in the folder" if compiled else "to be made from the graphs on a host with more memory",
+        }
         return QnnDecoder(
             folder,
             program.signature,
@@ -134,6 +126,7 @@ class DecoderToQnn(Pass):
             placements=tuple(placements.values()),
             compute="int",
             facts=facts,
+            language=LanguageFacts.of(decoder, context, "float32", chunk),
         )
 
     def _calibrated(self, steps: Mapping[str, Step], host: Any, texts: list[list[int]]) -> dict[str, Step]:

@@ -70,10 +70,7 @@ def open_session(artifact: Artifact, *, load: bool) -> LiteRTLMSession:
         ArtifactError: damaged, or not what its record says.
     """
     _, graphs, model = open_graphs(artifact.path)
-    try:
-        chunk, context = int(artifact.facts["chunk"]), int(artifact.facts["context"])
-    except (KeyError, ValueError) as error:
-        raise ArtifactError(f"the record of {artifact.path} lacks {error}", fix="build again") from None
+    context, chunk = artifact.spoken().context, artifact.spoken().prefilled()
     if f"prefill_{chunk}" not in graphs:
         raise ArtifactError(f"{artifact.path} has no prefill of {chunk} tokens", fix="build again")
     stepper = SignatureStepper(artifact.path, model, chunk, context)
