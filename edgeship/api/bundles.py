@@ -35,7 +35,11 @@ class Bundle:
     @classmethod
     def built(cls, path: Path, report: Report) -> Bundle:
         """What a build ended in. ``path``: where the bundle is, when the report says that it passed."""
-        return cls(path, report)
+        bundle = cls(path, report)
+        if report.passed:
+            # Now, before another build puts its own there.
+            bundle._read_records()
+        return bundle
 
     @property
     def report(self) -> Report:
@@ -79,11 +83,14 @@ class Bundle:
     @property
     def artifacts(self) -> tuple[BundleArtifact, ...]:
         """Every artifact, in the order of the plan. Raises `GateError` when nothing was published."""
+        return tuple(BundleArtifact(self, record) for record in self._read_records())
+
+    def _read_records(self) -> tuple[ArtifactRecord, ...]:
         from edgeship.shipping.bundle import read_bundle
 
         if self._records is None:
             self._records = read_bundle(self.path).manifest.artifacts
-        return tuple(BundleArtifact(self, record) for record in self._records)
+        return self._records
 
     def __getitem__(self, name: str) -> BundleArtifact:
         """An artifact by its runtime, by the format of its runtime (``onnx`` for ``genai``), or by its folder."""
@@ -193,7 +200,8 @@ class BundleArtifact:
             adapter: of a language model: the adapter that ships beside it; the base alone when empty.
 
         Raises:
-            ArtifactError: a file was changed. MissingToolError: the engine is not installed.
+            ArtifactError: a file was changed, or another build replaced the bundle.
+            MissingToolError: the engine is not installed.
         """
         from edgeship.api.sessions import open_artifact
 

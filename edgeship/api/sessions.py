@@ -14,7 +14,7 @@ from edgeship.core.records import suggest
 from edgeship.core.registry import runtimes
 from edgeship.core.runtimes import Session, as_numpy
 from edgeship.engine.chatter import hushed
-from edgeship.errors import DataError, EncodingError, UsageError
+from edgeship.errors import ArtifactError, DataError, EncodingError, UsageError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -28,7 +28,7 @@ MAX_TOKENS = 256
 
 
 class _Open:
-    """What is open until it is closed: by hand, by a ``with`` block, or when it is no longer used."""
+    """What is open until it is closed, by hand or by a ``with`` block."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -182,10 +182,19 @@ class LanguageModel(_Open):
 
 
 def open_artifact(bundle: Path, record: ArtifactRecord, adapter: str = "") -> Network | LanguageModel:
-    """Open an artifact of a bundle as an app does. Raises `ArtifactError` when a file was changed."""
+    """Open an artifact of a bundle as an app does.
+
+    Raises:
+        ArtifactError: a file was changed, or another build put its own in the place of the bundle.
+    """
     from edgeship.shipping.bundle import check_whole, opened, read_bundle
 
     engine = runtimes()[record.runtime]
+    whole = read_bundle(bundle)
+    if record not in whole.manifest.artifacts:
+        raise ArtifactError(
+            f"{bundle} was replaced by another build", fix="open it again, or build into another output"
+        )
     with ExitStack() as stack, hushed():
         if engine.engine.for_language:
             from edgeship.conversation import open_talk
@@ -193,7 +202,6 @@ def open_artifact(bundle: Path, record: ArtifactRecord, adapter: str = "") -> Ne
             return LanguageModel(stack.enter_context(open_talk(bundle, record, adapter=adapter)), stack.pop_all())
         if adapter:
             raise UsageError(f"{engine.title} runs a network, which has no adapters", fix="leave adapter out")
-        whole = read_bundle(bundle)
         check_whole(whole)
         engine.versions()
         session = stack.enter_context(engine.open_fast(opened(whole, record)))

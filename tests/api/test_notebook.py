@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import edgeship
-from edgeship.errors import GateError
+from edgeship.errors import ArtifactError, GateError
 
 
 def small_network():
@@ -89,7 +89,10 @@ def test_equal_modules_meet_in_the_cache_and_others_do_not(alone):
     assert "load/memory" not in found
     assert "lower/torch_to_onnx" not in found
     names = [{file.path: file.sha256 for file in item["onnx"].record.files} for item in (same, changed)]
-    assert names[0] == names[1], "one bundle replaced the other"
+    assert names[0] != names[1]
+    with pytest.raises(ArtifactError, match=r"Sequential\.edgeship was replaced by another build"):
+        same["onnx"].open()
+    changed["onnx"].open().close()
     Path("network.py").write_text(
         "import sys\nsys.path.insert(0, " + repr(str(Path(__file__).parent)) + ")\n"
         "def model():\n    from test_notebook import small_network\n    return small_network()\n"

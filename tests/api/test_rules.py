@@ -68,3 +68,15 @@ def test_the_command_line_and_python_have_the_same_words():
     options = {other.get(item.name, item.name) for item in build_command.params} - shown
     # A tokenizer comes with a folder; passes are what --set says; one name of each pair is enough for options.
     assert options == set(Said.__annotations__) - {"tokenizer", "passes", "target", "runtime"}
+
+
+def test_weights_and_activations_are_planned_as_they_are_asked_for(cli, tiny_source):
+    """In place of the profile's, and no layer is given more bits for what it costs."""
+    words = (tiny_source, "--input", "image:f32[1,1,4,4]", "--target", "linux-x86", "--runtime", "tflite")
+    for weights, activations in (("int4", "dynamic"), ("float16", "float")):
+        ran = cli("plan", *words, "--weights", weights, "--activations", activations)
+        said = {"weights": weights, "activations": activations}
+        plan = edgeship.plan(tiny_source, "image:f32[1,1,4,4]", target="linux-x86", runtime="tflite", **said)
+        assert ran.out == plan.text() + "\n"
+        step = next(step.task for step in plan.steps if step.name == "compress/quantize")
+        assert (step.base.short_name, step.floor_db) == (weights, 0)

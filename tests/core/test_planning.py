@@ -1,14 +1,23 @@
 """What passes ask while they are planned: the encoding that will be, and whether the target holds it."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
 from edgeship.core.choice import Choice
+from edgeship.core.encodings import encoding_named
 from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.model import Source
-from edgeship.core.planning import held_candidates, kept_weights, next_wider, planned_encoding, refuse_unholdable
+from edgeship.core.planning import (
+    held_candidates,
+    kept_weights,
+    next_wider,
+    planned_encoding,
+    refusal,
+    refuse_unholdable,
+)
 from edgeship.core.profile import Profile, Request
 from edgeship.core.registry import targets
 from edgeship.core.weights import Affine, Float, Palette
@@ -70,6 +79,28 @@ def test_what_an_older_system_lacks_is_refused_while_planning():
 def test_auto_chooses_among_what_the_older_system_has():
     assert dict(held_candidates(request("auto", "coreml")))["linear"] == ("int8", "int4-g32")
     assert dict(held_candidates(request("auto", "coreml", **OLDER)))["linear"] == ("int8",)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "said", "wanted"),
+    [
+        ("tflite", {"weights": "int4-g32"}, ("int4-g32", "dynamic")),
+        ("tflite", {"weights": "int4"}, ("int4", "float")),
+        ("onnx", {"weights": "int4-g32"}, ("int4-g32", "float")),
+        ("onnx", {"activations": "dynamic"}, ("int8", "dynamic")),
+        ("tflite", {"weights": "int4-g32", "activations": "float"}, ("int4-g32", "float")),
+        ("qnn", {"weights": "int4"}, ("int4", "int16")),
+        ("tflite", {}, ("int8", "float")),
+    ],
+)
+def test_weights_that_were_asked_for_bring_activations_that_hold_them(runtime, said, wanted):
+    """One that nothing holds is refused later, with the reason of the profile's own activations."""
+    asked = dataclasses.replace(request(runtime=runtime), **said)
+    assert (asked.choice.weights, asked.choice.activations) == wanted
+    if "activations" not in said:
+        assert not refusal(asked, "linear", encoding_named(wanted[0]))
+    whole = dataclasses.replace(request("auto"), weights="int4")
+    assert (whole.choice.weights, whole.choice.candidates) == ("int4", ())
 
 
 LAYERS = Inventory(
