@@ -113,7 +113,8 @@ def _published(step: Step, prepared: Prepared, gathered: Gathered, cache: Cache)
     built = tuple(item for item in gathered.built if (item.artifact.runtime, ",".join(item.targets)) in kept)
     if not built:
         return gathered.report
-    digests = [cache.digests(model) for model in (prepared.loaded, *(item.artifact for item in built))]
+    models = [prepared.loaded, *(item.artifact for item in built)]
+    digests = [cache.digests(model) for model in models]
     shipped = dataclasses.replace(gathered, built=built, digests=dict(ChainMap(*digests)))
     step.task.run(shipped, ctx=Context(gathered.output))
     return dataclasses.replace(gathered.report, bundle=str(gathered.output))

@@ -244,7 +244,9 @@ def _pairs(name: str, value: Mapping[str, Any] | Sequence[str] | None) -> tuple[
     if isinstance(value, Mapping):
         quote = '"' if any("=" in key for key in value) else ""
         return tuple(f"{quote}{key}{quote}={os.fspath(item)}" for key, item in value.items())
-    return () if value is None else tuple([value] if isinstance(value, str) else value)
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _path(value: Place | None) -> str | None:
@@ -285,8 +287,12 @@ def _whole(name: str, value: Any) -> int | None:
 
 
 def _bytes(value: int | str | None) -> int | None:
-    return None if value is None else parse_bytes(value if isinstance(value, str) else f"{value:.0f}")
+    if value is None:
+        return None
+    return parse_bytes(value if isinstance(value, str) else f"{value:.0f}")
 
 
 def _fraction(value: float | str | None) -> float | None:
-    return None if value is None else parse_fraction(value if isinstance(value, str) else f"{value:.12f}")
+    if value is None:
+        return None
+    return parse_fraction(value if isinstance(value, str) else f"{value:.12f}")

@@ -48,8 +48,9 @@ def build(
     """
     order = make_order(model, inputs, **said)
     # A name of its own, so that two bundles that are built at once do not write into one log.
-    place = log if isinstance(log, Log) else Log(Path(log) if log is not None else _log_of(order.bundle))
-    return Bundle.built(order.bundle, run(order, _progress(progress), place))
+    if not isinstance(log, Log):
+        log = Log(_log_of(order.bundle) if log is None else Path(log))
+    return Bundle.built(order.bundle, run(order, _progress(progress), log))
 
 
 def plan(model: Any, inputs: Any = None, **said: Unpack[Said]) -> Plan:

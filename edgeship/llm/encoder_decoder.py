@@ -285,6 +285,8 @@ class EncoderDecoder(Stepper):
 
         if not self.steps:
             raise UsageError("no step was recorded", fix="set recording = True before writing")
-        np.savez(
-            path, allow_pickle=False, **{name: np.stack([step[name] for step in self.steps]) for name in self.steps[0]}
-        )
+        arrays: dict[str, Any] = {}
+        for name in self.steps[0]:
+            # [steps, ...]
+            arrays[name] = np.stack([step[name] for step in self.steps])
+        np.savez(path, allow_pickle=False, **arrays)

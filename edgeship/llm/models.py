@@ -107,6 +107,8 @@ def describe(config: Any, heads: dict[int, tuple[int, int, int]], folder: Path) 
     settings = folder / "generation_config.json"
     told: dict[str, Any] = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     eos = told.get("eos_token_id", config.eos_token_id)
+    if not isinstance(eos, list):
+        eos = [] if eos is None else [eos]
     return Decoder(
         config.model_type,
         layers,
@@ -114,7 +116,7 @@ def describe(config: Any, heads: dict[int, tuple[int, int, int]], folder: Path) 
         int(config.vocab_size),
         int(config.max_position_embeddings),
         bos=_token(told.get("bos_token_id", config.bos_token_id)),
-        eos=_ends(() if eos is None else eos if isinstance(eos, list) else (eos,), folder),
+        eos=_ends(eos, folder),
         pad=_token(told.get("pad_token_id", config.pad_token_id)),
         files=tuple(name for name in ORIGIN_FILES if (folder / name).is_file()),
     )

@@ -127,11 +127,14 @@ class _Stepper(Stepper):
         """New states; both entry points have the same, of the length that the artifact says."""
         from coreai.runtime import NDArray
 
-        found = [self._asset.new_states(entry) for entry in ENTRIES]
-        shapes = [{name: array.shape for name, array in states.items()} for states in found]
-        if shapes[0] != shapes[1] or any(shape[2] != self.context for shape in shapes[0].values()) or not shapes[0]:
+        states, others = (self._asset.new_states(entry) for entry in ENTRIES)
+        # [1, heads, context, width] each
+        fits = bool(states) and states.keys() == others.keys()
+        for name, array in states.items():
+            fits = fits and array.shape == others[name].shape and array.shape[2] == self.context
+        if not fits:
             raise ArtifactError(f"{self._path} has states of another shape", fix="build it again")
-        return {name: NDArray(array) for name, array in found[0].items()}
+        return {name: NDArray(array) for name, array in states.items()}
 
 
 RUNTIME = CoreAILanguage()

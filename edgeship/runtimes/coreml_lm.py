@@ -165,12 +165,15 @@ def _evaluated(artifact: Artifact) -> _Stepper:
 
     def runner(evaluator: Evaluator) -> Run:
         wanted = [feature.name for feature in evaluator.inputs]
-        return lambda rows: evaluator.advance_all([{name: row[name] for name in wanted} for row in rows], states)
+        return lambda rows: evaluator.advance_all([_chosen(row, wanted) for row in rows], states)
 
     forget()
-    return _Stepper(
-        {e.name: runner(e) for e in sorted((first, *others), key=lambda e: _part(e.name))}, forget, artifact
-    )
+    in_order = sorted((first, *others), key=lambda evaluator: _part(evaluator.name))
+    return _Stepper({evaluator.name: runner(evaluator) for evaluator in in_order}, forget, artifact)
+
+
+def _chosen(row: Arrays, names: Sequence[str]) -> dict[str, Any]:
+    return {name: row[name] for name in names}
 
 
 def _native(artifact: Artifact) -> _Stepper:
@@ -181,7 +184,9 @@ def _native(artifact: Artifact) -> _Stepper:
 
     functions = load_program(artifact.path).functions
     models = {name: ct.models.MLModel(str(artifact.path), function_name=name) for name in sorted(functions, key=_part)}
-    inputs = {name: [port.name for port in f.inputs if port.type.kind != "state"] for name, f in functions.items()}
+    inputs: dict[str, list[str]] = {}
+    for name, function in functions.items():
+        inputs[name] = [port.name for port in function.inputs if port.type.kind != "state"]
     # Parts of a long model have states of their own; prefill and decode of one part have the same.
     states: dict[str, Any] = {}
 
@@ -194,7 +199,7 @@ def _native(artifact: Artifact) -> _Stepper:
         def run(rows: Sequence[Arrays]) -> list[Arrays]:
             if part not in states:
                 states[part] = models[name].make_state()
-            return [models[name].predict({key: row[key] for key in inputs[name]}, states[part]) for row in rows]
+            return [models[name].predict(_chosen(row, inputs[name]), states[part]) for row in rows]
 
         return run
 

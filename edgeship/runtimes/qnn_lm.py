@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from edgeship.core.model import Artifact, OnnxModel, QnnDecoder, Signature, TensorSpec
+from edgeship.core.model import Artifact, Dtype, OnnxModel, QnnDecoder, Signature, TensorSpec
 from edgeship.core.runtimes import ActivationMode, Engine, Format, Runtime, Session
 from edgeship.core.weights import same_numbers
 from edgeship.errors import ArtifactError, EdgeshipError
@@ -136,14 +136,12 @@ def _graph(artifact: Artifact, step: str) -> OnnxModel:
     constants = {tensor.name for tensor in graph.initializer}
 
     def specs(values: Any) -> tuple[TensorSpec, ...]:
-        return tuple(
-            TensorSpec(
-                value.name,
-                "f32" if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT else "i32",
-                tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim),
-            )
-            for value in values
-        )
+        found: list[TensorSpec] = []
+        for value in values:
+            tensor = value.type.tensor_type
+            dtype: Dtype = "f32" if tensor.elem_type == onnx.TensorProto.FLOAT else "i32"
+            found.append(TensorSpec(value.name, dtype, tuple(axis.dim_value for axis in tensor.shape.dim)))
+        return tuple(found)
 
     placed = tuple(item for item in artifact.placements if item.stored in constants)
     return OnnxModel(path, Signature(specs(graph.input), specs(graph.output)), placements=placed, facts={})

@@ -55,7 +55,9 @@ def lower_neural(
         for number, layers in enumerate(ranges, 1):
             step, apart = builder.step(layers)
             given = {"input_ids": (1, tokens)} if step.first else {"hidden": (1, decoder.hidden, 1, tokens)}
-            output = "next_hidden" if not step.last else "logits" if tokens == 1 else "next_position"
+            output = "next_hidden"
+            if step.last:
+                output = "logits" if tokens == 1 else "next_position"
             functions[kind if len(ranges) == 1 else f"{kind}_{number}"] = convert(step, given, output, apart, weights)
     return weights.write(functions, path, facts)
 

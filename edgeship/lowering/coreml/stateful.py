@@ -191,8 +191,10 @@ class StatefulStep(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Run ``T`` tokens from ``position`` on."""
-        caches = {kind: [getattr(self, f"{kind}_cache_{i}") for i in range(self.count)] for kind in ("k", "v")}
-        cache = FixedCache(caches["k"], caches["v"], position, write_tokens)
+        # [1, heads, context, width] of each layer
+        keys = [getattr(self, f"k_cache_{i}") for i in range(self.count)]
+        values = [getattr(self, f"v_cache_{i}") for i in range(self.count)]
+        cache = FixedCache(keys, values, position, write_tokens)
         answer = run(self.model, input_ids, cache, logits=self.logits)
         for kind, written in (("k", cache.keys), ("v", cache.values)):
             for i, value in enumerate(written):

@@ -126,10 +126,10 @@ class DecoderToGenai(Pass):
     def _read_adapters(self, program: TorchProgram) -> dict[str, dict[str, tuple[Array, Array]]]:
         """Each adapter's matrices by layer, turned as the graph takes them and with its scale."""
         opened = self._opened(program.language()[1]) if self.adapters else {}
-        return {
-            name: {weight.removesuffix(".weight"): adapter.matrices(weight) for weight in adapter.pairs}
-            for name, adapter in opened.items()
-        }
+        found: dict[str, dict[str, tuple[Array, Array]]] = {}
+        for name, adapter in opened.items():
+            found[name] = {weight.removesuffix(".weight"): adapter.matrices(weight) for weight in adapter.pairs}
+        return found
 
     def _opened(self, origin: Path) -> dict[str, Adapter]:
         """Every adapter by its name. Raises `WeightsError` or `UsageError` for one that the model of a folder cannot

@@ -122,7 +122,7 @@ class DecoderToQnn(Pass):
         return QnnDecoder(
             folder,
             program.signature,
-            files=tuple(f"{folder.name}/{name}" for name in sorted(path.name for path in folder.iterdir())),
+            files=tuple(f"{folder.name}/{path.name}" for path in sorted(folder.iterdir())),
             placements=tuple(placements.values()),
             compute="int",
             facts=facts,

@@ -74,10 +74,10 @@ class SignatureStepper(Stepper):
         if details["mask"]["shape"] != [1, 1, 1, self.context]:
             raise ValueError("it has another context than its record")
         caches = [name for name in details if name.startswith("kv_cache_")]
-        self._inputs = {
-            key: {name: compiled.create_input_buffer_by_name(key, name) for name in details if name not in caches}
-            for key in compiled.get_signature_list()
-        }
+        given = [name for name in details if name not in caches]
+        self._inputs = {}
+        for key in compiled.get_signature_list():
+            self._inputs[key] = {name: compiled.create_input_buffer_by_name(key, name) for name in given}
         self._old = {name: compiled.create_input_buffer_by_name(DECODE, name) for name in caches}
         self._new = {name: compiled.create_output_buffer_by_name(DECODE, name) for name in caches}
         self._logits = compiled.create_output_buffer_by_name(DECODE, "logits")
