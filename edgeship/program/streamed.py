@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from edgeship.core.weights import AffineTensor, FloatTensor
+from edgeship.core.weights import AffineTensor, FloatTensor, MXFP4Tensor
 from edgeship.program.inventory import weight_nodes
 
 if TYPE_CHECKING:
@@ -154,17 +154,19 @@ def _lookup(program: TorchProgram, name: str, ids: torch.Tensor) -> torch.Tensor
 
 def _rows(tensor: EncodedTensor, index: Any) -> npt.NDArray[Any]:
     """Rows of an encoded weight, dequantized. Scales of palettes and sparse weights are not a row's own."""
-    if isinstance(tensor, FloatTensor):
-        return FloatTensor(tensor.values[index]).dequantize()
-    if isinstance(tensor, AffineTensor):
-        scale, zero = tensor.scale, tensor.zero_point
-        # [1, ...] where one scale serves all rows: then it is not cut with them.
-        if scale.shape[0] > 1:
-            scale = scale[index]
-            zero = None if zero is None else zero[index]
-        return AffineTensor(tensor.values[index], scale, zero, tensor.encoding).dequantize()
-    result: npt.NDArray[Any] = tensor.dequantize()[index]
-    return result
+    match tensor:
+        case FloatTensor():
+            return FloatTensor(tensor.values[index]).dequantize()
+        case MXFP4Tensor():
+            return MXFP4Tensor(tensor.elements[index], tensor.exponents[index]).dequantize()
+        case AffineTensor():
+            # A scale for the whole table is every row's.
+            own = index if tensor.scale.shape[0] > 1 else slice(None)
+            zero = None if tensor.zero_point is None else tensor.zero_point[own]
+            return AffineTensor(tensor.values[index], tensor.scale[own], zero, tensor.encoding).dequantize()
+        case _:
+            result: npt.NDArray[Any] = tensor.dequantize()[index]
+            return result
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -93,20 +93,28 @@ def _sparse(name: str, tensor: SparseTensor, half: bool) -> tuple[Value, str]:
             fix="prune less, or store it dense",
         )
     mask, _ = constant(f"{name}.mask", pack(inside.astype(np.uint8), 1), IntegerType.get_unsigned(1), tensor.shape)
-    if isinstance(inner, FloatTensor):
-        values, stored = constant(name, inner.values[inside], F16Type.get() if half else F32Type.get())
-    elif isinstance(inner, PaletteTensor):
-        indices, stored = _indices(name, inner, inside)
-        sparse = coreai.build_sparse_with_bitmask(indices, mask)
-        looked_up = coreai.lut_to_sparse_with_bitmask(sparse, _table(name, inner, half), first_axis())
-        return coreai.sparse_with_bitmask_to_dense(looked_up), stored
-    elif inner.encoding.bits == 8:
-        values, stored = _integers(name, inner, inside)
-    else:
-        integers, stored = _listed(name, inner, inside, mask)
-        return _scaled(name, integers, inner, half, _int8()), stored
-    dense = coreai.sparse_with_bitmask_to_dense(coreai.build_sparse_with_bitmask(values, mask))
-    return (_scaled(name, dense, inner, half, _integer(inner)) if isinstance(inner, AffineTensor) else dense), stored
+    match inner:
+        case FloatTensor():
+            values, stored = constant(name, inner.values[inside], F16Type.get() if half else F32Type.get())
+            return _filled(values, mask), stored
+        case PaletteTensor():
+            indices, stored = _indices(name, inner, inside)
+            sparse = coreai.build_sparse_with_bitmask(indices, mask)
+            looked_up = coreai.lut_to_sparse_with_bitmask(sparse, _table(name, inner, half), first_axis())
+            return coreai.sparse_with_bitmask_to_dense(looked_up), stored
+        case AffineTensor():
+            if inner.encoding.bits < 8:
+                integers, stored = _listed(name, inner, inside, mask)
+                return _scaled(name, integers, inner, half, _int8()), stored
+            values, stored = _integers(name, inner, inside)
+            return _scaled(name, _filled(values, mask), inner, half, _integer(inner)), stored
+        case _:
+            assert_never(inner)
+
+
+def _filled(values: Value, mask: Value) -> Value:
+    """Values where a mask says, among zeros."""
+    return coreai.sparse_with_bitmask_to_dense(coreai.build_sparse_with_bitmask(values, mask))
 
 
 def _listed(name: str, tensor: AffineTensor, inside: Array, mask: Value) -> tuple[Value, str]:

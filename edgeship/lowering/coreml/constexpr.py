@@ -95,22 +95,25 @@ def _sparse(tensor: SparseTensor, before: Any) -> Any:
     inside, inner = tensor.mask, tensor.inner
     mask: Any = _typed(inside.astype(np.uint8), "uint1")
     name = f"{before.name}_values"
-    if isinstance(inner, FloatTensor):
-        values: Any = inner.values[inside].astype(np.float32)
-    elif isinstance(inner, PaletteTensor):
-        mask, values = mb.constexpr_lut_to_sparse(
-            indices_mask=mask,
-            indices_nonzero_data=_typed(inner.indices[inside], f"uint{inner.encoding.bits}"),
-            lut=_table(inner),
-            before_op=before,
-            name=name,
-        )
-    else:
-        # Looking up before scaling, which indices of 2 and 3 bits would need, fails before iOS 26.
-        data = _typed(inner.values[inside], f"int{max(inner.encoding.bits, 4)}")
-        mask, values = mb.constexpr_sparse_blockwise_shift_scale(
-            data_mask=mask, nonzero_data=data, scale=inner.scale.astype(np.float32), before_op=before, name=name
-        )
+    match inner:
+        case FloatTensor():
+            values: Any = inner.values[inside].astype(np.float32)
+        case PaletteTensor():
+            mask, values = mb.constexpr_lut_to_sparse(
+                indices_mask=mask,
+                indices_nonzero_data=_typed(inner.indices[inside], f"uint{inner.encoding.bits}"),
+                lut=_table(inner),
+                before_op=before,
+                name=name,
+            )
+        case AffineTensor():
+            # Looking up before scaling, which indices of 2 and 3 bits would need, fails before iOS 26.
+            data = _typed(inner.values[inside], f"int{max(inner.encoding.bits, 4)}")
+            mask, values = mb.constexpr_sparse_blockwise_shift_scale(
+                data_mask=mask, nonzero_data=data, scale=inner.scale.astype(np.float32), before_op=before, name=name
+            )
+        case _:
+            assert_never(inner)
     return mb.constexpr_sparse_to_dense(nonzero_data=values, mask=mask, before_op=before, name=before.name)
 
 

@@ -34,6 +34,7 @@ from edgeship.lowering.litert.store import (
     Storable,
     WeightStorer,
     refuse_encodings,
+    storable,
 )
 from edgeship.lowering.litert.survey import survey
 from edgeship.program.stored import WeightStore
@@ -141,7 +142,7 @@ def _store(
 
 def _as_stored(program: TorchProgram, name: str) -> Storable:
     if name in program.encoded:
-        return program.encoded[name]
+        return storable(name, program.encoded[name])
     store = program.weights
     if not isinstance(store, WeightStore):
         return FloatTensor(program.weight(name).detach().float().numpy())

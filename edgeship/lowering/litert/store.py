@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, assert_never
 
 from edgeship.core.forms import ActivationMode
 from edgeship.core.model import Placement
@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 
     from edgeship.program.program import TorchProgram
 
+_INSTEAD = "use floats, or int8, int4, int3 or int2"
 ActivationMath = Literal["float", "dynamic"]
-Storable: TypeAlias = "EncodedTensor | FloatRows"
+
+
+def storable(name: str, tensor: EncodedTensor) -> FloatTensor | AffineTensor:
+    """The tensor, where the format has a form for it. Raises `EncodingError` where it has none."""
+    if not isinstance(tensor, FloatTensor | AffineTensor):
+        raise EncodingError(f"LiteRT cannot hold {tensor.encoding} ({name})", fix=_INSTEAD)
+    return tensor
 
 
 def refuse_encodings(program: TorchProgram, activations: ActivationMode) -> None:
@@ -30,9 +37,7 @@ def refuse_encodings(program: TorchProgram, activations: ActivationMode) -> None
         if isinstance(encoding, Float):
             continue
         if not isinstance(encoding, Affine) or encoding.bits not in _CONTAINERS:
-            raise EncodingError(
-                f"LiteRT cannot hold {encoding} ({name})", fix="use floats, or int8, int4, int3 or int2"
-            )
+            raise EncodingError(f"LiteRT cannot hold {encoding} ({name})", fix=_INSTEAD)
         if not encoding.symmetric:
             raise EncodingError(
                 f"LiteRT cannot hold the zero points of {name}: its kernels ignore them", fix="use symmetric integers"
@@ -64,6 +69,9 @@ class FloatRows:
     def encoding(self) -> Float:
         """Float of 32 bits."""
         return Float(32)
+
+
+Storable: TypeAlias = FloatTensor | AffineTensor | FloatRows
 
 
 @dataclass
@@ -166,9 +174,8 @@ class WeightStorer:
         """Whether the consumer itself takes the stored form, with the arithmetic that was asked for."""
         from ai_edge_litert import schema_py_generated as schema
 
-        if isinstance(weight, FloatTensor | FloatRows):
+        if not isinstance(weight, AffineTensor):
             return weight.encoding.bits == 32
-        assert isinstance(weight, AffineTensor)
         kinds, code = schema.BuiltinOperator, builtin_code(self.model, use.operator)
         encoding = weight.encoding
         if code == kinds.EMBEDDING_LOOKUP and use.slot == 1:
@@ -192,12 +199,14 @@ class WeightStorer:
         types = schema.TensorType
         quantization = None
         bits = weight.encoding.bits
-        if isinstance(weight, FloatTensor | FloatRows):
-            kind = types.FLOAT16 if bits == 16 else types.FLOAT32
-        else:
-            assert isinstance(weight, AffineTensor)
-            kind = {8: types.INT8, 4: types.INT4, 2: types.INT2}[_CONTAINERS[bits]]
-            quantization = self._quantization(stored, weight, layout)
+        match weight:
+            case FloatTensor() | FloatRows():
+                kind = types.FLOAT16 if bits == 16 else types.FLOAT32
+            case AffineTensor():
+                kind = {8: types.INT8, 4: types.INT4, 2: types.INT2}[_CONTAINERS[bits]]
+                quantization = self._quantization(stored, weight, layout)
+            case _:
+                assert_never(weight)
         buffer = self._constants().number(name, layout, lambda: _pieces(weight, layout))
         return self._add_tensor(stored, kind, layout.shape, buffer, quantization)
 
@@ -301,10 +310,13 @@ def _pieces(weight: Storable, layout: Layout) -> Iterator[Any]:
 
 
 def _rows(weight: Storable, start: int, stop: int) -> Any:
-    if isinstance(weight, FloatRows):
-        return weight.read(start, stop)
-    assert isinstance(weight, FloatTensor | AffineTensor)
-    return weight.values[start:stop] if weight.shape else weight.values
+    match weight:
+        case FloatRows():
+            return weight.read(start, stop)
+        case FloatTensor() | AffineTensor():
+            return weight.values[start:stop] if weight.shape else weight.values
+        case _:
+            assert_never(weight)
 
 
 def _packed(values: Any, bits: int) -> Any:

@@ -27,7 +27,7 @@ from edgeship.core.planning import (
 )
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.units import counted, human_bytes
-from edgeship.core.weights import Affine, AffineTensor, EncodedTensor, Encoding, Float, Granularity
+from edgeship.core.weights import Affine, AffineTensor, Dense, EncodedTensor, Encoding, Float, Granularity
 from edgeship.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -139,6 +139,10 @@ class QuantizeWeights(Pass):
         common = replace(common, **_guard(request, encoding), **dataclasses.asdict(words))
         if words.form in FLOATS:
             return replace(common, method="nearest", data=None, tokens=None)
+        if not isinstance(words.meant(), Dense):
+            # Nothing rounds to it against data.
+            method: Method = "nearest" if rounding_method(request) == "nearest" else "clipped"
+            return replace(common, method=method, data=None, tokens=None)
         wide = isinstance(encoding, Affine) and isinstance(words.meant(), Affine) and words.bits == 8
         return replace(common, method=wide_method(request)) if wide else common
 
@@ -165,6 +169,10 @@ class QuantizeWeights(Pass):
         if (self.method in ("gptq", "awq") or self.bias_correction) and request.calibration is None:
             what = "bias correction" if self.bias_correction else f"method {self.method}"
             raise DataError(f"{what} needs calibration data", fix="add --calibration DATA")
+        if self.form != "auto" and self.method in ("gptq", "awq") and not isinstance(self.base, Dense):
+            raise UsageError(
+                f"{self.name}.method={self.method} does not round to {self.base}", fix="use method=clipped or nearest"
+            )
         self._refuse_idle(request)
         refuse_unholdable(request, self.encoding_of)
 

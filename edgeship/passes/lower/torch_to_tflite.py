@@ -13,7 +13,7 @@ from edgeship.core.profile import Request
 from edgeship.errors import LoweringError
 
 if TYPE_CHECKING:
-    from edgeship.core.weights import EncodedTensor
+    from edgeship.core.weights import AffineTensor, FloatTensor
     from edgeship.program.program import TorchProgram
 
 
@@ -96,8 +96,10 @@ class TorchToTFLite(Pass):
             raise LoweringError(f"weight {missing[0]} is not in {output.path.name}", fix="report this as a bug")
 
 
-def _as_stored(program: TorchProgram, name: str) -> EncodedTensor:
+def _as_stored(program: TorchProgram, name: str) -> FloatTensor | AffineTensor:
     from edgeship.core.weights import FloatTensor
+    from edgeship.lowering.litert.store import storable
 
-    encoded = program.encoded.get(name)
-    return encoded if encoded is not None else FloatTensor(program.weight(name).detach().float().numpy())
+    if name in program.encoded:
+        return storable(name, program.encoded[name])
+    return FloatTensor(program.weight(name).detach().float().numpy())

@@ -11,7 +11,7 @@ from edgeship.core.inventory import Inventory, WeightUse
 from edgeship.core.passes import Context, Skip
 from edgeship.core.planning import CALIBRATION_TOKENS
 from edgeship.core.profile import Profile
-from edgeship.core.weights import Affine, Float, Palette, Sparse
+from edgeship.core.weights import MXFP4, Affine, Float, Palette, Sparse
 from edgeship.data.batches import describe_data
 from edgeship.engine.planner import apply_options
 from edgeship.errors import DataError, EncodingError, UsageError
@@ -60,6 +60,26 @@ def test_options_without_effect_are_refused(profile, given, says, request_for):
     request = request_for(profile=profile, options={"compress/quantize": given})
     step = apply_options(QuantizeWeights.plan(request), given)
     with pytest.raises(UsageError, match=says):
+        step.confirm(request)
+
+
+def test_what_nothing_rounds_to_against_data_takes_none(request_for, calibration):
+    """MXFP4 has blocks with a power of two: its exponents are chosen by the weights alone."""
+    asked = {"encoding": "mxfp4"}
+    request = request_for("coreai", profile="small", calibration=calibration, options={"compress/quantize": asked})
+    step = apply_options(QuantizeWeights.plan(request), asked)
+    assert (step.method, step.data, step.base) == ("clipped", None, MXFP4())
+    step.confirm(request)
+    with pytest.raises(UsageError, match="method=gptq does not round to mxfp4"):
+        dataclasses.replace(step, method="gptq").confirm(request)
+
+
+@pytest.mark.parametrize("words", [{"bits": 4}, {"form": "palette"}])
+def test_a_name_and_words_of_an_encoding_are_not_given_together(request_for, words):
+    asked = {"encoding": "int4-g32", **words}
+    request = request_for(profile="small", options={"compress/quantize": asked})
+    step = apply_options(QuantizeWeights.plan(request), asked)
+    with pytest.raises(UsageError, match=f"{next(iter(words))} has no effect: weights are int4-g32"):
         step.confirm(request)
 
 
