@@ -19,8 +19,9 @@
     `- LimitError            9   it would take more memory, depth or steps than there are: a bomb, 100,000 layers
 
 An error says what happened, why, and what to do next: ``what`` is the sentence, ``fix`` the way out.
-Exit code 70 means a bug in edgeship; the traceback is in the log file. What the machine cannot do, wherever it shows
-(`meaning_of`), is none: memory that is not there, structures nested too deeply, a library that does not load.
+Exit code 70 means a bug in edgeship, or in a plug-in, which the message names; the traceback is in the log file. What
+the machine cannot do, wherever it shows (`meaning_of`), is none: memory that is not there, structures nested too
+deeply, a library that does not load.
 """
 
 from __future__ import annotations

@@ -466,6 +466,7 @@ def _told(error: Exception) -> int:
         click.echo(f"error: {error.format_message().rstrip('.')}; see edgeship --help", err=True)
         return 2
     from edgeship.cli.diagnosis import write_crash
+    from edgeship.core.plugins import author_of
 
     try:
         place = f"see {write_crash(error)}"
@@ -473,7 +474,9 @@ def _told(error: Exception) -> int:
         traceback.print_exception(error)
         place = f"its log cannot be written: {unwritten.strerror}"
     reason = " ".join(str(error).split())[:200]
-    click.echo(f"error: a bug in edgeship: {type(error).__name__}: {reason}; {place}", err=True)
+    author = author_of(error)
+    owner = f"the plug-in {author}" if author else "edgeship"
+    click.echo(f"error: a bug in {owner}: {type(error).__name__}: {reason}; {place}", err=True)
     return INTERNAL_ERROR
 
 

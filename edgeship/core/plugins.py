@@ -19,6 +19,8 @@ class Broken:
 
 
 _broken: dict[tuple[str, str], Broken] = {}
+# Packages that plug-ins are from, as Python imports them.
+_packages: set[str] = set()
 
 
 def loaded(group: str) -> Iterator[tuple[str, Any]]:
@@ -31,12 +33,29 @@ def loaded(group: str) -> Iterator[tuple[str, Any]]:
         except (Exception, SystemExit) as error:
             refuse(group, point.name, f"{type(error).__name__}: {error}")
         else:
+            # A class, a function or an instance: each knows its module, which lies in the outermost package.
+            _packages.add(str(getattr(value, "__module__", "")).partition(".")[0])
             yield point.name, value
 
 
 def refuse(group: str, name: str, reason: str) -> None:
     """Keep a plug-in as broken, for ``doctor``."""
     _broken[group, name] = Broken(group, name, reason)
+
+
+def author_of(error: BaseException) -> str:
+    """The package of the plug-in in whose code an error arose; empty where it arose in edgeship's.
+
+    Of all calls on the way, the innermost that is edgeship's or a plug-in's decides: what a library raises is of its
+    caller.
+    """
+    author, trace = "", error.__traceback__
+    while trace is not None:
+        package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package == "edgeship" or package in _packages:
+            author = package
+        trace = trace.tb_next
+    return author if author in _packages else ""
 
 
 def refused() -> tuple[Broken, ...]:

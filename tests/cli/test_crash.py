@@ -18,7 +18,7 @@ def crash(cli, monkeypatch, tiny_order, tmp_path):
         def broken(*arguments, **named):
             raise ZeroDivisionError("a bug\nof ours")
 
-        monkeypatch.setattr(api, "build", broken)
+        monkeypatch.setattr(api, "run", broken)
         ran = cli("build", *tiny_order, "-o", "out", env=env)
         assert ran.code == 70
         assert len(ran.errors) == 1
