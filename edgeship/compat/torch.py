@@ -49,6 +49,7 @@ __all__ = [
     "is_view",
     "leaves_of",
     "map_tensors",
+    "name_of_node",
     "on_meta_device",
     "onednn_linear",
     "operator_names",
@@ -175,6 +176,11 @@ def replaced(
 def archive_schema() -> types.ModuleType:
     """The dataclasses of a ``.pt2``'s JSON."""
     return importlib.import_module("torch._export.serde.schema")
+
+
+def name_of_node(node: Any) -> str | None:
+    """The name that an archive gives a node itself; None where it gives none, as torch until 2.9 writes them all."""
+    return cast("str | None", getattr(node, "name", None))
 
 
 def is_union(kind: type) -> bool:

@@ -305,12 +305,15 @@ class _Records:
             )
 
     def _node(self, node: Any) -> Any:
+        from edgeship.compat.torch import name_of_node
+
         self._operator(node.target)
         for given in node.inputs:
             if given.name and not given.name.isidentifier():
                 self.unsafe(f"an argument called {given.name[:60]!r}")
-        if node.name is not None:
-            self._named(node, node.name)
+        name = name_of_node(node)
+        if name is not None:
+            self._named(node, name)
         return replace(node, metadata={key: value for key, value in node.metadata.items() if key in self.keep})
 
     def _graph(self, graph: Any) -> Any:

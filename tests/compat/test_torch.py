@@ -167,6 +167,13 @@ def test_records_of_archives_have_the_fields(name) -> None:
     assert SCHEMA[name] <= {item.name for item in dataclasses.fields(kind)}
 
 
+def test_nodes_of_archives_may_have_names() -> None:
+    schema = compat.archive_schema()
+    named = {"name": "add"} if "name" in {item.name for item in dataclasses.fields(schema.Node)} else {}
+    node = schema.Node(target="torch.ops.aten.add.Tensor", inputs=[], outputs=[], metadata={}, **named)
+    assert compat.name_of_node(node) == named.get("name")
+
+
 def test_unions_of_archives() -> None:
     schema = compat.archive_schema()
     assert compat.is_union(schema.Argument)

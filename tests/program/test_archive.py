@@ -120,7 +120,9 @@ def test_torch_itself_would_have_run_most_of_them(tmp_path, monkeypatch):
             torch.export.load(path).module()(torch.ones(1, 4))
         if canary.exists():
             ran.add(name)
-    assert {"pickled sample inputs", "a pickled weight", "an opaque object", "a size to be evaluated"} <= ran
+    assert {"pickled sample inputs", "a pickled weight", "a size to be evaluated"} <= ran
+    # torch 2.9 loads no opaque objects.
+    assert "an opaque object" in ran or torch.__version__.startswith("2.9.")
     assert len(ran) >= 8, ran
 
 
