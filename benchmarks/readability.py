@@ -328,7 +328,7 @@ def then_and_now(before: Figures, after: Figures) -> str:
 def worklist(figures: Figures) -> str:
     """What a next reader would change first."""
     lines = [
-        "## The forty densest functions",
+        "## The forty densest functions now",
         "",
         "| function | lines | conditional | comprehensions | nested | density |",
     ]

@@ -73,9 +73,11 @@ def round_to(value: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, encod
 
     blocks = _blocked(value, scale)
     if blocks is None:
+        # Scales that no reshape lays out: they are repeated to the shape of the weight.
         quantized = value / spread(scale, value.shape)
         offset = spread(zero, value.shape)
     else:
+        # [out, blocks, size] / [out, blocks, 1]
         quantized, offset = blocks / scale[..., None], zero[..., None]
     quantized.round_()
     if not encoding.symmetric:
@@ -90,6 +92,7 @@ def _blocked(value: torch.Tensor, scale: torch.Tensor) -> torch.Tensor | None:
     """A matrix as ``[rows, blocks, size]``, so that scales need not be repeated; None for other scales."""
     if value.dim() != 2 or scale.shape[0] != value.shape[0]:
         return None
+    # [out, in] -> [out, blocks, in / blocks]
     return value.reshape(*scale.shape, -1)
 
 
@@ -122,6 +125,7 @@ def choose_scales(
         found = storage_grid((high - low) * share / encoding.high, encoding, name)
         return found, (-low * share / found).round().clamp(encoding.low, encoding.high)
 
+    # Covering everything is the first of the ranges that are tried.
     best_scale, best_zero = grid(1.0)
     if not clip and importance is None:
         return best_scale, best_zero
@@ -131,6 +135,7 @@ def choose_scales(
         error = rounding_error(value, scale, zero, encoding).square()
         if importance is not None:
             error = error * importance
+        # [out, in] -> [out, blocks]
         total = _block_sum(error, best_scale.shape)
         better = total < best
         best = torch.where(better, total, best)
@@ -182,6 +187,7 @@ def block_range(value: torch.Tensor, encoding: Affine, axis: int, name: str) -> 
             f"group size {group} does not divide the {value.shape[1]} input channels of {name}",
             fix="use per-channel scales for this layer",
         )
+    # [out, in, ...] -> [out, in / group, group, ...]
     blocked = value.reshape(value.shape[0], value.shape[1] // group, group, *value.shape[2:])
     return blocked.amin(2), blocked.amax(2)
 

@@ -61,6 +61,7 @@ def allocate(layers: Mapping[str, Sequence[Option]], max_bytes: int) -> Allocati
     losses = np.array([option.loss for _, option in pairs])
     # Scaled, so that the solver's tolerances mean the same for 10 kB and for 3 GB.
     scale = float(np.abs(losses).max()) or 1.0
+    # Each layer's options sum to one, and the chosen bytes stay within the budget.
     found = milp(
         losses / scale,
         constraints=[LinearConstraint(pick, 1, 1), LinearConstraint(size / max_bytes, 0, 1)],

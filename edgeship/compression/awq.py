@@ -59,6 +59,7 @@ def search_scales(
     total = torch.zeros(columns)
     tokens = 0
     for rows in inputs:
+        # [..., K] -> [tokens, K]
         flat = rows.detach().reshape(-1, columns).float()
         total += flat.abs().sum(0)
         tokens += flat.shape[0]
@@ -69,6 +70,7 @@ def search_scales(
     magnitude = total / max(tokens, 1)
     place = torch.arange(columns) if channels is None else torch.tensor(channels)
     size = int(place.max()) + 1
+    # Channels that share a scale get the mean of their magnitudes: [K] -> [scales].
     base = torch.zeros(size).scatter_reduce_(0, place, magnitude, "mean", include_self=False)
     if not bool((base > 0).any()):
         return torch.ones(size)
@@ -77,7 +79,9 @@ def search_scales(
     matrix = known.matrix.contiguous()
     for step in range(GRID + 1):
         scale = base ** (step / GRID)
+        # Around 1, so that neither the weights nor the inputs leave their range.
         scale = scale / (scale.max() * scale.min()).sqrt()
+        # [scales] -> [K]
         wide = scale[place]
         error = sum(_output_error(weight.detach().float(), wide, matrix, encoding, name) for weight in weights)
         if error < best:
@@ -115,13 +119,16 @@ def clipped_scales(
     best_scale, best_zero = choose_scales(value, encoding, name=name)
     blocks = best_scale.shape[1]
     width = columns // blocks
+    # [K, K] -> [blocks, width, blocks, width], of which the diagonal blocks count
     whole = hessian.matrix.reshape(blocks, width, blocks, width)
     parts = torch.stack([whole[i, :, i] for i in range(blocks)])
     best = torch.full((rows, blocks), torch.inf)
     for step in range(CLIP_STEPS):
         share = 1 - step * (1 - CLIP_LEAST) / CLIP_STEPS
         scale, zero = choose_scales(value * share, encoding, name=name)
+        # [N, K] -> [blocks, N, width]
         error = rounding_error(value, scale, zero, encoding).reshape(rows, blocks, width).transpose(0, 1)
+        # e H e' for each row and block: [N, blocks]
         cost = (torch.bmm(error, parts) * error).sum(2).T
         if encoding.granularity == "tensor":
             cost = cost.sum().expand_as(cost)

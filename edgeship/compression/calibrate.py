@@ -69,6 +69,7 @@ def decide_activations(
         raise UsageError(f"activations in {bits} bits are not known", fix="use 8 or 16")
     if method not in METHODS:
         raise UsageError(f"calibration method {method!r} is not known", fix=f"use one of {', '.join(METHODS)}")
+    # Before anything is run: a wrong sample would only fail far from its cause.
     check_batches(program.signature, batches)
     filled = program.filled()
     grids = shared_grids(filled, floats)
@@ -98,11 +99,13 @@ def decide_activations(
     nodes = {node.name: node for node in filled.graph.nodes}
     for grid in grids:
         if grid.nodes[0] not in known:
+            # Nodes of one grid share their observer, so that any of them will do.
             seen = next(watchers[name] for name in grid.watched if name in watchers)
             low, high = choose_range(seen, method, 2**bits, symmetric=bits == 16)
             if low == high == 0:
                 low, high = _range_of_operands([nodes[name] for name in grid.nodes], decided)
             if bits == 16:
+                # Whole tables, because other rows than the data's are read later.
                 ends = [(HEADROOM * low, HEADROOM * high), *(tables[name] for name in grid.nodes if name in tables)]
                 low, high = min(low for low, _ in ends), max(high for _, high in ends)
             decided.update(dict.fromkeys(grid.nodes, encode_range(low, high, bits, grid.clip)))
@@ -113,6 +116,7 @@ def _widen(
     runner: Runner, signature: Signature, watchers: Mapping[str, Observer], probes: Sequence[Batch], reach: float
 ) -> None:
     """Let observers take in what probes give, as far as ``reach`` allows."""
+    # What probes give is held apart, because it counts only as far as `reach` allows.
     beyond = {id(observer): Observer() for observer in watchers.values()}
     for probe in probes:
         seen = {id(observer): Observer() for observer in watchers.values()}
@@ -124,6 +128,7 @@ def _widen(
         for key, observer in seen.items():
             beyond[key].low, beyond[key].high = min(beyond[key].low, observer.low), max(beyond[key].high, observer.high)
     for observer in {id(item): item for item in watchers.values()}.values():
+        # As seen from zero, in both directions.
         far = reach * max(-observer.low, observer.high)
         observer.low = min(observer.low, max(beyond[id(observer)].low, -far))
         observer.high = max(observer.high, min(beyond[id(observer)].high, far))
@@ -169,6 +174,7 @@ def encode_range(
             within it (the scale is rounded down): no integer is then clipped, and the runtime may leave the clip out.
     """
     low, high = min(low, 0.0), max(high, 0.0)
+    # The integers between the ends of the range.
     steps = 255 if bits == 8 else 32767
     span = high - low if bits == 8 else max(-low, high)
     if span == 0:

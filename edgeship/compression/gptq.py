@@ -99,6 +99,7 @@ def quantize_gptq(
     kept = None if mask is None else mask.to(torch.bool)
     order, blocks = _order(hessian, encoding, act_order, name)
     upper = factor(hessian, order, damping)
+    # Place in the weight -> place in the order.
     back = torch.empty_like(order)
     back[order] = torch.arange(columns)
 
@@ -107,12 +108,15 @@ def quantize_gptq(
         return values[:, back].mT.reshape(groups * rows, columns)
 
     if hessian.drift is not None:
+        # [groups, rows, K] x [groups, K, K], then columns in the order of rounding: [groups, K, rows]
         missed = torch.bmm(value.reshape(groups, rows, columns), hessian.drift)[:, :, order].mT
         value = value + DRIFT * in_place(torch.cholesky_solve(missed, upper, upper=True))
     if kept is not None:
         value = refit_kept(value, kept, hessian, damping=damping)
+    # [groups * rows, K] -> [groups, K, rows]
     target = value.reshape(groups, rows, columns)[:, :, order].mT.contiguous()
     keep = None if kept is None else kept.reshape(groups, rows, columns)[:, :, order].mT.contiguous()
+    # [groups, K] -> [groups * rows, K]
     importance = hessian.diagonal.repeat_interleave(rows, 0)
     if isinstance(encoding, Palette):
         table = choose_table(value, encoding, importance=importance if clip else None, name=name)
@@ -166,6 +170,7 @@ def quantize_gptq_conv(
         )
     if hessian is None:
         hessian = hessian_of_conv(inputs, weight.shape, stride, padding, dilation, groups)
+    # [O, I / groups, ...kernel] -> [O, K]
     flat = weight.detach().reshape(weight.shape[0], -1)
     made = quantize_gptq(
         flat,
@@ -180,6 +185,7 @@ def quantize_gptq_conv(
     shape = tuple(weight.shape)
     if isinstance(made, PaletteTensor):
         return PaletteTensor(made.indices.reshape(shape), made.table, made.encoding)
+    # Scales get the rank of the kernel back: [O, 1] -> [O, 1, ...].
     ones = (1,) * (len(shape) - 1)
     zero = None if made.zero_point is None else made.zero_point.reshape(-1, *ones)
     return AffineTensor(made.values.reshape(shape), made.scale.reshape(-1, *ones), zero, made.encoding)
@@ -200,6 +206,7 @@ def _order(hessian: Hessian, encoding: Affine | Palette, act_order: bool, name: 
     if not act_order:
         order = torch.arange(columns).flip(0)
         return order, list(range(columns // width))[::-1]
+    # Groups of channels stay together, because they share a scale: [K] -> [K / width, width].
     blocks = torch.argsort(cost.reshape(-1, width).sum(1), stable=True)
     within = torch.argsort(cost.reshape(-1, width), dim=1, stable=True)
     return (blocks[:, None] * width + within[blocks]).flatten(), blocks.tolist()

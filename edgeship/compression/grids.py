@@ -70,6 +70,7 @@ def activation_nodes(program: ExportedProgram) -> list[Node]:
     """Nodes with a float value that depends on the inputs, and float constants that meet such values in arithmetic."""
     constants = set(program.graph_signature.inputs_to_parameters) | set(program.graph_signature.inputs_to_buffers)
     moving: set[Node] = set()
+    # What the inputs reach, in one sweep: nodes come after what they read.
     for node in program.graph.nodes:
         is_input = node.op == "placeholder" and node.name not in constants
         if is_input or (node.op == "call_function" and any(arg in moving for arg in node.all_input_nodes)):
@@ -87,6 +88,7 @@ def activation_nodes(program: ExportedProgram) -> list[Node]:
 def activation_arguments(node: Node) -> list[Node]:
     """The nodes that ``node`` reads as activations: all but its weights and biases."""
     skipped = WEIGHT_ARGUMENTS.get(operator_name(node), ())
+    # By identity: arguments are numbers and lists too, which need not be hashable.
     weights = {id(node.args[i]) for i in skipped if i < len(node.args)}
     return [arg for arg in node.all_input_nodes if id(arg) not in weights]
 
@@ -116,6 +118,7 @@ def shared_grids(program: ExportedProgram, floats: Collection[str] = ()) -> list
             if source in known and _is_private(source, groups):
                 groups.join([node, source])
                 clipped.add(source)
+    # Nodes by the root of their group, in graph order.
     members: dict[Node, list[Node]] = {}
     for node in nodes:
         members.setdefault(groups.find(node), []).append(node)

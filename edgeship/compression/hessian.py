@@ -214,10 +214,12 @@ def _patches(
     space = len(kernel)
     image = image if image.dim() == space + 2 else image.unsqueeze(0)
     stride, padding, dilation = (_each(numbers, space) for numbers in (stride, padding, dilation))
+    # torch pads the last axis first.
     sides = [side for size in reversed(padding) for side in (size, size)]
     windows = torch.nn.functional.pad(image.detach().float(), sides)
     for axis in range(space):
         reach = dilation[axis] * (kernel[axis] - 1) + 1
+        # [..., size, ...] -> [..., positions, ..., reach], of which every dilation-th number counts
         windows = windows.unfold(2 + axis, reach, stride[axis])[..., :: dilation[axis]]
     # A view: (B, I, *positions, *kernel), cut where its copy would be too large.
     numbers = windows[:1, :, :1].numel()
@@ -226,9 +228,11 @@ def _patches(
     for first in range(0, windows.shape[0], samples):
         for line in range(0, windows.shape[2], lines):
             part = windows[first : first + samples, :, line : line + lines]
+            # [B, I, ...] -> [B, groups, I / groups, ...]
             part = part.reshape(part.shape[0], groups, -1, *part.shape[2:])
             # (B, groups, I / groups, *positions, *kernel): groups, tokens, what one weight row sees
             part = part.movedim(2, 2 + space).transpose(0, 1)
+            # [groups, B, ...positions, I / groups, ...kernel] -> [groups, tokens, K]
             yield part.flatten(2 + space).flatten(1, 1 + space)
 
 

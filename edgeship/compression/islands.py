@@ -78,6 +78,7 @@ def decide_mixed(
     kept = frozenset() if products else _around_products(program)
     floats = separate_joins(program, batches, bits) - kept
     trial = _Trial(program, batches, bits)
+    # As far beyond the samples as costs them too little to matter.
     for reach in REACHES if probes else (1.0,):
         activations = decide_activations(
             program, batches, bits=bits, method=method, floats=floats, probes=probes, reach=reach, progress=progress
@@ -96,6 +97,7 @@ def decide_mixed(
         activations = {name: grid for name, grid in activations.items() if name not in floats}
         worst_db, worst = trial.worst(activations)
         wanted += 2
+    # In graph order, so that the same program gives the same record.
     order = [node.name for node in program.exported.graph.nodes if node.name in floats]
     return Mixed(activations, tuple(order), worst_db, worst)
 
@@ -144,9 +146,11 @@ def _look(extent: Observer, value: torch.Tensor) -> None:
 
 def _apart(parts: Sequence[_Extent], constants: Sequence[float], bits: int) -> bool:
     """Whether one grid over all parts leaves less than is wanted of one of them in one sample."""
+    # One grid would have to reach from the least to the greatest of all parts.
     low = min([part.low for part in parts] + list(constants))
     high = max([part.high for part in parts] + list(constants))
     step = (high - low) / 255 if bits == 8 else HEADROOM * max(-low, high) / 32767
+    # The mean square of what rounding to steps adds, where it is uniform.
     noise = step**2 / 12
     least = noise * 10 ** (WANTED_DB[bits] / 10)
     return any(0 < square < least for part in parts for square in part.squares)
@@ -279,6 +283,7 @@ class _Trial:
         """The energy of a slice in each sample; 0 where it says nothing beside other samples."""
         import numpy as np
 
+        # [samples, numbers of the slice] -> [samples]
         energy = np.square(part.of(self._wanted[place])).sum(1)
         energy[energy < NOTHING * energy.max(initial=0)] = 0
         return np.asarray(energy[list(numbers)])

@@ -69,7 +69,9 @@ def to_npu_grid(
             f"Hexagon has no grid for {encoding} of {name}", fix="use symmetric groups of a linear layer"
         )
     free = scale.double()
+    # [N, 1]
     largest = free.amax(1, keepdim=True)
+    # The largest power of two of which MAX_STEP steps do not reach beyond the largest scale.
     power = 2.0 ** torch.floor(torch.log2(largest / MAX_STEP))
     best, least = torch.zeros_like(scale), torch.full_like(largest, torch.inf)
     for mantissa in MANTISSAS:
@@ -79,6 +81,7 @@ def to_npu_grid(
         low, high = (
             (steps.clamp(1, MAX_STEP) * unit).float() for steps in ((free / unit).floor(), (free / unit).ceil())
         )
+        # Both neighbours of each group's scale: [N, groups] each.
         errors = [_errors(value, steps, encoding, importance) for steps in (low, high)]
         total = torch.minimum(*errors).sum(1, keepdim=True)
         best = torch.where(total < least, torch.where(errors[1] < errors[0], high, low), best)
@@ -95,4 +98,5 @@ def _errors(
     error = rounding_error(value, scale, None, encoding).double().square()
     if importance is not None:
         error = error * importance
+    # [N, K] -> [N, groups, group] -> [N, groups]
     return error.reshape(*scale.shape, -1).sum(2)

@@ -49,6 +49,7 @@ def factor(hessian: Hessian, order: torch.Tensor, damping: float) -> torch.Tenso
         return known.upper
     asked = damping
     hessian.mirror()
+    # [groups, K, K], rows and columns in the order of rounding
     matrix = hessian.upper[:, order[:, None], order]
     diagonal = matrix.diagonal(dim1=1, dim2=2)
     mean = diagonal.mean(1, keepdim=True)
@@ -91,6 +92,7 @@ def descend(
     unit = upper / pivots
     for end in range(columns, 0, -BLOCK):
         start = max(0, end - BLOCK)
+        # [groups, block, K - end] x [groups, K - end, rows] -> [groups, block, rows]
         far = torch.bmm(upper[:, start:end, end:], errors[:, end:])
         if pushed is not None:
             far += pushed[:, start:end]
@@ -134,6 +136,7 @@ def descend_in_groups(
     step = max(1, CACHED_NUMBERS // (width * TRIED))
     for place in range(len(blocks) - 1, -1, -1):
         start, end = place * width, (place + 1) * width
+        # [1, width, width]
         inner = upper[:, start:end, start:end]
         far = torch.bmm(upper[:, start:end, end:], errors[:, end:])
         for first in range(0, rows, step):
@@ -143,9 +146,11 @@ def descend_in_groups(
             moved = part + torch.linalg.solve_triangular(inner, pushed, upper=True)
             ranges = _ranges(*_span(moved if kept is None else moved * kept), encoding, RANGES)
             scale, zero = _promising(moved, inner, *ranges, encoding, kept)
+            # Every range at once, side by side: [1, width, TRIED * rows].
             many = [value if value is None else value.repeat(1, 1, TRIED) for value in (kept, pushed)]
             found, lost, loss = descend(part.repeat(1, 1, TRIED), inner, _affine(scale, zero, encoding), *many)
             count = part.shape[2]
+            # [TRIED, rows] -> the place of each row's best among all: [rows]
             chosen = loss.reshape(TRIED, count).argmin(0) * count + torch.arange(count)
             integers[:, start:end, some], errors[:, start:end, some] = found[:, :, chosen], lost[:, :, chosen]
             scales[some, blocks[place]], zeros[some, blocks[place]] = scale[0, chosen], zero[0, chosen]
@@ -172,6 +177,7 @@ def _promising(
     import torch
 
     rows = moved.shape[2]
+    # [1, RANGES * rows] -> [RANGES, 1, rows]
     scales, zeros = scale.reshape(RANGES, 1, rows), zero.reshape(RANGES, 1, rows)
     losses = torch.empty(RANGES, rows)
     step = max(1, RANKED_NUMBERS // moved.numel())
@@ -184,6 +190,7 @@ def _promising(
         values = values if keep is None else values.mul_(keep)
         torch.matmul(inner, values.sub_(moved), out=integers)
         torch.sum(integers.square_(), 1, out=losses[some])
+    # [RANGES, rows] -> [TRIED, rows]
     best = losses.topk(TRIED, dim=0, largest=False).indices
     return scales[:, 0].gather(0, best).reshape(1, -1), zeros[:, 0].gather(0, best).reshape(1, -1)
 
@@ -203,11 +210,14 @@ def descend_in_rows(
     scales, zeros = torch.empty(groups, rows), torch.empty(groups, rows)
     step = max(1, TRIAL_NUMBERS // (groups * columns * ROW_RANGES))
     for start in range(0, rows, step):
+        # [groups, K, some rows]
         part = target[:, :, start : start + step]
         count = part.shape[2]
         kept = None if keep is None else keep[:, :, start : start + step].repeat(1, 1, ROW_RANGES)
         scale, zero = _ranges(*_span(part), encoding, ROW_RANGES)
+        # Every range at once, side by side: [groups, K, ROW_RANGES * rows].
         found, _, loss = descend(part.repeat(1, 1, ROW_RANGES), upper, _affine(scale, zero, encoding), kept)
+        # [groups, ROW_RANGES, rows] -> the place of each row's best among all: [groups, rows]
         chosen = loss.reshape(groups, ROW_RANGES, count).argmin(1) * count + torch.arange(count)
         integers[:, :, start : start + step] = found.gather(2, chosen[:, None].expand(-1, columns, -1))
         scales[:, start : start + step] = scale.gather(1, chosen)
@@ -232,6 +242,7 @@ def _ranges(low: torch.Tensor, high: torch.Tensor, encoding: Affine, count: int)
     else:
         scale = storage_grid((high - low) * (share / encoding.high), encoding)
         zero = (-low * share / scale).round().clamp(encoding.low, encoding.high)
+    # [ranges, groups, rows] -> [groups, ranges * rows]
     return scale.transpose(0, 1).flatten(1), zero.transpose(0, 1).flatten(1)
 
 

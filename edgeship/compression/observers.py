@@ -97,10 +97,12 @@ def _percentile(seen: Observer) -> tuple[float, float]:
     import numpy as np
 
     assert seen.counts is not None
+    # [bins + 1]
     edges = np.linspace(seen.low, seen.high, BINS + 1)
     # Zeros sit in the middle of the order, between the negative and the positive values.
     counts = seen.counts.copy()
     counts[min(int(np.searchsorted(edges, 0.0, "right")) - 1, BINS - 1)] += seen.zeros
+    # [bins]: the share of values up to the end of each bin
     share = np.cumsum(counts) / counts.sum()
     tail = (1 - PERCENTILE / 100) / 2
     low = edges[int(np.searchsorted(share, tail, "right"))]
@@ -114,6 +116,7 @@ def _least_squares(seen: Observer, levels: int, symmetric: bool) -> tuple[float,
 
     assert seen.counts is not None
     centers, counts = seen.centers(), seen.counts
+    # Every clip tried is a share of what was seen.
     fractions = np.arange(1, MSE_STEPS + 1) / MSE_STEPS
 
     def error(low: float, high: float) -> float:
@@ -144,6 +147,7 @@ def _entropy(seen: Observer, levels: int) -> tuple[float, float]:
     best, clip = np.inf, BINS
     for end in range(levels, BINS + 1, 8):
         wanted = magnitudes[:end].copy()
+        # What is clipped ends up in the last bin.
         wanted[-1] += magnitudes[end:].sum()
         divergence = _divergence(wanted, magnitudes[:end], levels)
         if divergence < best:
@@ -156,10 +160,12 @@ def _divergence(wanted: Array, kept: Array, levels: int) -> float:
     """KL divergence of ``wanted`` from ``kept`` merged into ``levels`` and spread over its non-empty bins."""
     import numpy as np
 
+    # Bin -> the level that it is merged into.
     index = np.arange(len(kept)) * levels // len(kept)
     filled = kept > 0
     sums = np.bincount(index, kept, levels)
     sizes = np.maximum(np.bincount(index, filled, levels), 1)
+    # A level's mass goes back to its bins that held something, in equal parts.
     spread = np.where(filled, (sums / sizes)[index], 0.0)
     if spread.sum() == 0 or wanted.sum() == 0:
         return float("inf")

@@ -37,6 +37,7 @@ def palettize(
 
     table = choose_table(weight, encoding, importance=importance, name=name)
     rows = weight.detach().to(torch.float32).reshape(table.shape[0], -1)
+    # [groups, n], then the shape of the weight
     indices = nearest_entry(rows, table)
     return PaletteTensor(indices.to(torch.uint8).reshape(weight.shape).numpy(), table.numpy(), encoding)
 
@@ -56,6 +57,7 @@ def choose_table(
             f"{channels} channels a palette do not divide the {value.shape[0]} output channels of {name}",
             fix="use one palette for the tensor",
         )
+    # [out, ...] -> [groups, numbers that share a table]
     rows = value.reshape(value.shape[0] // channels, -1)
     costs = None if importance is None else importance.detach().float().reshape(rows.shape)
     step = max(1, AT_ONCE // rows.shape[1])
@@ -75,6 +77,7 @@ def _cluster(rows: torch.Tensor, cost: torch.Tensor, entries: int) -> torch.Tens
     line = _Line(rows, cost)
     # Few distinct values are found by quantiles, distributions by their density.
     quantiles = line.values[:, (shares * (rows.shape[1] - 1)).round().long()]
+    # Two starts, [groups, entries] each; rows keep the better one.
     tables = [line.lloyd(start) for start in (quantiles, _by_density(rows, cost, shares))]
     errors = [line.error(table) for table in tables]
     return torch.where(errors[1] < errors[0], tables[1], tables[0])
@@ -98,6 +101,7 @@ class _Line:
         """
         import torch
 
+        # Between two entries the nearer one changes: [groups, entries - 1].
         middles = (table[:, 1:] + table[:, :-1]) / 2
         inner = torch.searchsorted(self.values, middles.contiguous(), right=True)
         edges = torch.nn.functional.pad(inner, (1, 0))
@@ -121,6 +125,7 @@ class _Line:
     def error(self, table: torch.Tensor) -> torch.Tensor:
         """The squared errors of a table, one sum a row."""
         mass, total = self._stretches(table)
+        # The square of what is left, multiplied out: values**2 - 2 * values * entry + entry**2.
         wide = table.double()
         return self.square + (wide * (wide * mass - 2 * total)).sum(1, keepdim=True)
 
@@ -142,8 +147,10 @@ def _by_density(rows: torch.Tensor, cost: torch.Tensor, shares: torch.Tensor) ->
     low = rows.amin(1, keepdim=True)
     step = ((rows.amax(1, keepdim=True) - low) / DENSITY_BINS).clamp(min=1e-30)
     place = ((rows - low) / step).long().clamp(0, DENSITY_BINS - 1)
+    # A histogram of each row, weighted by cost: [groups, bins].
     mass = torch.zeros(rows.shape[0], DENSITY_BINS).scatter_add_(1, place, cost)
     risen = mass.pow(1 / 3).cumsum(1)
+    # [1, entries] x [groups, 1] -> [groups, entries]
     wanted = shares * risen[:, -1:]
     return low + step * (torch.searchsorted(risen, wanted).clamp(max=DENSITY_BINS - 1) + 0.5)
 

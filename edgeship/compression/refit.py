@@ -43,6 +43,7 @@ def refit_kept(
     import torch
 
     groups, columns = hessian.upper.shape[:2]
+    # [N, K] -> [groups, N / groups, K]
     value = weight.detach().float().reshape(groups, -1, columns)
     kept = mask.reshape(value.shape)
     matrix = hessian.matrix.reshape(hessian.upper.shape)
@@ -53,8 +54,10 @@ def refit_kept(
         """[groups, rows, K]: the damped normal equations of each row, on what it keeps."""
         return torch.baddbmm(rows * ridge, rows, matrix) * kept
 
+    # Preconditioned by the diagonal.
     inverse = 1 / (diagonal + ridge)
     found = value * kept
+    # Conjugate gradients on every row at once, [groups, N, K]; what is not kept stays zero.
     residual = apply(value - found)
     if drift and hessian.drift is not None:
         residual += drift * torch.bmm(value, hessian.drift) * kept

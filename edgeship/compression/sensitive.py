@@ -81,14 +81,17 @@ def find_sensitive(
     count = min(SAMPLES, len(batches), int(BUDGET / max(work, 1)))
     if count == 0 or not uses:
         return Sensitive()
+    # Spread evenly over what was given.
     chosen = [batches[index * len(batches) // count] for index in range(count)]
     rows = _alone(program, wanted, chosen, progress)
     if not any(row.size for row in rows.values()):
         return Sensitive()
     allowed = 10 ** (-floor_db / 10)
     losses = {name: float(row.max(initial=0)) for name, row in rows.items()}
+    # [slices x samples]: errors of several weights add, as independent noise does.
     total = np.sum(list(rows.values()), axis=0)
     before = _decibels(total)
+    # Bytes that all exceptions together may still add.
     spare = _room(program.record.inventory.weights, wanted)
     kept: dict[str, Encoding] = {}
     while float(total.max(initial=0)) > allowed:

@@ -91,6 +91,7 @@ class Operators:
         self.weights = {node: aliases.get(name, name) for name, node in weight_nodes(program.exported).items()}
         self.nodes: list[Node] = []
         self.constants: dict[Node, torch.Tensor] = {}
+        # Whatever overwrites an entry reads the value later, so that the last reader stays.
         self._last_read: dict[Node, Node] = {}
         taken: list[Node] = []
         for node in graph.nodes:
@@ -122,6 +123,7 @@ class Operators:
 
     def readers(self, name: str) -> list[Node]:
         """The operators that read a weight, under any of its names."""
+        # Tied weights have several.
         placeholders = {node for node, weight in self.weights.items() if weight == name}
         return [node for node in self.nodes if placeholders.intersection(node.all_input_nodes)]
 

@@ -94,6 +94,7 @@ def _by_value(weight: str, tensor: EncodedTensor, found: Mapping[str, EncodedTen
         if isinstance(held, FloatTensor):
             candidates[name] = held.values.reshape([size for size in held.values.shape if size != 1])
     # The order as it is comes first.
+    # At most 120 orders of five axes, each compared with the candidates of its shape alone.
     for order in permutations(long):
         turned = wanted.transpose(*order, *single).reshape([wanted.shape[axis] for axis in order])
         for name, values in candidates.items():

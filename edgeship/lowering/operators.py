@@ -181,6 +181,7 @@ def index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accum
     if rows * count > MAX_ONE_HOT:
         return NotImplemented
     # [rows, count], then [rows, count] x [count, rest]
+    # One row of zeros and ones for each place of the result.
     picked = (torch.arange(rows).unsqueeze(1) == place.reshape(1, -1)).to(x.dtype)
     wide = values.expand(*given[0].shape, *rest).reshape(count, -1)
     return x + (picked @ wide).reshape(x.shape)
@@ -225,6 +226,7 @@ def transposed_convolution(
     fills = any(padding[axis] + wanted[axis] > whole[axis] for axis in range(rank))
     # What is filled up holds the bias too, so there it is added last.
     early = None if fills else bias
+    # Without dilation, or with a runtime that has it, nothing has to be spread.
     plain = dilated or all(step == 1 for step in dilation)
     if (grouped or groups == 1) and plain:
         function = functional.conv_transpose1d if rank == 1 else functional.conv_transpose2d

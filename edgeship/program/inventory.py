@@ -40,6 +40,7 @@ def _weight_names(program: ExportedProgram) -> dict[str, str]:
 def _weight_use(name: str, node: Node) -> WeightUse:
     value = node.meta["val"]
     shape = tuple(int(size) for size in value.shape)
+    # Operator, axis of the channels, and groups, by each reader.
     uses = {_use_of(user, node) for user in node.users}
     op: WeightOp = "other"
     axis, groups = 0, 1

@@ -85,6 +85,7 @@ def _alike(sizes: Array, factor: float) -> list[Array]:
     """Indices in groups of sizes within a factor, from the largest down; what is zero throughout joins the last."""
     import numpy as np
 
+    # From the largest slice down; equal ones keep their order.
     order = np.argsort(-sizes, kind="stable")
     least = NOTHING * float(sizes.max())
     groups: list[list[int]] = []

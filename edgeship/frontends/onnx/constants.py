@@ -222,6 +222,7 @@ def _as_affine(values: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: in
         reach = "group" if size else "channel"
     if signed and not zero.any() and values.min() > -(1 << (bits - 1)):
         return AffineTensor(values.astype(np.int8), scale, None, Affine(bits, True, reach, size))
+    # Signed integers are moved up by half their range: the same grid, unsigned.
     offset = 1 << (bits - 1) if signed else 0
     unsigned = (values + offset).astype(np.uint8)
     return AffineTensor(unsigned, scale, (zero + offset).astype(np.uint8), Affine(bits, False, reach, size))

@@ -92,6 +92,7 @@ def graph_inputs(
         SourceError: a dimension is open, or a size or value does not fit what the file declares.
         UnsupportedOpError: an input is a sequence, a map, an optional, or holds strings.
     """
+    # Old files list their weights among the inputs too.
     held = {tensor.name for tensor in graph.initializer}
     held |= {sparse.values.name for sparse in graph.sparse_initializer}
     infos = [info for info in graph.input if info.name not in held]

@@ -49,6 +49,7 @@ class Graph:
         import onnx
 
         if self._shapes is None:
+            # Once: it copies the whole graph.
             inferred = onnx.shape_inference.infer_shapes(self._model).graph
             values = [*inferred.value_info, *inferred.input, *inferred.output]
             self._shapes = {}

@@ -64,6 +64,7 @@ class Evaluator:
             _feature(port, self._default_shape(port)) for port in self._function.inputs if port.type.kind != "state"
         )
         self.states: tuple[Feature, ...] = tuple(_feature(port) for port in self._function.states)
+        # An output may be an input that is passed on.
         ports = {port.name: port for port in self._function.inputs}
         for operation in self._function.block.operations:
             ports.update((port.name, port) for port in operation.outputs)

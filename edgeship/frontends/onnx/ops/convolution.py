@@ -73,6 +73,7 @@ def _transposed_pads(
     if call.has("output_shape"):
         wanted = call.attr_ints("output_shape")[-rank:]
     elif auto in ("SAME_UPPER", "SAME_LOWER"):
+        # SAME asks for this size, whatever the kernel is.
         wanted = [x.shape[2 + axis] * strides[axis] for axis in range(rank)]
     if wanted is None:
         none = [0] * (2 * rank)

@@ -73,6 +73,7 @@ def col2im(call: OpCall) -> Tensor:
     padded = [spatial[a] + pads[a] + pads[a + rank] for a in range(rank)]
     call.check_size((x.shape[0], channels, *padded))
     counts = [(padded[a] - dilations[a] * (block[a] - 1) - 1) // strides[a] + 1 for a in range(rank)]
+    # Where each number of a column lies in the padded picture: [...block, ...counts].
     place = torch.zeros([*block, *counts], dtype=torch.int64)
     for axis in range(rank):
         kernel = torch.arange(block[axis]) * dilations[axis]
@@ -81,6 +82,7 @@ def col2im(call: OpCall) -> Tensor:
         view_kernel[axis], view_window[axis + rank] = -1, -1
         offset = kernel.reshape(view_kernel) + window.reshape(view_window)
         place = place + offset * math.prod(padded[axis + 1 :])
+    # [N, C * block, counts] -> [N, C, block * counts]
     columns = torch.reshape(x, (x.shape[0], channels, place.numel()))
     empty = torch.zeros((x.shape[0], channels, math.prod(padded)), dtype=x.dtype)
     summed = torch.reshape(torch.index_add(empty, 2, place.reshape(-1), columns), (*x.shape[:1], channels, *padded))
@@ -103,6 +105,7 @@ def roi_align(call: OpCall) -> Tensor:
     if min(height, width) < 1:
         raise call.broken(f"an output of {height}x{width}")
     offset = 0.5 if half_pixel else 0.0
+    # [R, 4]
     corners = torch.sub(torch.mul(rois, scale), offset)
     left, top, right, bottom = (torch.select(corners, 1, index) for index in range(4))
     spans = [torch.sub(bottom, top), torch.sub(right, left)]
@@ -111,16 +114,20 @@ def roi_align(call: OpCall) -> Tensor:
     ys = _bins(top, spans[0], height, ratio)
     xs = _bins(left, spans[1], width, ratio)
     rows, columns = height * ratio, width * ratio
+    # [R, rows] -> [R, rows, columns]
     y = torch.broadcast_to(torch.reshape(ys, (-1, rows, 1)), (rois.shape[0], rows, columns))
     z = torch.broadcast_to(torch.reshape(xs, (-1, 1, columns)), (rois.shape[0], rows, columns))
     corners_of = _corners(y, z, x.shape[2], x.shape[3])
+    # [N, C, H, W] -> [R, C, H * W]
     flat = torch.reshape(torch.index_select(x, 0, batch), (rois.shape[0], x.shape[1], -1))
     samples = []
     for index, weight in corners_of:
+        # [R, rows, columns] -> [R, 1, rows * columns], the same for each channel
         spread = torch.reshape(index, (rois.shape[0], 1, rows * columns))
         picked = torch.gather(flat, 2, spread.expand(-1, x.shape[1], -1))
         samples.append(torch.mul(picked, torch.reshape(weight, (rois.shape[0], 1, rows * columns))))
     largest = call.attr_text("mode", "avg") == "max"
+    # Samples of one bin on axes of their own, over which is averaged.
     shape = (rois.shape[0], x.shape[1], height, ratio, width, ratio)
     if largest:
         # The reference takes the largest weighted corner, not the largest interpolated value.
@@ -168,14 +175,17 @@ def deform_conv(call: OpCall) -> Tensor:
     parts = call.attr_int("offset_group", 1)
     rows, columns = offset.shape[2], offset.shape[3]
     taps = kernel[0] * kernel[1]
+    # [N, parts * taps * 2, rows, columns] -> [N, parts, taps, (y, x), rows, columns]
     moved = torch.reshape(offset, (batch, parts, taps, 2, rows, columns))
     tap_y = torch.arange(kernel[0]).repeat_interleave(kernel[1]) * dilations[0] - pads[0]
     tap_x = torch.arange(kernel[1]).repeat(kernel[0]) * dilations[1] - pads[1]
+    # Where each tap lies without its offset: [taps, rows, 1] and [taps, 1, columns].
     base_y = tap_y.reshape(-1, 1, 1) + (torch.arange(rows) * strides[0]).reshape(1, -1, 1)
     base_x = tap_x.reshape(-1, 1, 1) + (torch.arange(columns) * strides[1]).reshape(1, 1, -1)
     y = torch.add(torch.select(moved, 3, 0), base_y.to(x.dtype))
     z = torch.add(torch.select(moved, 3, 1), base_x.to(x.dtype))
     grid = torch.stack([_normal(z, width), _normal(y, height)], -1)
+    # [N, parts, taps, rows, columns, 2] -> [N * parts, taps * rows, columns, 2]
     flat_grid = torch.reshape(grid, (batch * parts, taps * rows, columns, 2))
     split = torch.reshape(x, (batch * parts, channels // parts, height, width))
     sampled = F.grid_sample(split, flat_grid, "bilinear", "zeros", True)

@@ -47,6 +47,7 @@ def layer_norm(call: OpCall) -> Result:
     fits = tuple(scale.shape) == shape and (bias is None or tuple(bias.shape) == shape)
     if fits and not call.wants(1) and not call.wants(2):
         return F.layer_norm(x, shape, scale, bias, epsilon)
+    # By hand, because Mean and InvStdDev are asked for too: [..., 1, 1].
     axes = list(range(axis, x.dim()))
     wide = x.to(TORCH_DTYPE[call.attr_int("stash_type", 1)])
     mean = torch.mean(wide, axes, keepdim=True)
@@ -75,6 +76,7 @@ def rms_norm(call: OpCall) -> Tensor:
 def group_norm_grouped(call: OpCall) -> Tensor:
     """Opset 18 gives one scale and bias to a group. ``x`` [N, C, ...], scale and bias [groups]."""
     x, groups = call.x(0), call.attr_int("num_groups")
+    # [N, C, ...] -> [N, groups, C / groups, ...]
     per_group = (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
     normal = F.group_norm(x, groups, None, None, call.attr_float("epsilon", 1e-5))
     shape = (1, groups, *(1 for _ in per_group[2:]))
@@ -96,6 +98,7 @@ def local_response_norm(call: OpCall) -> Tensor:
     alpha, beta, bias = call.attr_float("alpha", 1e-4), call.attr_float("beta", 0.75), call.attr_float("bias", 1.0)
     if size < 1:
         raise call.broken(f"size is {size}")
+    # [N, C, ...] -> [N, 1, C, space]: channels become an axis that a pool slides along
     flat = torch.mul(x, x).reshape(x.shape[0], 1, x.shape[1], -1)
     padded = F.pad(flat, (0, 0, (size - 1) // 2, size // 2))
     means = F.avg_pool2d(padded, (size, 1), stride=1).reshape(x.shape)

@@ -76,6 +76,7 @@ def average_pool(call: OpCall) -> Tensor:
         return _AVG_POOL[rank](x, place.kernel, place.strides, place.begins, False, True)
     if plain and _native(place) and place.ends == place.declared_ends:
         return _AVG_POOL[rank](x, place.kernel, place.strides, place.begins, False, False)
+    # How many numbers of the input each window holds: counted by pooling ones, [1, 1, ...windows].
     inside = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype)
     if with_padding:
         inside = F.pad(inside, pads_list(place.begins, place.declared_ends), "constant", 1.0)
@@ -97,6 +98,7 @@ def _window_sum(x: Tensor, place: Windows, begins: tuple[int, ...], ends: tuple[
     if set(place.dilations) == {1}:
         mean = _AVG_POOL[rank](padded, place.kernel, place.strides, 0, False, True)
         return torch.mul(mean, math.prod(place.kernel))
+    # [N, C, ...] -> [N * C, 1, ...], so that one kernel of ones serves every channel
     flat = torch.reshape(padded, (-1, 1, *padded.shape[2:]))
     ones = torch.ones((1, 1, *place.kernel), dtype=x.dtype)
     summed = _CONV[rank](flat, ones, None, place.strides, 0, place.dilations)

@@ -152,6 +152,7 @@ def _layer(call: OpCall, cell: Cell, *, gates: int, states: int, defaults: Seque
 
 def _unroll(x: Tensor, cell: Cell, d: Direction, lengths: Tensor | None, *, backward: bool) -> tuple[Tensor, State]:
     """Outputs [time, batch, hidden] and the final state; rows past their length are 0."""
+    # [time, batch, in] -> time x [batch, gates * hidden], in one product
     projected = torch.unbind(F.linear(x, d.w, d.w_bias), 0)
     order = range(len(projected))
     outputs: list[Tensor] = [x] * len(projected)
@@ -161,6 +162,7 @@ def _unroll(x: Tensor, cell: Cell, d: Direction, lengths: Tensor | None, *, back
         if lengths is None:
             state, outputs[time] = fresh, fresh[0]
             continue
+        # [batch] -> [batch, 1]
         alive = torch.reshape(lengths > time, (-1, 1))
         state = tuple(torch.where(alive, new, old) for new, old in zip(fresh, state, strict=True))
         outputs[time] = torch.where(alive, fresh[0], torch.zeros_like(fresh[0]))

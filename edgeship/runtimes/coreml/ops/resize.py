@@ -139,10 +139,12 @@ def crop_resize(call: Call) -> Outputs:
     x = call.floats("x")
     height, width = call.integer("target_height", 1), call.integer("target_width", 1)
     if call.has("boxes"):
+        # [boxes, 4], of one image each
         boxes = call.floats("boxes")
         picks = call.optional_integers("box_indices") or list(range(boxes.shape[0]))
         crops = [_crop(call, x[pick], box, height, width) for box, pick in zip(boxes, picks, strict=True)]
         return torch.stack(crops)
+    # [boxes, 4] of every image, or [boxes, 5] with the image's number in front
     rows = call.floats("roi").flatten(1)
     # [boxes, images, C, height, width]: of one image where a fifth number says which, of all without it.
     crops = []
