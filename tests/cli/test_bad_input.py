@@ -276,7 +276,7 @@ CASES: list[Case] = [
     ("factory does not exist", lambda p: ("m.py:goood", *INPUT), 2, "did you mean m.py:good?"),
     ("module does not exist", lambda p: ("no.such.module:f", *INPUT), 2, "cannot be imported: ModuleNotFoundError"),
     ("file does not parse", lambda p: ((p / "s.py").write_text("def f(:") * 0 or "s.py:f", *INPUT), 2, "SyntaxError"),
-    ("file leaves at import", lambda p: ((p / "s.py").write_text("exit(1)") * 0 or "s.py:f", *INPUT), 2, "SystemExit"),
+    ("file leaves at import", lambda p: ((p / "s.py").write_text("exit(1)\ndef f(): ...") * 0 or "s.py:f", *INPUT), 2, "SystemExit"),
     ("weights, factory raises", lambda p: weights(checkpoint(p, ""), "m.py:fails"), 3, "failed: RuntimeError"),
     ("weights, factory gone", lambda p: weights(checkpoint(p, ""), "m.py:gone"), 2, "has no function gone"),
     ("weights, factory unnamed", lambda p: weights(checkpoint(p, ""), "m.py"), 2, "'m.py' names no function"),
