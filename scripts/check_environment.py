@@ -177,19 +177,22 @@ def page(rows: dict[str, Any]) -> str:
         parts.append(f"## {name}\n\n{row['date']}, {row['system']}, Python {row['python']}; {versions}.\n")
         if row["before"]:
             parts.append(f"Installed before edgeship and unchanged by it: {', '.join(row['before'])}.\n")
-        parts.append(f"Other than the tested set of that day (in brackets): {', '.join(row['other']) or 'nothing'}.\n")
+        parts.append(
+            f"Other than the tested set of that day (in brackets): {', '.join(row.get('other', [])) or 'nothing'}.\n"
+        )
         if "network" in row:
             parts.append("| torchvision MobileNetV3-small for | check/verify |\n|---|---|")
-            for runtime, summary in row["network"].items():
+            for runtime, summary in sorted(row["network"].items()):
                 parts.append(f"| {runtime} | {summary.partition(';')[0]} |")
             parts.append("")
         if "tests" in row:
             parts.append("| quick tests of | passed | failed | skipped | seconds |\n|---|---|---|---|---|")
-            for place, ran in row["tests"].items():
+            for place, ran in sorted(row["tests"].items()):
                 failed = len(ran["failed"])
                 parts.append(f"| {place} | {ran['passed']} | {failed} | {ran['skipped']} | {ran['seconds']} |")
             parts.append("")
-            parts += [f"- failed: `{test}`" for ran in row["tests"].values() for test in ran["failed"]]
+            for _, ran in sorted(row["tests"].items()):
+                parts += [f"- failed: `{test}`" for test in ran["failed"]]
             if row.get("left"):
                 parts.append(f"Not run here: {', '.join(row['left'])}.\n")
     return "\n".join(parts).rstrip() + "\n"

@@ -10,7 +10,9 @@ from hatchling.metadata.core import ProjectMetadata
 from hatchling.metadata.spec import construct_metadata_file_2_4
 from hatchling.plugin.manager import PluginManager
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from edgeship.core import installed
 from edgeship.core.installed import Wanted, read_constraints, read_requirements, remarks
@@ -75,6 +77,16 @@ def test_the_tested_set_is_within_the_ranges_and_holds_all_of_them(project, root
     for item in map(Requirement, asked):
         if item.name not in ("edgeship", "django"):
             assert item.specifier.contains(pins[canonicalize_name(item.name)], prereleases=True), str(item)
+
+
+def test_the_ranges_start_where_the_oldest_set_is_and_reach_the_newest(lines, root):
+    ranges = {canonicalize_name(item.name): SpecifierSet(item.versions) for item in read_requirements(lines, {})}
+    oldest, newest = (read_constraints(root / "constraints" / f"{name}.txt") for name in ("oldest", "newest"))
+    for name, version in oldest.items():
+        (lower,) = [Version(item.version) for item in ranges[name] if item.operator == ">="]
+        assert Version(version).release[: len(lower.release)] == lower.release, name
+    for name in newest.keys() & ranges.keys():
+        assert ranges[name].contains(newest[name]), name
 
 
 @pytest.mark.parametrize(
