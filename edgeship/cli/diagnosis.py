@@ -8,7 +8,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeship.core.installed import remarks, wanted
+from edgeship.core.installed import clashes, remarks, wanted
 from edgeship.core.registry import Broken, broken, devices
 from edgeship.core.runtimes import Availability
 from edgeship.version import __version__
@@ -49,7 +49,7 @@ def diagnose() -> Diagnosis:
         __version__,
         machine(),
         tuple(availability()),
-        tuple(remarks(wanted())),
+        (*clashes(), *remarks(wanted())),
         {f"{name}:{item.argument}" if item.argument else name: item.summary for name, item in devices().items()},
         broken(),
         str(root),

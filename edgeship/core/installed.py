@@ -15,11 +15,17 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 # The extra that lists those for users; the others are for work on edgeship itself.
 EVERYTHING = "all"
+
+
+# (package, its versions, another one, its versions, the way out): they do not load beside each other, and the metadata
+# of neither says so.
+CLASHES = (("torchao", ">=0.18", "torch", "<2.10", 'pip install "torchao<0.18"'),)
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ def remarks(found: Iterable[Wanted]) -> list[str]:
                 missing.setdefault(item.extra, []).append(item.name)
             else:
                 lines.append(f"{item.extra}: {not_offered(item.name)}")
-        elif not _within(item):
+        elif not _contains(item.versions, item.installed):
             fix = f'pip install "{item.name}{item.versions}"'
             lines.append(f"{item.name} {item.installed} is outside of what edgeship takes ({item.versions}); {fix}")
         elif item.tested and item.installed.partition("+")[0] not in item.tested:
@@ -113,6 +119,16 @@ def remarks(found: Iterable[Wanted]) -> list[str]:
     for extra, names in missing.items():
         package = f"edgeship[{extra}]" if extra else "edgeship"
         lines.append(f'not installed: {", ".join(names)}; pip install "{package}"')
+    return lines
+
+
+def clashes() -> list[str]:
+    """Installed packages of `CLASHES` that do not load beside each other, a line each."""
+    lines = []
+    for name, versions, other, others, fix in CLASHES:
+        here, there = _installed(name), _installed(other)
+        if here and there and _contains(versions, here) and _contains(others, there):
+            lines.append(f"{name} {here} does not load beside {other} {there}; {fix}")
     return lines
 
 
@@ -157,9 +173,9 @@ def read_constraints(path: Path) -> dict[str, str]:
     return found
 
 
-def _within(item: Wanted) -> bool:
+def _contains(versions: str, version: str) -> bool:
     try:
-        return Requirement(f"{item.name}{item.versions}").specifier.contains(item.installed, prereleases=True)
+        return SpecifierSet(versions).contains(version, prereleases=True)
     except InvalidVersion:
         return False
 

@@ -82,7 +82,10 @@ def test_the_tested_set_is_within_the_ranges_and_holds_all_of_them(project, root
 def test_the_ranges_start_where_the_oldest_set_is_and_reach_the_newest(lines, root):
     ranges = {canonicalize_name(item.name): SpecifierSet(item.versions) for item in read_requirements(lines, {})}
     oldest, newest = (read_constraints(root / "constraints" / f"{name}.txt") for name in ("oldest", "newest"))
+    assert len(oldest.keys() & ranges.keys()) > 9
     for name, version in oldest.items():
+        if name not in ranges:
+            continue  # held back for another package's sake
         (lower,) = [Version(item.version) for item in ranges[name] if item.operator == ">="]
         assert Version(version).release[: len(lower.release)] == lower.release, name
     for name in newest.keys() & ranges.keys():
@@ -104,6 +107,27 @@ def test_the_ranges_start_where_the_oldest_set_is_and_reach_the_newest(lines, ro
 )  # fmt: skip
 def test_a_version_is_remarked_on_once(there, tested, said):
     assert remarks([Wanted("torch", "", "<2.15,>=2.9", True, there, tested)]) == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("torchao", "torch", "said"),
+    [
+        (
+            "0.18.0",
+            "2.9.1+cu128",
+            ['torchao 0.18.0 does not load beside torch 2.9.1+cu128; pip install "torchao<0.18"'],
+        ),
+        ("0.17.0", "2.9.1", []),
+        ("0.18.0", "2.10.0", []),
+        ("0.18.0", "", []),
+        ("", "2.9.1", []),
+    ],
+)
+def test_what_does_not_load_beside_another_is_told(monkeypatch, torchao, torch, said):
+    """transformers imports torchao wherever it is installed."""
+    there = {"torchao": torchao, "torch": torch}
+    monkeypatch.setattr(installed, "_installed", there.get)
+    assert installed.clashes() == said
 
 
 def test_what_is_missing_is_told_by_its_extra():
