@@ -96,9 +96,9 @@ def measure(family: str, column: str) -> dict[str, Any]:
     import torch
     import transformers
 
+    from edgeship.compat import openelm
     from edgeship.core.model import TorchModel
     from edgeship.frontends.decoder import load_decoder
-    from edgeship.llm import openelm
     from edgeship.llm.generation import generate
     from edgeship.program.program import TorchProgram
 

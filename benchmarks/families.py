@@ -59,7 +59,7 @@ def make_family(family: str, folder: Path) -> Path:
     """Write the folder. Weights are drawn wide enough that greedy tokens are far from ties."""
     import transformers
 
-    from edgeship.llm import openelm
+    from edgeship.compat import openelm
 
     name, extra = FAMILIES[family]
     torch.manual_seed(0)

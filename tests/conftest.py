@@ -371,7 +371,7 @@ def continued(family: Callable[[str], Path]) -> Callable[[str], tuple[list[int],
     import transformers
 
     def write(name: str) -> tuple[list[int], list[int]]:
-        from edgeship.llm import openelm
+        from edgeship.compat import openelm
 
         openelm.register()
         model = transformers.AutoModelForCausalLM.from_pretrained(family(name), dtype=torch.float32).eval()

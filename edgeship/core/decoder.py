@@ -19,13 +19,43 @@ class AttentionLayer:
 
     Args:
         heads: query heads. kv_heads: heads of keys and values, which are cached.
-        head_dim: width of one head. window: how many positions a token sees, itself included; None for all.
+        head_dim: width of one head; of keys or of values, whichever are wider.
+        window: how many positions a token sees, itself included; None for all.
+        number: by which the model's own code names this cache; None when that is its place among all caches.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
     window: int | None = None
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One attention of a decoder, as it was seen while a probe ran through the model.
+
+    Scores are ``queries keys^T scaling``, perhaps capped, plus what hides tokens; their softmax mixes the values.
+
+    Args:
+        cache: place among the caches of the one that it reads, as it lies and alone; None when it reads what was made
+            of a cache, or one that others read too.
+        scaling: of scores. softcap: ``tanh(score / softcap) * softcap``; None for none.
+        window: how many positions a token sees, itself included; None for all before it.
+        causal: False when what is hidden is neither all that comes later nor that and what lies outside of a window.
+        sinks: whether each head has a score that takes a share of the softmax and mixes nothing.
+        biased: whether scores get a bias by position.
+        own: why the model's own operators compute it; empty when it is understood.
+    """
+
+    cache: int | None
+    scaling: float = 1.0
+    softcap: float | None = None
+    window: int | None = None
+    causal: bool = True
+    sinks: bool = False
+    biased: bool = False
+    own: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,11 +63,16 @@ class Decoder:
     """A decoder-only language model.
 
     Args:
-        family: transformers' model type. layers: in order, each with its own sizes (OpenELM's differ).
+        family: transformers' model type. layers: caches in order, each of its own sizes, which may differ.
         hidden: width of the residual stream. vocabulary: rows of the table of tokens.
         context: positions that the model was made for; the longest context an artifact may have.
         bos: token that starts a text, when the tokenizer adds one. eos: tokens that end it. pad: filler.
         files: configuration, tokenizer and chat template, kept in the program's folder ``origin``.
+        calls: attentions in the order in which a step computes them. Layers whose own code attends have none.
+        counted: whether the model asks its cache for the position of the first new token.
+        masked: whether the model must be told that all of its cache counts, to know its length.
+        fixed: why it does not run over caches of fixed length; empty when it does.
+        growing: the same for caches that grow by what is new.
     """
 
     family: str
@@ -49,6 +84,22 @@ class Decoder:
     eos: tuple[int, ...] = ()
     pad: int | None = None
     files: tuple[str, ...] = ()
+    calls: tuple[AttentionCall, ...] = ()
+    counted: bool = False
+    masked: bool = False
+    fixed: str = ""
+    growing: str = ""
+
+    @property
+    def numbers(self) -> dict[int, int]:
+        """By which a model names its caches -> their places."""
+        return {i if layer.number is None else layer.number: i for i, layer in enumerate(self.layers)}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every cache is read by exactly one attention that is understood."""
+        read = [call.cache for call in self.calls if not call.own and call.causal and not call.biased]
+        return read == list(range(len(self.layers))) and len(self.calls) == len(read)
 
     def cache_bytes(self, context: int, kept: CacheType = "float16") -> int:
         """Bytes of keys and values for ``context`` positions. Every layer keeps them all: runtimes' caches are not

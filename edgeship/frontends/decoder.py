@@ -53,32 +53,35 @@ def load_decoder(
     """
     import torch
 
-    from edgeship.llm.attention import observed
-    from edgeship.llm.models import REAL_ELEMENTS, build_hollow, describe, read_config
+    from edgeship.llm.attention import Engine
+    from edgeship.llm.models import REAL_ELEMENTS, build_hollow, describe, positions_of, read_config
     from edgeship.llm.step import Whole
+    from edgeship.llm.understanding import understand
 
     folder = folder.absolute()
     config = read_config(folder)
     if not (folder / "tokenizer.json").is_file():
         raise SourceError(f"{folder} has no tokenizer.json", fix="save it with tokenizer.save_pretrained(folder)")
-    tokens = min(DEFAULT_TOKENS, config.max_position_embeddings) if tokens is None else tokens
-    if not 1 <= tokens <= config.max_position_embeddings:
+    positions = positions_of(config)
+    tokens = min(DEFAULT_TOKENS, positions) if tokens is None else tokens
+    if not 1 <= tokens <= positions:
         raise UsageError(
-            f"load/decoder.tokens={tokens}, and the model has {config.max_position_embeddings} positions",
+            f"load/decoder.tokens={tokens}, and the model has {positions} positions",
             fix="give a number between",
         )
     check_shards(folder)
+    found = understand(config)
     model = build_hollow(config)
     weights, files = (_load(folder, config), ()) if keep else _locate(model, folder, config)
     spec = TensorSpec("input_ids", "i64", (1, tokens), low=0, high=config.vocab_size - 1)
     example = torch.randint(0, config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
     _make_real(model, weights, {n for n, p in model.named_parameters() if p.numel() <= REAL_ELEMENTS})
-    with observed() as heads:
-        exported = export_normalised(Whole(model), (example,), ("input_ids",), prefix="model")
-        if folded := _missing(model, exported):
-            # Tables of positions are looked up while exporting: they must hold their values by then.
-            _make_real(model, weights, folded)
-            exported = export_normalised(Whole(model), (example,), ("input_ids",), prefix="model")
+    whole = Whole(model, Engine(found.calls))
+    exported = export_normalised(whole, (example,), ("input_ids",), prefix="model")
+    if folded := _missing(model, exported):
+        # Tables of positions are looked up while exporting: they must hold their values by then.
+        _make_real(model, weights, folded)
+        exported = export_normalised(whole, (example,), ("input_ids",), prefix="model")
     floats, tied = _weights_of(exported, model, weights, folded)
     if lora is not None:
         floats = _adapted(lora, model, weights, floats, exported)
@@ -86,8 +89,8 @@ def load_decoder(
         Signature((spec,), (TensorSpec("logits", "f32", (1, tokens, config.vocab_size)),)),
         take_inventory(exported),
         aliases=tied,
-        history=(note,) if note else (),
-        decoder=describe(config, heads, folder),
+        history=(*((note,) if note else ()), *(f"{REMARK}{line}" for line in found.notes)),
+        decoder=describe(config, found, folder),
     )
     if "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
         remark = f"{REMARK}the folder's own model code was not run: this is transformers' {config.model_type}"

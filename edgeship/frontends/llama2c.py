@@ -114,14 +114,15 @@ def _word(index: int, piece: bytes) -> str:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """The model as transformers' Llama, in float32.
+    """The model as transformers has it, in float32.
 
     The file holds seven int32 (dim, hidden, layers, heads, KV heads, vocabulary, length) and float32 tensors, each kind
     for all layers together. Query and key rows come in interleaved pairs for the rotation; transformers wants halves.
     """
     import numpy as np
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from edgeship.compat.transformers_attention import small_decoder
 
     data = path.read_bytes()
     if not is_checkpoint(path):
@@ -129,19 +130,19 @@ def read_checkpoint(path: Path) -> Any:
     dim, hidden, layers, heads, kv_heads, vocabulary, length = struct.unpack_from("7i", data)
     numbers = np.frombuffer(data, np.float32, offset=HEADER_BYTES)
     width = dim // heads
-    config = LlamaConfig(
-        hidden_size=dim,
-        intermediate_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=abs(vocabulary),
-        max_position_embeddings=length,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=vocabulary > 0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    sizes: dict[str, Any] = {
+        "hidden_size": dim,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": abs(vocabulary),
+        "max_position_embeddings": length,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": vocabulary > 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     place = 0
 
     def take(*shape: int) -> torch.Tensor:
@@ -181,6 +182,6 @@ def read_checkpoint(path: Path) -> Any:
             f"{head}mlp.down_proj.weight": down[i],
             f"{head}mlp.up_proj.weight": up[i],
         }
-    model = LlamaForCausalLM(config)
+    model = small_decoder(**sizes)
     model.load_state_dict(state, strict=True)
     return model.eval()

@@ -1,45 +1,124 @@
-"""A cache of fixed length as transformers' models see it: keys and values are tensors that somebody else owns."""
+"""Caches as transformers' models see them: keys and values are tensors that somebody else owns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import Cache
 
+from edgeship.errors import UnsupportedOpError
+
 # write(cache [1, H, L, D], new rows [1, H, T, D], position []) -> the cache with the rows at position ..
 Write = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class FixedCache(Cache):  # type: ignore[misc]
+class KeysAndValues(Cache):  # type: ignore[misc]
+    """A cache of keys and values alone. A model that keeps anything else there is refused in words.
+
+    Args:
+        numbers: by which the model names its caches -> their places; as they are when None.
+
+    Attributes:
+        masked: whether the model must be told that all of it counts.
+    """
+
+    masked = False
+
+    def __init__(self, numbers: Mapping[int, int] | None = None) -> None:
+        super().__init__(layers=[])
+        self.numbers = numbers
+
+    def place(self, layer_idx: int) -> int:
+        """The place of the cache that a model names by a number."""
+        return layer_idx if self.numbers is None else self.numbers[layer_idx]
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        """There is none."""
+        return False
+
+    def get_conv_state(self, *_: Any, **__: Any) -> Any:
+        """Refused: see the class."""
+        raise _other_state("the last inputs of a convolution")
+
+    def update_conv_state(self, *_: Any, **__: Any) -> Any:
+        """Refused: see the class."""
+        raise _other_state("the last inputs of a convolution")
+
+    def get_recurrent_state(self, *_: Any, **__: Any) -> Any:
+        """Refused: see the class."""
+        raise _other_state("a recurrent state")
+
+    def update_recurrent_state(self, *_: Any, **__: Any) -> Any:
+        """Refused: see the class."""
+        raise _other_state("a recurrent state")
+
+    def update_indexer(self, *_: Any, **__: Any) -> Any:
+        """Refused: see the class."""
+        raise _other_state("keys that choose which tokens are attended to")
+
+
+def _other_state(what: str) -> UnsupportedOpError:
+    return UnsupportedOpError(
+        f"a layer keeps {what} from token to token, and caches here hold keys and values alone",
+        fix="take a model whose layers all attend",
+    )
+
+
+def widened(rows: torch.Tensor, width: int) -> torch.Tensor:
+    """``[.., D]`` to ``[.., width]``, with zeros behind: what the narrower of keys and values is cached as."""
+    missing = width - int(rows.shape[-1])
+    return rows if missing == 0 else torch.nn.functional.pad(rows, (0, missing))
+
+
+def narrowed(cache: torch.Tensor, width: int) -> torch.Tensor:
+    """The first ``width`` numbers of each row."""
+    return cache if int(cache.shape[-1]) == width else cache[..., :width]
+
+
+class FixedCache(KeysAndValues):
     """Keys and values of fixed length ``L``, written at a position that is known at run time.
 
     Args:
-        keys, values: one tensor ``[1, kv_heads, L, head_dim]`` a layer; replaced in the lists when written.
+        keys, values: one tensor ``[1, kv_heads, L, head_dim]`` a layer; replaced in the lists when written. Narrower
+            rows are widened to ``head_dim``, and read as narrow as they were.
         position: a scalar: where the first of the new tokens goes.
         write: how new rows enter; runtimes differ in what they hold.
+        numbers: see `KeysAndValues`.
+        counted: answer the position when the model asks how much there is; 0 otherwise, for models that are told their
+            positions.
     """
 
     def __init__(
-        self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor], position: torch.Tensor, write: Write
+        self,
+        keys: Sequence[torch.Tensor],
+        values: Sequence[torch.Tensor],
+        position: torch.Tensor,
+        write: Write,
+        numbers: Mapping[int, int] | None = None,
+        *,
+        counted: bool = False,
     ) -> None:
-        super().__init__(layers=[])
+        super().__init__(numbers)
         self.keys, self.values = list(keys), list(values)
-        self.position, self.write = position, write
+        self.position, self.write, self.counted = position, write, counted
         self.length = self.keys[0].shape[2]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write one layer's new rows; returns its whole keys and values."""
-        self.keys[layer_idx] = self.write(self.keys[layer_idx], key_states, self.position)
-        self.values[layer_idx] = self.write(self.values[layer_idx], value_states, self.position)
-        return self.keys[layer_idx], self.values[layer_idx]
+        """Write one layer's new rows ``[1, kv_heads, T, D]``; returns its whole keys and values."""
+        place = self.place(layer_idx)
+        found = []
+        for caches, rows in ((self.keys, key_states), (self.values, value_states)):
+            caches[place] = self.write(caches[place], widened(rows, caches[place].shape[-1]), self.position)
+            found.append(narrowed(caches[place], rows.shape[-1]))
+        return found[0], found[1]
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Unknown while tracing; positions are given to the model instead."""
-        return 0
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        """The position where the model counts it, which is a tensor; else positions are given to the model instead."""
+        return self.position if self.counted else 0
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Masks cover the whole cache."""
@@ -48,6 +127,53 @@ class FixedCache(Cache):  # type: ignore[misc]
     def get_query_offset(self, layer_idx: int = 0) -> torch.Tensor:
         """The position of the first new token."""
         return self.position
+
+
+class GrowingCache(KeysAndValues):
+    """Keys and values that new rows are put behind.
+
+    Args:
+        keys, values: by place, ``[1, kv_heads, S, head_dim]``; replaced when written. Rows are widened as in
+            `FixedCache`.
+        past: how many positions there are.
+        apart: places whose rows are not put there: an operator of the engine does it, and attends.
+    """
+
+    def __init__(
+        self,
+        keys: dict[int, torch.Tensor],
+        values: dict[int, torch.Tensor],
+        past: int,
+        numbers: Mapping[int, int] | None = None,
+        apart: Collection[int] = (),
+    ) -> None:
+        super().__init__(numbers)
+        self.keys, self.values, self.past, self.apart = keys, values, past, frozenset(apart)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put one layer's new rows ``[1, kv_heads, T, D]`` behind; returns its whole keys and values."""
+        place = self.place(layer_idx)
+        if place in self.apart:
+            return key_states, value_states
+        found = []
+        for caches, rows in ((self.keys, key_states), (self.values, value_states)):
+            caches[place] = torch.cat([caches[place], widened(rows, caches[place].shape[-1])], dim=2)
+            found.append(narrowed(caches[place], rows.shape[-1]))
+        return found[0], found[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """How many positions there are before the new ones."""
+        return self.past
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Masks cover what there is and what is new."""
+        return self.past + query_length, 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """The position of the first new token."""
+        return self.past
 
 
 def write_by_select(cache: torch.Tensor, rows: torch.Tensor, position: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeship.core.decoder import AttentionLayer, Decoder
+from edgeship.core.decoder import DEFAULT_CONTEXT, Decoder
 from edgeship.core.records import suggest
 from edgeship.errors import SourceError, UnsafeSourceError
 from edgeship.llm.chat import ChatTemplate
@@ -15,8 +15,12 @@ from edgeship.llm.chat import ChatTemplate
 if TYPE_CHECKING:
     import torch
 
+    from edgeship.llm.understanding import Understanding
+
 # Norms, biases and scalars are real in a hollow model: the exporter may fold them.
 REAL_ELEMENTS = 1 << 16
+# Where configurations say how many positions there are.
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 ORIGIN_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "tokenizer.model",
@@ -31,7 +35,9 @@ def read_config(folder: Path) -> Any:
     """
     import transformers
 
-    from edgeship.llm import attention, openelm
+    from edgeship.compat import openelm
+    from edgeship.compat.transformers_attention import choose_attention, choose_batched_experts
+    from edgeship.llm import attention
 
     attention.register()
     openelm.register()
@@ -54,12 +60,8 @@ def read_config(folder: Path) -> Any:
     except Exception as error:  # strict dataclasses raise errors of their own
         raise SourceError(f"{folder / 'config.json'}: {' '.join(str(error).split())[:200]}", fix="mend it") from None
     config = getattr(config, "text_config", config)
-    if getattr(config, "max_position_embeddings", None) is None:
-        raise SourceError(
-            f"{folder}: models of type {kind} do not say how many positions they have (max_position_embeddings)",
-            fix="edgeship keeps a cache of positions for decoders that attend; build others as networks with --input",
-        )
-    config._attn_implementation = attention.NAME
+    choose_attention(config, attention.NAME)
+    choose_batched_experts(config)
     return config
 
 
@@ -68,13 +70,23 @@ def build_hollow(config: Any) -> torch.nn.Module:
 
     Buffers, which are computed and not learned, are real.
     """
+    from edgeship.llm.modules import make_plain
+
+    model = build_as_written(config)
+    model.edgeship_transposed = make_plain(model)  # type: ignore[assignment]
+    return model
+
+
+def build_as_written(config: Any) -> torch.nn.Module:
+    """As `build_hollow`, with transformers' own modules."""
     import torch
     import transformers
 
     from edgeship.compat.torch import on_meta_device
-    from edgeship.llm.modules import make_plain
+    from edgeship.compat.transformers_attention import attend_by_torch, classes_by_name
+    from edgeship.llm.attention import NAME
 
-    with on_meta_device():
+    with on_meta_device(), classes_by_name(config, NAME):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     hollow: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
@@ -85,25 +97,18 @@ def build_hollow(config: Any) -> torch.nn.Module:
             setattr(module, name, hollow[id(held)])
     model.eval()
     model.tie_weights()
-    model.edgeship_transposed = make_plain(model)  # type: ignore[assignment]
     model.config.use_cache = True
+    attend_by_torch(model)
     return model  # type: ignore[no-any-return]
 
 
-def describe(config: Any, heads: dict[int, tuple[int, int, int]], folder: Path) -> Decoder:
+def describe(config: Any, found: Understanding, folder: Path) -> Decoder:
     """The record of a decoder.
 
     Args:
-        heads: layer -> (query heads, key and value heads, head width), as seen while exporting.
+        found: what a probe of its model showed.
         folder: for the tokenizer's files and the generation settings.
     """
-    count = int(getattr(config, "num_hidden_layers", 0) or len(heads))
-    if sorted(heads) != list(range(count)):
-        raise SourceError(
-            f"{config.model_type}: {len(heads)} of {count} layers attend through transformers' interface",
-            fix="edgeship cannot place this model's caches",
-        )
-    layers = tuple(AttentionLayer(*heads[i], window=_window(config, i)) for i in range(count))
     settings = folder / "generation_config.json"
     told: dict[str, Any] = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     eos = told.get("eos_token_id", config.eos_token_id)
@@ -111,15 +116,27 @@ def describe(config: Any, heads: dict[int, tuple[int, int, int]], folder: Path) 
         eos = [] if eos is None else [eos]
     return Decoder(
         config.model_type,
-        layers,
+        found.layers,
         int(config.hidden_size),
         int(config.vocab_size),
-        int(config.max_position_embeddings),
+        positions_of(config),
         bos=_token(told.get("bos_token_id", config.bos_token_id)),
         eos=_ends(eos, folder),
         pad=_token(told.get("pad_token_id", config.pad_token_id)),
         files=tuple(name for name in ORIGIN_FILES if (folder / name).is_file()),
+        calls=found.calls,
+        counted=found.counted,
+        masked=found.masked,
+        fixed=found.fixed,
+        growing=found.growing,
     )
+
+
+def positions_of(config: Any) -> int:
+    """How many positions a model was made for: what its configuration says under one of the names for it. Models that
+    bias scores by distance may say nothing; they get the usual context."""
+    told = (getattr(config, name, None) for name in POSITIONS)
+    return next((int(count) for count in told if isinstance(count, int) and count > 0), DEFAULT_CONTEXT)
 
 
 def _ends(told: Sequence[Any], folder: Path) -> tuple[int, ...]:
@@ -133,12 +150,3 @@ def _ends(told: Sequence[Any], folder: Path) -> tuple[int, ...]:
 def _token(value: Any) -> int | None:
     found = value[0] if isinstance(value, list) else value
     return None if found is None else int(found)
-
-
-def _window(config: Any, layer: int) -> int | None:
-    """The sliding window of one layer; configurations say it per layer or for all."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if window is None or (kinds is not None and kinds[layer] != "sliding_attention"):
-        return None
-    return int(window)

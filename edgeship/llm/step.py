@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from edgeship.llm.cache import FixedCache, Write, write_by_select
+from edgeship.core.decoder import Decoder
+from edgeship.llm.attention import PLAIN, Engine, Form, computed_by
+from edgeship.llm.cache import FixedCache, KeysAndValues, Write, write_by_select
 
 
 class Whole(torch.nn.Module):
     """``tokens [1, T] -> logits [1, T, vocabulary]``: the model as it is defined, without a cache."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, engine: Engine | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.engine = model, engine or Engine()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits after each token."""
-        logits: torch.Tensor = self.model(input_ids=tokens, use_cache=False).logits
+        with computed_by(self.engine):
+            logits: torch.Tensor = self.model(input_ids=tokens, use_cache=False).logits
         return logits
 
 
@@ -33,25 +38,67 @@ class Step(torch.nn.Module):
         logits: False leaves the head out (and all that only the head reads), as a prefill step wants.
     """
 
-    def __init__(self, model: Any, layers: int, *, logits: bool = True, write: Write = write_by_select) -> None:
+    def __init__(
+        self, model: Any, decoder: Decoder, *, logits: bool = True, write: Write = write_by_select, form: Form = PLAIN
+    ) -> None:
         super().__init__()
-        self.model = model
-        self.layers, self.logits, self.write = layers, logits, write
+        self.model, self.decoder = model, decoder
+        self.logits, self.write, self.form = logits, write, form
 
     def forward(self, tokens: torch.Tensor, position: torch.Tensor, *caches: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run ``T`` tokens from ``position`` on."""
-        cache = FixedCache(caches[: self.layers], caches[self.layers :], position.reshape(()), self.write)
-        answer = run(self.model, tokens, cache, logits=self.logits)
+        count = len(self.decoder.layers)
+        cache = fixed_cache(self.decoder, caches[:count], caches[count:], position.reshape(()), self.write)
+        with computed_by(Engine(self.decoder.calls, self.form)):
+            answer = run(self.model, tokens, cache, cache.position, logits=self.logits)
         head = () if answer is None else (answer,)
         return (*head, *cache.keys, *cache.values)
 
 
-def run(model: Any, tokens: torch.Tensor, cache: FixedCache, *, logits: bool = True) -> torch.Tensor | None:
-    """Run a transformers decoder over a cache; the logits, or None without its head."""
-    positions = (torch.arange(tokens.shape[1]) + cache.position)[None]
-    inputs = {"input_ids": tokens, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+def fixed_cache(
+    decoder: Decoder, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor], position: torch.Tensor, write: Write
+) -> FixedCache:
+    """A decoder's caches of fixed length, as its model names and counts them."""
+    cache = FixedCache(keys, values, position, write, decoder.numbers, counted=decoder.counted)
+    cache.masked = decoder.masked
+    return cache
+
+
+def run(
+    model: Any, tokens: torch.Tensor, cache: KeysAndValues, position: Any, *, logits: bool = True
+) -> torch.Tensor | None:
+    """Run a transformers decoder over a cache; the logits, or None without its head.
+
+    Args:
+        tokens: ``[1, T]``. position: of the first of them, a number or a scalar tensor.
+    """
+    places = (torch.arange(tokens.shape[1]) + position)[None]
+    inputs: dict[str, Any] = {
+        "input_ids": tokens,
+        **takes_positions(model, places),
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+    if cache.masked:
+        inputs["attention_mask"] = torch.ones((1, cache.get_mask_sizes(tokens.shape[1], 0)[0]), dtype=torch.int64)
     if logits:
         found: torch.Tensor = model(**inputs).logits
         return found
-    getattr(model, model.base_model_prefix)(**inputs)
+    base = getattr(model, model.base_model_prefix)
+    base(**inputs)
     return None
+
+
+def takes_positions(model: Any, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a model is told of positions ``[1, T]``: nothing when it does not ask; it counts them in its cache then."""
+    return {"position_ids": positions} if _takes(model, "position_ids") else {}
+
+
+def only_last(model: Any) -> dict[str, int]:
+    """What leaves out the logits of all tokens but the last, where a model can."""
+    return {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
+
+
+def _takes(model: Any, name: str) -> bool:
+    taken = inspect.signature(model.forward).parameters
+    return name in taken or any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())

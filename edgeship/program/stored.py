@@ -171,7 +171,7 @@ class Place:
     """Where one float weight lies.
 
     Args:
-        file: absolute. key: its name there. transposed: stored as ``[in, out]``, as GPT-2 does.
+        file: absolute. key: its name there. transposed: stored as ``[in, out]``, as some models do.
         kept: the file belongs to the program; else it is the user's, and stays where it is.
     """
 

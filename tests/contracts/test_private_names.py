@@ -18,7 +18,7 @@ PACKAGE = ROOT / "edgeship"
 # A module that is not here and should be: add it when it is documented, else give it a function in edgeship/compat/.
 DOCUMENTED = {
     "torch": (
-        "", "ao", "backends", "export", "export.graph_signature", "fx", "fx.node", "nn", "nn.functional", "onnx", "ops",
+        "", "ao", "backends", "export", "export.graph_signature", "func", "fx", "fx.node", "nn", "nn.functional", "onnx", "ops",
         "overrides", "random", "utils",
     ),
     # The converter, its builder (custom operators), its types and its graph passes are in the user guide.
@@ -43,11 +43,7 @@ DOCUMENTED = {
     "peft": ("",),
 }  # fmt: skip
 # Being rewritten: whoever takes the last private name out of one of these takes it out of this list.
-PENDING = {
-    "llm/attention.py", "llm/models.py", "llm/modules.py", "llm/openelm.py", "lowering/coreai/decoder.py",
-    "lowering/coreml/decoder.py", "lowering/coreml/stateful.py", "lowering/litert/decoder_graph.py",
-    "lowering/onnx/decoder.py", "lowering/qnn/decoder.py",
-}  # fmt: skip
+PENDING: set[str] = set()
 # All of their modules are public but those that begin with an underscore.
 PLAIN = {
     "PIL", "click", "flatbuffers", "jinja2", "jsonschema", "numpy", "onnx", "packaging", "platformdirs", "psutil", "rich",

@@ -33,7 +33,7 @@ class EagerStepper(Stepper):
             value = torch.nn.Parameter(program.weight(names[name]).reshape(parameter.shape), requires_grad=False)
             setattr(module.get_submodule(owner), leaf, value)
         self.layers = program.record.decoder.layers
-        self.step = Step(module, len(self.layers))
+        self.step = Step(module, program.record.decoder)
         self.reset()
 
     def reset(self) -> None:

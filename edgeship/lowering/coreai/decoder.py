@@ -24,7 +24,7 @@ from edgeship.lowering.coreai.convert import ExactConverter, first_line, save
 from edgeship.lowering.coreai.graph import computed_in_half
 from edgeship.lowering.coreai.places import Places
 from edgeship.lowering.coreai.rewrites import in_coreai_operators
-from edgeship.lowering.coreml.stateful import NAME, StatefulStep, prepare, register
+from edgeship.lowering.coreml.stateful import StatefulStep, prepare
 from edgeship.program.inventory import weight_nodes
 
 if TYPE_CHECKING:
@@ -105,14 +105,11 @@ def _exported(weights: _Weights, context: int, tokens: int) -> tuple[ExportedPro
     program = weights.program
     assert program.origin is not None
     assert program.record.decoder is not None
-    register()
-    config = read_config(program.origin)
-    config._attn_implementation = NAME
-    model = build_hollow(config)
+    model = build_hollow(read_config(program.origin))
     names = program_names(model, program)
     prepare(model, context, weights.half)
     apart = {f"model.{name}": weight for name, weight in weights.fill(model, names).items()}
-    step = StatefulStep(model, program.record.decoder.layers, context, logits=tokens == 1).eval()
+    step = StatefulStep(model, program.record.decoder, context, logits=tokens == 1).eval()
     ids, position = torch.zeros(1, tokens, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     try:
         with torch.no_grad():

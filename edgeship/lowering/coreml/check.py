@@ -10,14 +10,14 @@ from torch import nn
 
 from edgeship.core.decoder import AttentionLayer
 from edgeship.errors import LoweringError
-from edgeship.llm.attention import observed
 from edgeship.llm.models import build_hollow
 from edgeship.lowering.coreml.neural import NeuralStep
+from edgeship.lowering.coreml.parts import GENERIC, find_roles, layers_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from edgeship.lowering.coreml.adapters import Parts
+    from edgeship.lowering.coreml.parts import Parts, Roles
 
 # Few tokens, and a window that they leave. The longest part goes through a chunk, the rest one by one.
 TOKENS, CHUNK, CONTEXT, WINDOW, VOCABULARY = 12, 8, 16, 5, 64
@@ -25,13 +25,14 @@ TOKENS, CHUNK, CONTEXT, WINDOW, VOCABULARY = 12, 8, 16, 5, 64
 TOLERANCE = 1e-3
 
 
-def check_against_model(config: Any, adapter: Callable[[Any], Parts], sizes: Sequence[AttentionLayer]) -> None:
-    """Compare both on the configuration's own layers, one of each kind, with random weights and a small vocabulary.
+def checked_roles(config: Any, sizes: Sequence[AttentionLayer]) -> list[Roles]:
+    """The parts of every layer, compared with the model on the configuration's own layers, one of each kind, with
+    random weights and a small vocabulary.
 
     Weights of full size take no memory: each is a random vector read from another place for every row.
 
     Raises:
-        LoweringError: they differ, so that the adapter does not fit this model.
+        LoweringError: the layers have other parts, or those give other answers.
     """
     small = copy.deepcopy(config)
     small.vocab_size = VOCABULARY
@@ -47,16 +48,19 @@ def check_against_model(config: Any, adapter: Callable[[Any], Parts], sizes: Seq
     tokens = torch.randint(0, VOCABULARY, (1, TOKENS), generator=generator)
     narrowed = [AttentionLayer(s.heads, s.kv_heads, s.head_dim, None if s.window is None else WINDOW) for s in sizes]
     layers = layers_of(model)
-    del layers[_enough([adapter(layer) for layer in layers], narrowed) :]
-    with torch.no_grad(), observed():
+    roles = find_roles(model, narrowed, tokens)
+    del layers[_enough([role.of(layer) for role, layer in zip(roles, layers, strict=True)], narrowed) :]
+    parts = [role.of(layer) for role, layer in zip(roles, layers, strict=False)]
+    with torch.no_grad():
         wanted = model(input_ids=tokens, use_cache=False).logits[0, CHUNK:]
-        found = _through_steps(model, adapter, narrowed[: len(layers)], tokens)
+        found = _through_steps(model, parts, narrowed[: len(layers)], tokens)
     error = float((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-9))
     if not error <= TOLERANCE:
         raise LoweringError(
             f"the layers rebuilt for the Neural Engine give other answers than {type(model).__name__} ({error:.1e})",
-            fix="use --set lower/decoder_to_coreml.form=generic, and report the model",
+            fix=GENERIC,
         )
+    return roles
 
 
 def _enough(parts: Sequence[Parts], sizes: Sequence[AttentionLayer]) -> int:
@@ -77,9 +81,8 @@ def _enough(parts: Sequence[Parts], sizes: Sequence[AttentionLayer]) -> int:
 
 
 def _through_steps(
-    model: nn.Module, adapter: Callable[[Any], Parts], sizes: Sequence[AttentionLayer], tokens: torch.Tensor
+    model: nn.Module, parts: Sequence[Parts], sizes: Sequence[AttentionLayer], tokens: torch.Tensor
 ) -> torch.Tensor:
-    parts = [adapter(layer) for layer in layers_of(model)]
     steps = [
         NeuralStep(model, parts, sizes, CONTEXT, range(len(sizes)), logits=logits).eval() for logits in (False, True)
     ]
@@ -91,14 +94,6 @@ def _through_steps(
             value.copy_(state[name])
     rows = [decode(tokens[:, i : i + 1], torch.tensor([i], dtype=torch.int32))[0, 0] for i in range(CHUNK, TOKENS)]
     return torch.stack(rows)
-
-
-def layers_of(model: Any) -> nn.ModuleList:
-    """A decoder's layers. Raises `LoweringError` where there are none by that name."""
-    layers = getattr(getattr(model, model.base_model_prefix), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise LoweringError(f"{type(model).__name__} keeps its layers elsewhere", fix="use form=generic")
-    return layers
 
 
 def _random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

@@ -25,7 +25,7 @@ from edgeship.llm.names import program_names
 from edgeship.lowering.coreml.convert import explained
 from edgeship.lowering.coreml.places import HOLD, SETTLE, Piece, Places, Shape, shape_of
 from edgeship.lowering.coreml.rewrites import in_coreml_operators
-from edgeship.lowering.coreml.stateful import NAME, StatefulStep, prepare, register
+from edgeship.lowering.coreml.stateful import StatefulStep, prepare
 from edgeship.lowering.coreml.stream import write
 from edgeship.program.hollow import fit_scalars
 
@@ -75,13 +75,12 @@ def lower_generic(
         EncodingError: an encoding has no form.
     """
     assert program.record.decoder is not None
-    register()
     weights = Weights(program, half)
     functions = {}
     for name, tokens in (("prefill", chunk), ("decode", 1)):
-        model, names = weights.model(NAME)
+        model, names = weights.model()
         prepare(model, context, half)
-        step = StatefulStep(model, program.record.decoder.layers, context, logits=tokens == 1).eval()
+        step = StatefulStep(model, program.record.decoder, context, logits=tokens == 1).eval()
         apart = {f"model.{key}": Piece(weight) for key, weight in names.items() if weights.is_apart(weight)}
         output = "logits" if tokens == 1 else "next_position"
         functions[name] = convert(step, {"input_ids": (1, tokens)}, output, apart, weights)
@@ -100,13 +99,10 @@ class Weights:
         self._shapes: dict[str, Shape] = {}
         self._pieces: dict[str, Piece] = {}
 
-    def model(self, attention: str | None = None) -> tuple[torch.nn.Module, dict[str, str]]:
+    def model(self) -> tuple[torch.nn.Module, dict[str, str]]:
         """The hollow model with its small weights, and the program's name for each name of a parameter."""
         assert self.program.origin is not None
-        config = read_config(self.program.origin)
-        if attention is not None:
-            config._attn_implementation = attention
-        model = build_hollow(config)
+        model = build_hollow(read_config(self.program.origin))
         names = program_names(model, self.program)
         for name, weight in names.items():
             if not self.is_apart(weight):

@@ -9,49 +9,59 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgeship.errors import LoweringError
 from edgeship.llm.models import read_config
-from edgeship.lowering.coreml.adapters import ADAPTERS
-from edgeship.lowering.coreml.check import check_against_model, layers_of
+from edgeship.lowering.coreml.check import checked_roles
 from edgeship.lowering.coreml.decoder import Weights, convert
 from edgeship.lowering.coreml.neural import NeuralStep
+from edgeship.lowering.coreml.parts import GENERIC, layers_of
 from edgeship.lowering.coreml.places import Piece
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from edgeship.core.decoder import Decoder
     from edgeship.core.model import Placement
+    from edgeship.lowering.coreml.parts import Roles
     from edgeship.program.program import TorchProgram
 
 
-def has_adapter(family: str) -> bool:
-    """Whether a family's layers can be rebuilt."""
-    return family in ADAPTERS
+def roles_of(program: TorchProgram) -> list[Roles] | LoweringError:
+    """The parts of a program's layers, or why they cannot be rebuilt."""
+    decoder, origin = program.language()
+    if not decoder.is_whole or decoder.counted or decoder.masked or any(call.sinks for call in decoder.calls):
+        return LoweringError("layers are not rebuilt for the Neural Engine: they attend in another way", fix=GENERIC)
+    try:
+        return checked_roles(read_config(origin), decoder.layers)
+    except LoweringError as error:
+        return error
 
 
 def lower_neural(
-    program: TorchProgram, path: Path, context: int, chunk: int, half: bool, part_bytes: int, facts: dict[str, str]
-) -> tuple[Placement, ...]:
+    program: TorchProgram, roles: Sequence[Roles], path: Path, context: int, chunk: int, half: bool, part_bytes: int,
+    facts: dict[str, str],
+) -> tuple[Placement, ...]:  # fmt: skip
     """Write the package; where it keeps each weight.
 
     Args:
-        context: positions in the caches. chunk: tokens of a prefill. half: compute in float16.
+        roles: of the modules of each layer, checked. context: positions in the caches.
+        chunk: tokens of a prefill. half: compute in float16.
         part_bytes: of the weights of one part at most; a single layer or table may take more.
         facts: the number of parts and the bytes of the largest are added.
 
     Raises:
-        LoweringError: the rebuilt layers give other answers than the model, or a weight was lost.
+        LoweringError: a weight was lost.
         EncodingError: an encoding has no form.
     """
     assert program.origin is not None
     assert program.record.decoder is not None
     decoder = program.record.decoder
-    check_against_model(read_config(program.origin), ADAPTERS[decoder.family], decoder.layers)
     weights = Weights(program, half)
-    ranges = _split(_Builder(weights, decoder, context, logits=True), part_bytes, facts)
+    ranges = _split(_Builder(weights, decoder, roles, context, logits=True), part_bytes, facts)
     functions = {}
     for kind, tokens in (("prefill", chunk), ("decode", 1)):
-        builder = _Builder(weights, decoder, context, logits=tokens == 1)
+        builder = _Builder(weights, decoder, roles, context, logits=tokens == 1)
         for number, layers in enumerate(ranges, 1):
             step, apart = builder.step(layers)
             given = {"input_ids": (1, tokens)} if step.first else {"hidden": (1, decoder.hidden, 1, tokens)}
@@ -65,10 +75,12 @@ def lower_neural(
 class _Builder:
     """Makes steps of some layers from one hollow model."""
 
-    def __init__(self, weights: Weights, decoder: Decoder, context: int, *, logits: bool) -> None:
+    def __init__(
+        self, weights: Weights, decoder: Decoder, roles: Sequence[Roles], context: int, *, logits: bool
+    ) -> None:
         self.weights, self.sizes, self.context, self.logits = weights, decoder.layers, context, logits
         self.model, names = weights.model()
-        self.parts = [ADAPTERS[decoder.family](layer) for layer in layers_of(self.model)]
+        self.parts = [role.of(layer) for role, layer in zip(roles, layers_of(self.model), strict=True)]
         named = self.model.named_parameters(remove_duplicate=False)
         self.program_name = {id(held): names[name] for name, held in named}
 

@@ -17,11 +17,13 @@ from torch.nn import functional
 
 from edgeship.errors import LoweringError
 from edgeship.llm.attention import MASK
-from edgeship.lowering.coreml.stateful import Tables, epsilon_of, is_shifted, scaled_norm, untouched_zeros, write_rows
+from edgeship.llm.probing import root_norm_of, rotation_kinds
+from edgeship.lowering.coreml.parts import GENERIC
+from edgeship.lowering.coreml.stateful import Tables, scaled_norm, untouched_zeros, write_rows
 
 if TYPE_CHECKING:
     from edgeship.core.decoder import AttentionLayer
-    from edgeship.lowering.coreml.adapters import Parts
+    from edgeship.lowering.coreml.parts import Parts
 
 # Rows of a vocabulary in one convolution; the Neural Engine takes no more than this along an axis.
 MAX_ROWS = 16384
@@ -89,18 +91,22 @@ class Pieces(nn.Module):
 class Norm(nn.Module):
     """An RMS norm over one axis of a tensor with four."""
 
+    weight: torch.Tensor | None
+
     def __init__(self, norm: Any, axis: int) -> None:
         super().__init__()
-        epsilon = epsilon_of(norm)
-        if epsilon is None:
-            raise LoweringError(f"{type(norm).__name__} is not an RMS norm as it is known", fix="use form=generic")
-        self.axis, self.epsilon = axis, float(epsilon)
-        weight = norm.weight + 1.0 if is_shifted(norm) else norm.weight
-        self.weight = nn.Buffer(weight.detach().reshape([-1 if i == axis else 1 for i in range(4)]))
+        found = root_norm_of(norm)
+        if found is None:
+            raise LoweringError(f"{type(norm).__name__} is not an RMS norm as it is known", fix=GENERIC)
+        self.axis, self.epsilon = axis, found.epsilon
+        shape = [-1 if i == axis else 1 for i in range(4)]
+        weight = norm.weight + found.offset if found.offset else getattr(norm, "weight", None)
+        self.register_buffer("weight", None if weight is None else weight.detach().reshape(shape))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The same shape."""
-        return scaled_norm(x, self.axis, self.epsilon) * self.weight
+        normed = scaled_norm(x, self.axis, self.epsilon)
+        return normed if self.weight is None else normed * self.weight
 
 
 def _norm(norm: nn.Module | None, axis: int = 1) -> nn.Module:
@@ -237,8 +243,8 @@ class NeuralStep(nn.Module):
         self.first, self.last = layers.start == 0, layers.stop == len(sizes)
         self.windows = [sizes[i].window for i in layers]
         self.layers = nn.ModuleList(Layer(parts[i], sizes[i]) for i in layers)
-        rotary = next(module for module in base.modules() if type(module).__name__.endswith("RotaryEmbedding"))
-        self.angles = Angles(Tables(rotary, context))
+        rotary = next((module for module in base.modules() if rotation_kinds(module)), None)
+        self.angles = None if rotary is None else Angles(Tables(rotary, context))
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         tied = head.weight is embedding.weight
         if self.first:
@@ -247,7 +253,10 @@ class NeuralStep(nn.Module):
             self.table: nn.Module = Pieces(table) if tied else Matrix(table, None)
             self.scale = float(getattr(embedding, "scalar_embed_scale", 1.0))
         if self.last and logits:
-            self.norm = Norm(base.norm, 1)
+            last = getattr(base, "norm", None)
+            if last is None:
+                raise LoweringError("layers are not rebuilt for the Neural Engine: no norm ends them", fix=GENERIC)
+            self.norm = Norm(last, 1)
             shared = tied and self.first and head.bias is None
             self.head: nn.Module = self.table if shared else Pieces(head.weight, head.bias)
             self.softcap = float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
@@ -263,7 +272,7 @@ class NeuralStep(nn.Module):
         x = given
         if self.first:
             x = self.table.look_up(given[0]) * self.scale  # type: ignore[operator]
-        angles = self.angles(positions)
+        angles = {} if self.angles is None else self.angles(positions)
         keys = torch.arange(self.context, dtype=torch.int32)
         masks: dict[int | None, torch.Tensor] = {}
         for window in self.windows:

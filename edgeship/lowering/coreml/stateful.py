@@ -6,23 +6,24 @@ are multiplied, and norms divide by the largest value before they square.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
-from edgeship.errors import LoweringError
-from edgeship.llm.attention import additive_mask
-from edgeship.llm.cache import FixedCache
-from edgeship.llm.step import run
+from edgeship.errors import LoweringError, UnsupportedOpError
+from edgeship.llm.attention import Engine, Form, computed_by
+from edgeship.llm.probing import angles_of, root_norm_of, rotation_kinds
+from edgeship.llm.step import fixed_cache, run
 
 if TYPE_CHECKING:
-    from edgeship.core.decoder import AttentionLayer
+    from edgeship.core.decoder import Decoder
+    from edgeship.llm.probing import RootNorm
 
-NAME = "edgeship_coreml"
+# Queries are scaled first: large ones stay in float16.
+FORM = Form(scaled="queries", one_row=True)
 # Below this a row's largest value no longer scales it: float16 would lose the epsilon of the norm otherwise.
 LEAST_SCALE = 2.0**-10
 
@@ -45,46 +46,11 @@ def write_tokens(cache: torch.Tensor, rows: torch.Tensor, position: torch.Tensor
     return cast("torch.Tensor", write_rows(cache, rows, position, 2))
 
 
-def register() -> None:
-    """Make ``attn_implementation="edgeship_coreml"`` known to transformers. Safe to call again."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.models.falcon import modeling_falcon
-
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, additive_mask)
-    modeling_falcon.FALCON_ATTENTION_CLASSES[NAME] = modeling_falcon.FalconAttention
-
-
-def attend(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention ``[1, heads, T, D]`` over ``[1, kv_heads, L, D]``, queries scaled first: large ones stay in float16."""
-    heads, tokens, width = (int(size) for size in query.shape[1:])
-    group = heads // int(key.shape[1])
-    scaled = query * (width**-0.5 if scaling is None else scaling)
-    rows = scaled.reshape(1, key.shape[1], group * tokens, width)
-    scores = torch.matmul(rows, key.transpose(2, 3))
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if attention_mask is not None:
-        scores = scores + (attention_mask if tokens == 1 else attention_mask.repeat(1, 1, group, 1))
-    mixed = torch.matmul(torch.softmax(scores, dim=-1), value)
-    return mixed.reshape(1, heads, tokens, value.shape[-1]).transpose(1, 2), None
-
-
 class Tables(nn.Module):
     """A rotary module whose cosines and sines are looked up by position.
 
     Args:
-        rotary: returns ``(cos, sin)`` from ``position_ids``, perhaps by type of layer.
+        rotary: returns ``(cos, sin)`` from ``position_ids``, perhaps by type of layer; see `rotation_kinds`.
         context: rows of the tables.
 
     Raises:
@@ -93,11 +59,10 @@ class Tables(nn.Module):
 
     def __init__(self, rotary: nn.Module, context: int) -> None:
         super().__init__()
-        by_layer = "layer_type" in inspect.signature(rotary.forward).parameters
-        self.kinds: Sequence[str | None] = list(rotary.rope_type) if by_layer else [None]  # type: ignore[arg-type]
+        self.kinds: Sequence[str | None] = rotation_kinds(rotary)
         for kind in self.kinds:
-            cos, sin = _angles(rotary, context, kind)
-            few = _angles(rotary, max(context // 2, 1), kind)
+            cos, sin = angles_of(rotary, torch.arange(context), kind)
+            few = angles_of(rotary, torch.arange(max(context // 2, 1)), kind)
             if not all(torch.equal(whole[: len(half)], half) for whole, half in zip((cos, sin), few, strict=True)):
                 raise LoweringError(
                     f"{type(rotary).__name__} rotates by other angles in longer texts than {context // 2} tokens",
@@ -115,25 +80,22 @@ class Tables(nn.Module):
         return cos.index_select(0, rows)[None], sin.index_select(0, rows)[None]
 
 
-def _angles(rotary: nn.Module, count: int, kind: str | None) -> tuple[torch.Tensor, torch.Tensor]:
-    with torch.no_grad():
-        cos, sin = rotary(torch.zeros(1), torch.arange(count)[None], *([] if kind is None else [kind]))
-    return cos[0], sin[0]
-
-
 class ScaledNorm(nn.Module):
     """RMS norm that squares nothing larger than one: in float16, 256 squared is infinite.
 
     ``x / sqrt(mean(x^2) + eps) = y / sqrt(mean(y^2) + eps / m^2)`` with ``y = x / m`` and ``m = max |x|``.
     """
 
-    def __init__(self, weight: nn.Parameter, epsilon: float, shifted: bool) -> None:
+    def __init__(self, weight: nn.Parameter | None, norm: RootNorm) -> None:
         super().__init__()
-        self.weight, self.epsilon, self.shifted = weight, epsilon, shifted
+        self.weight, self.norm = weight, norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The norm over the last axis."""
-        return scaled_norm(x, -1, self.epsilon) * (1.0 + self.weight if self.shifted else self.weight)
+        normed = scaled_norm(x, -1, self.norm.epsilon)
+        if self.weight is None:
+            return normed
+        return normed * (self.norm.offset + self.weight if self.norm.offset else self.weight)
 
 
 def scaled_norm(x: torch.Tensor, axis: int, epsilon: float) -> torch.Tensor:
@@ -145,30 +107,17 @@ def scaled_norm(x: torch.Tensor, axis: int, epsilon: float) -> torch.Tensor:
     return y * torch.rsqrt((y * y).mean(axis, keepdim=True) + root * root)
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is an RMS norm as transformers writes it."""
-    return type(module).__name__.endswith("RMSNorm") and epsilon_of(module) is not None
-
-
-def epsilon_of(module: nn.Module) -> float | None:
-    """What an RMS norm adds to the mean square."""
-    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
-
-
-def is_shifted(module: nn.Module) -> bool:
-    """Whether it scales by one more than its weight, as Gemma's do."""
-    return type(module).__name__.startswith("Gemma")
-
-
 def prepare(model: nn.Module, context: int, half: bool) -> None:
     """Replace in place what Core ML needs otherwise: rotations, and norms when it computes in float16."""
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")
-        if type(module).__name__.endswith("RotaryEmbedding"):
+        if rotation_kinds(module):
             setattr(model.get_submodule(parent), leaf, Tables(module, context))
-        elif half and is_norm(module):
-            norm = ScaledNorm(module.weight, float(epsilon_of(module) or 0.0), is_shifted(module))  # type: ignore[arg-type]
-            setattr(model.get_submodule(parent), leaf, norm)
+            continue
+        norm = root_norm_of(module) if half else None
+        if norm is not None:
+            made = ScaledNorm(cast("nn.Parameter | None", getattr(module, "weight", None)), norm)
+            setattr(model.get_submodule(parent), leaf, made)
 
 
 class StatefulStep(nn.Module):
@@ -180,10 +129,12 @@ class StatefulStep(nn.Module):
         logits: False leaves the head out; the answer is then the next position, ``[1]``.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[AttentionLayer], context: int, *, logits: bool) -> None:
+    def __init__(self, model: nn.Module, decoder: Decoder, context: int, *, logits: bool) -> None:
         super().__init__()
-        self.model, self.count, self.logits = model, len(layers), logits
-        for i, layer in enumerate(layers):
+        if decoder.fixed:
+            raise UnsupportedOpError(f"states have a fixed length: {decoder.fixed}", fix="leave this runtime out")
+        self.model, self.decoder, self.logits = model, decoder, logits
+        for i, layer in enumerate(decoder.layers):
             for kind in ("k", "v"):
                 self.register_buffer(
                     f"{kind}_cache_{i}", untouched_zeros(1, layer.kv_heads, context, layer.head_dim), persistent=True
@@ -191,11 +142,13 @@ class StatefulStep(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Run ``T`` tokens from ``position`` on."""
+        count = len(self.decoder.layers)
         # [1, heads, context, width] of each layer
-        keys = [getattr(self, f"k_cache_{i}") for i in range(self.count)]
-        values = [getattr(self, f"v_cache_{i}") for i in range(self.count)]
-        cache = FixedCache(keys, values, position, write_tokens)
-        answer = run(self.model, input_ids, cache, logits=self.logits)
+        keys = [getattr(self, f"k_cache_{i}") for i in range(count)]
+        values = [getattr(self, f"v_cache_{i}") for i in range(count)]
+        cache = fixed_cache(self.decoder, keys, values, position, write_tokens)
+        with computed_by(Engine(self.decoder.calls, FORM)):
+            answer = run(self.model, input_ids, cache, position, logits=self.logits)
         for kind, written in (("k", cache.keys), ("v", cache.values)):
             for i, value in enumerate(written):
                 getattr(self, f"{kind}_cache_{i}").copy_(value)

@@ -16,12 +16,11 @@ import torch
 
 from edgeship.compat.torch import is_mutable
 from edgeship.core.model import Signature, TensorSpec
-from edgeship.errors import EdgeshipError, LoweringError
-from edgeship.llm.attention import additive_mask
-from edgeship.llm.cache import FixedCache
+from edgeship.errors import EdgeshipError, LoweringError, UnsupportedOpError
+from edgeship.llm.attention import Engine, Form, additive_mask, computed_by
 from edgeship.llm.models import build_hollow, read_config
 from edgeship.llm.names import program_names
-from edgeship.llm.step import run
+from edgeship.llm.step import fixed_cache, run
 from edgeship.lowering.litert.opened import OpenedProgram, constant_nodes, open_weights
 from edgeship.program.stored import Overlay
 
@@ -31,11 +30,8 @@ if TYPE_CHECKING:
     from edgeship.core.decoder import Decoder
     from edgeship.program.program import TorchProgram
 
-NAME = "edgeship_litert"
 DECODE = "decode"
 _FIX = "leave out --runtime litert-lm"
-# The host's mask of the step that is being traced.
-_hosts: list[torch.Tensor] = []
 
 
 @dataclass(frozen=True)
@@ -58,10 +54,9 @@ class StepGraphs:
         assert program.origin is not None
         assert program.record.decoder is not None
         self.program, self.context, self.decoder = program, context, program.record.decoder
-        _register()
-        config = read_config(program.origin)
-        config._attn_implementation = NAME
-        self.model = build_hollow(config)
+        if self.decoder.fixed:
+            raise UnsupportedOpError(f"LiteRT-LM's caches have a fixed length: {self.decoder.fixed}", fix=_FIX)
+        self.model = build_hollow(read_config(program.origin))
         self.names = program_names(self.model, program)
 
     def trace(self, tokens: int, weights: Sequence[str], *, decode: bool = False) -> OpenedStep:
@@ -72,7 +67,7 @@ class StepGraphs:
         """
         interface = step_interface(self.decoder, tokens, self.context, decode=decode)
         examples = tuple(_example(spec) for spec in interface.inputs)
-        step = _Step(self.model, len(self.decoder.layers), decode=decode).eval()
+        step = _Step(self.model, self.decoder, decode=decode).eval()
         try:
             with torch.no_grad():
                 exported = torch.export.export(step, examples, strict=False)
@@ -131,29 +126,36 @@ def _example(spec: TensorSpec) -> torch.Tensor:
 
 
 class _Step(torch.nn.Module):
-    def __init__(self, model: Any, layers: int, *, decode: bool) -> None:
+    def __init__(self, model: Any, decoder: Decoder, *, decode: bool) -> None:
         super().__init__()
-        self.model, self.layers, self.decode = model, layers, decode
+        self.model, self.decoder, self.decode = model, decoder, decode
 
     def forward(
         self, tokens: torch.Tensor, input_pos: torch.Tensor, mask: torch.Tensor, *caches: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        cache = FixedCache(caches[: self.layers], caches[self.layers :], input_pos[0], _write)
-        _hosts.append(mask)
-        try:
-            logits = run(self.model, tokens, cache, logits=self.decode)
-        finally:
-            _hosts.pop()
+        count = len(self.decoder.layers)
+        cache = fixed_cache(self.decoder, caches[:count], caches[count:], input_pos[0], _write)
+        with computed_by(_Masked(self.decoder, mask)):
+            logits = run(self.model, tokens, cache, cache.position, logits=self.decode)
         return (*(() if logits is None else (logits,)), *cache.keys, *cache.values)
 
 
-def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.models.falcon import modeling_falcon
+class _Masked(Engine):
+    """Attention whose products read the keys as they lie: a transposed view would be a copy of the whole cache.
 
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, _mask)
-    modeling_falcon.FALCON_ATTENTION_CLASSES[NAME] = modeling_falcon.FalconAttention
+    Args:
+        host: the engine's own mask ``[1, 1, T, L]``.
+    """
+
+    def __init__(self, decoder: Decoder, host: torch.Tensor) -> None:
+        from edgeship.compat.litert import product_of_rows
+
+        super().__init__(decoder.calls, Form(scaled="rows", product=product_of_rows))
+        self.host = host
+
+    def mask(self, **asked: Any) -> torch.Tensor:
+        """Where a token may look by its position and by the engine's own mask both."""
+        return torch.minimum(additive_mask(**asked), self.host)
 
 
 def _write(cache: torch.Tensor, rows: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
@@ -162,34 +164,3 @@ def _write(cache: torch.Tensor, rows: torch.Tensor, position: torch.Tensor) -> t
 
     zero = torch.zeros((), dtype=torch.int32)
     return write_slice(cache, rows, [zero, zero, position, zero])
-
-
-def _mask(*args: Any, **settings: Any) -> torch.Tensor:
-    """Where a token may look by its position and by the engine's own mask both."""
-    return torch.minimum(additive_mask(*args, **settings), _hosts[-1])
-
-
-def _attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """As `edgeship.llm.attention.grouped_attention`, with a product that reads the keys as they lie: a transposed
-    view would be a copy of the whole cache."""
-    from edgeship.compat.litert import product_of_rows
-
-    heads, tokens, width = (int(size) for size in query.shape[1:])
-    kv_heads = int(key.shape[1])
-    group = heads // kv_heads
-    rows = query.reshape(1, kv_heads, group * tokens, width) * (width**-0.5 if scaling is None else scaling)
-    scores = product_of_rows(rows, key)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores + attention_mask.repeat(1, 1, group, 1)
-    mixed = torch.matmul(torch.softmax(scores, dim=-1), value)
-    return mixed.reshape(1, heads, tokens, value.shape[-1]).transpose(1, 2), None

@@ -11,115 +11,143 @@ Positions are rotated as the model's authors wrote it, inside the graph; the ope
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from edgeship.errors import LoweringError
+from edgeship.compat.transformers_attention import choose_attention
+from edgeship.errors import LoweringError, UnsupportedOpError
+from edgeship.llm.attention import UNMASKED, Asked, Engine, additive_mask, computed_by, repeated
+from edgeship.llm.cache import GrowingCache, narrowed, widened
 from edgeship.llm.models import build_hollow, read_config
 from edgeship.llm.names import program_names
+from edgeship.llm.probing import root_norm_of
+from edgeship.llm.step import only_last, takes_positions
 from edgeship.lowering.onnx.adapters import Matrices, default_matrices, example_matrices, matrix_names, open_layers
 from edgeship.lowering.onnx.export import OPSET, explained, forget_origins, quiet
 from edgeship.lowering.onnx.fuse import fuse
 from edgeship.program.collector import few_collections
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import onnx_ir as ir
 
-    from edgeship.core.decoder import Decoder
+    from edgeship.core.decoder import AttentionCall, Decoder
+    from edgeship.llm.probing import RootNorm
     from edgeship.program.program import TorchProgram
 
-NAME = "edgeship_grouped"
 DOMAIN = "com.microsoft"
+# Where GroupQueryAttention takes a score for each head that mixes nothing, behind tables and biases that are not given.
+SINKS = 11
 
 
-class _Growing:
-    """A cache as transformers' models see it, whose keys and values the operator keeps."""
+class _Operators(Engine):
+    """Attention by GroupQueryAttention where it computes what a layer asks for, and in plain operators elsewhere.
 
-    def __init__(self, past: Sequence[torch.Tensor], mask: torch.Tensor, decoder: Decoder) -> None:
-        self.past, self.mask, self.decoder = past, mask, decoder
+    Args:
+        past: keys and values of each cache in turn, ``[1, kv_heads, S, D]``. mask: ``[1, S + T]``, ones.
+        grouped: places of the caches that the operator keeps.
+    """
+
+    def __init__(
+        self, past: Sequence[torch.Tensor], mask: torch.Tensor, decoder: Decoder, grouped: frozenset[int]
+    ) -> None:
+        super().__init__(decoder.calls)
+        self.past, self.ones, self.decoder, self.grouped = past, mask, decoder, grouped
         self.present: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         # 32-bit integers, as the operator takes them: the length of each text but one, and of the longest.
         self.lengths = (mask.sum(1, keepdim=True) - 1).to(torch.int32)
         self.total = torch.scalar_tensor(mask.shape[1], dtype=torch.int32)
 
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, softcap: float
-    ) -> torch.Tensor:
-        """Attention of ``[1, heads, T, D]`` over the past and these; returns ``[1, T, heads, D]``."""
-        spec = self.decoder.layers[layer]
-        flat = [part.transpose(1, 2).reshape(part.shape[0], part.shape[2], -1) for part in (query, key, value)]
-        shape = (query.shape[0], spec.kv_heads, self.mask.shape[1], spec.head_dim)
+    def mask(self, **asked: Any) -> torch.Tensor | None:
+        """None where the operator hides by itself what each layer does not see."""
+        return None if len(self.grouped) == len(self.decoder.layers) else additive_mask(**asked)
+
+    def attend(self, asked: Asked) -> torch.Tensor:
+        """``[1, heads, T, D]`` over the past and these; returns ``[1, T, heads, D]``."""
+        call = self.next_call()
+        if call is not None and call.cache in self.grouped:
+            return self._grouped(asked, call)
+        return repeated(asked) if asked.own is None else asked.own()
+
+    def _grouped(self, asked: Asked, call: AttentionCall) -> torch.Tensor:
+        assert call.cache is not None
+        spec = self.decoder.layers[call.cache]
+        query = asked.query
+        batch, tokens, width = query.shape[0], query.shape[2], asked.value.shape[-1]
+        # [1, heads, T, D] -> [1, T, heads * D], the narrower of keys and values with zeros behind
+        parts = (widened(part, spec.head_dim) for part in (query, asked.key, asked.value))
+        flat = [part.transpose(1, 2).reshape(part.shape[0], part.shape[2], -1) for part in parts]
+        shape = (batch, spec.kv_heads, self.ones.shape[1], spec.head_dim)
+        sinks = [] if asked.sinks is None else [*([None] * (SINKS - 7)), asked.sinks]
         mixed, *present = torch.onnx.ops.symbolic_multi_out(
             f"{DOMAIN}::GroupQueryAttention",
-            [*flat, self.past[2 * layer], self.past[2 * layer + 1], self.lengths, self.total],
+            [*flat, self.past[2 * call.cache], self.past[2 * call.cache + 1], self.lengths, self.total, *sinks],
             {
                 "num_heads": spec.heads,
                 "kv_num_heads": spec.kv_heads,
-                "scale": float(scaling),
-                **({"softcap": float(softcap)} if softcap else {}),
-                **({"local_window_size": spec.window} if spec.window else {}),
+                "scale": float(asked.scaling),
+                **({"softcap": float(asked.softcap)} if asked.softcap else {}),
+                **({"local_window_size": call.window} if call.window else {}),
             },
             dtypes=[torch.float32] * 3,
             shapes=[tuple(flat[0].shape), shape, shape],
             version=1,
         )
-        self.present[layer] = (present[0], present[1])
-        return mixed.reshape(query.shape[0], query.shape[2], spec.heads, spec.head_dim)
+        self.present[call.cache] = (present[0], present[1])
+        return narrowed(mixed.reshape(batch, tokens, spec.heads, spec.head_dim), int(width))
 
 
-_active: list[_Growing] = []
-
-
-def _attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _active[-1].attend(int(module.layer_idx), query, key, value, scale, softcap or 0.0), None
+def grouped_places(decoder: Decoder) -> frozenset[int]:
+    """The caches that GroupQueryAttention can keep: read once, by an attention of which it computes everything."""
+    return frozenset(
+        call.cache
+        for call in decoder.calls
+        if call.cache is not None and not call.own and call.causal and not call.biased
+    )
 
 
 class _Step(torch.nn.Module):
     def __init__(self, model: Any, decoder: Decoder, adapted: Sequence[str]) -> None:
         super().__init__()
         self.model, self.decoder, self.adapted = model, decoder, adapted
+        self.grouped = grouped_places(decoder)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, *rest: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        caches = 2 * len(self.decoder.layers)
-        _active.append(_Growing(rest[:caches], attention_mask, self.decoder))
-        try:
-            with Matrices(self.adapted, rest[caches:]):
-                logits = self.model(
-                    input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=1
-                ).logits
-            present = _active[-1].present
-        finally:
-            _active.pop()
-        return (logits, *(tensor for layer in range(len(self.decoder.layers)) for tensor in present[layer]))
+        count = len(self.decoder.layers)
+        past = rest[: 2 * count]
+        operators = _Operators(past, attention_mask, self.decoder, self.grouped)
+        inputs: dict[str, Any] = {"input_ids": input_ids, **takes_positions(self.model, position_ids)}
+        with computed_by(operators), Matrices(self.adapted, rest[2 * count :]):
+            if len(self.grouped) == count:
+                # The operator keeps all that a layer writes: the model sees no cache.
+                logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits
+                return (logits, *(tensor for place in range(count) for tensor in operators.present[place]))
+            keys = {place: past[2 * place] for place in range(count)}
+            values = {place: past[2 * place + 1] for place in range(count)}
+            cache = GrowingCache(keys, values, past[0].shape[2], self.decoder.numbers, self.grouped)
+            if self.decoder.masked:
+                inputs["attention_mask"] = torch.ones((1, past[0].shape[2] + input_ids.shape[1]), dtype=torch.int64)
+            logits = self.model(**inputs, past_key_values=cache, use_cache=True, **only_last(self.model)).logits
+        present = {**{place: (keys[place], values[place]) for place in range(count)}, **operators.present}
+        return (logits[:, -1:], *(tensor for place in range(count) for tensor in present[place]))
 
 
 class _Norm(torch.nn.Module):
     """RMS norm as ONNX Runtime's own operator, which the exporter would write as six."""
 
-    def __init__(self, weight: torch.nn.Parameter, epsilon: float, shifted: bool) -> None:
+    def __init__(self, weight: torch.nn.Parameter | None, norm: RootNorm) -> None:
         super().__init__()
-        self.weight, self.epsilon, self.shifted = weight, epsilon, shifted
+        self.weight, self.norm = weight, norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = 1.0 + self.weight if self.shifted else self.weight
+        if self.weight is None:
+            weight = torch.ones(int(x.shape[-1]))
+        else:
+            weight = self.norm.offset + self.weight if self.norm.offset else self.weight
         return torch.onnx.ops.symbolic(
-            "SimplifiedLayerNormalization", [x, weight], {"axis": -1, "epsilon": self.epsilon, "stash_type": 1},
+            "SimplifiedLayerNormalization", [x, weight], {"axis": -1, "epsilon": self.norm.epsilon, "stash_type": 1},
             dtype=torch.float32, shape=x.shape, version=1,
         )  # fmt: skip
 
@@ -134,27 +162,29 @@ def export_decoder(program: TorchProgram, adapted: Sequence[str] = ()) -> tuple[
         UnsupportedOpError: an operator has no ONNX form. LoweringError: the exporter failed otherwise.
     """
     decoder, origin = program.language()
-    config = read_config(origin)
-    with _registered():
-        config._attn_implementation = NAME
-        model = build_hollow(config)
-        names = program_names(model, program)
-        _swap_norms(model)
-        open_layers(model, adapted)
-        step = _Step(model, decoder, adapted).eval()
-        inputs, shapes = _examples(decoder, *example_matrices(model, adapted))
-        with quiet(), few_collections():
-            try:
-                exported = torch.onnx.export(
-                    step, inputs, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
-                    dynamic_shapes=shapes, input_names=[*input_names(decoder), *matrix_names(adapted)],
-                    output_names=output_names(decoder),
-                )  # fmt: skip
-            except torch.onnx.errors.OnnxExporterError as error:
-                raise explained(error, None) from error
+    if decoder.growing and not decoder.is_whole:
+        raise UnsupportedOpError(f"onnxruntime-genai's caches grow: {decoder.growing}", fix="leave out --runtime genai")
+    model = build_hollow(read_config(origin))
+    if len(grouped_places(decoder)) == len(decoder.layers):
+        choose_attention(model.config, UNMASKED)
+    names = program_names(model, program)
+    _swap_norms(model)
+    open_layers(model, adapted)
+    step = _Step(model, decoder, adapted).eval()
+    inputs, shapes = _examples(decoder, *example_matrices(model, adapted))
+    with quiet(), few_collections():
+        try:
+            exported = torch.onnx.export(
+                step, inputs, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
+                dynamic_shapes=shapes, input_names=[*input_names(decoder), *matrix_names(adapted)],
+                output_names=output_names(decoder),
+            )  # fmt: skip
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise explained(error, None) from error
     if exported is None:
         raise LoweringError("the ONNX exporter returned nothing", fix="report this as a bug")
     graph: ir.Model = exported.model
+    _name_sizes(graph, decoder)
     weights = _hide(graph, names)
     _tidy(graph)
     fuse(graph)
@@ -216,29 +246,33 @@ def _examples(
     return inputs, shapes
 
 
-@contextmanager
-def _registered() -> Iterator[None]:
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, _attention)
-    from transformers.models.falcon import modeling_falcon
-
-    modeling_falcon.FALCON_ATTENTION_CLASSES[NAME] = modeling_falcon.FalconAttention
-    yield
-
-
 def _swap_norms(model: torch.nn.Module) -> None:
-    """Every RMS norm as one operator. Gemma's scale by one more than their weight."""
+    """Every RMS norm as one operator."""
     for name, module in list(model.named_modules()):
-        kind = type(module).__name__
-        if not kind.endswith("RMSNorm"):
-            continue
-        epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        if epsilon is None:
-            continue
-        parent, _, leaf = name.rpartition(".")
-        norm = _Norm(module.weight, float(epsilon), kind.startswith("Gemma"))  # type: ignore[arg-type]
-        setattr(model.get_submodule(parent), leaf, norm)
+        norm = root_norm_of(module)
+        if norm is not None:
+            parent, _, leaf = name.rpartition(".")
+            weight = cast("torch.nn.Parameter | None", getattr(module, "weight", None))
+            setattr(model.get_submodule(parent), leaf, _Norm(weight, norm))
+
+
+def _name_sizes(model: ir.Model, decoder: Decoder) -> None:
+    """Say plainly what the engine allocates by: a step has one row of logits, and caches are as long as the mask.
+
+    Where a model's own operators make them, the exporter writes formulas of the sizes of inputs.
+    """
+    import onnx_ir as ir
+
+    logits, *present = model.graph.outputs
+    logits.shape = ir.Shape((1, 1, decoder.vocabulary))
+    for place, value in enumerate(present):
+        layer = decoder.layers[place // 2]
+        if value.shape is None or not _is_name(value.shape[2]):
+            value.shape = ir.Shape((1, layer.kv_heads, "total", layer.head_dim))
+
+
+def _is_name(size: Any) -> bool:
+    return str(getattr(size, "value", size)).isidentifier()
 
 
 def _hide(model: ir.Model, names: dict[str, str]) -> dict[str, ir.Value]:

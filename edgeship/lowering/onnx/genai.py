@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgeship.errors import LoweringError
 from edgeship.llm.chat import ChatTemplate
 from edgeship.lowering.chat_template import genai_template
-from edgeship.lowering.onnx.decoder import input_names
+from edgeship.lowering.onnx.decoder import grouped_places, input_names
 
 if TYPE_CHECKING:
     from edgeship.core.decoder import Decoder
@@ -64,7 +64,7 @@ def write_configuration(folder: Path, decoder: Decoder, origin: Path, context: i
         },
         "search": {
             "do_sample": False, "early_stopping": True, "max_length": context, "min_length": 0, "num_beams": 1,
-            "num_return_sequences": 1, "past_present_share_buffer": same_heads(decoder), "repetition_penalty": 1.0,
+            "num_return_sequences": 1, "past_present_share_buffer": shares_buffers(decoder), "repetition_penalty": 1.0,
             **drawing(origin), "length_penalty": 1.0, "diversity_penalty": 0.0, "no_repeat_ngram_size": 0,
         },
     }  # fmt: skip
@@ -89,6 +89,8 @@ def drawing(origin: Path) -> dict[str, float]:
     return {name: value if isinstance(value, int | float) else DRAWING[name] for name, value in found.items()}
 
 
-def same_heads(decoder: Decoder) -> bool:
-    """Whether all layers' caches have one shape: the engine allocates shared buffers by the first layer's."""
-    return len({(layer.kv_heads, layer.head_dim) for layer in decoder.layers}) == 1
+def shares_buffers(decoder: Decoder) -> bool:
+    """Whether the engine may keep the past and the present in one place: the operator keeps every cache, and all have
+    one shape, for the engine allocates them by the first."""
+    shapes = {(layer.kv_heads, layer.head_dim) for layer in decoder.layers}
+    return len(shapes) == 1 and len(grouped_places(decoder)) == len(decoder.layers)

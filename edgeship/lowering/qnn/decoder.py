@@ -11,21 +11,23 @@ rows into its caches.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from edgeship.core.model import Placement, Signature, TensorSpec
-from edgeship.llm.cache import FixedCache
+from edgeship.errors import UnsupportedOpError
+from edgeship.llm.attention import Asked, Engine, Form, computed_by
+from edgeship.llm.cache import FixedCache, narrowed, widened
 from edgeship.llm.hosted import Host, mask_name
 from edgeship.llm.models import REAL_ELEMENTS, build_hollow, read_config
 from edgeship.llm.names import program_names
+from edgeship.llm.probing import angles_of, rotation_kinds
 from edgeship.program.inventory import take_inventory
 from edgeship.program.normalize import export_normalised
 from edgeship.program.program import ProgramRecord, TorchProgram
@@ -38,30 +40,48 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float32]
 
-NAME = "edgeship_qnn"
+# Queries are scaled first: scores get a grid of their own.
+FORM = Form(scaled="queries", one_row=True)
 # Single tokens that calibration reads at the beginning of a text and at its end.
 FIRST, LAST = 2, 6
 # Inputs that are kept for each step: bytes of their caches, and how many in any case.
 KEPT_BYTES, LEAST = 1 << 29, 8
 
 
-class _Given:
-    """What the host gave the step that is being traced."""
+class Given(Engine):
+    """Attention over masks and angles that the host gave the step which is being traced.
+
+    Args:
+        inputs: of the step, by name.
+    """
 
     def __init__(self, inputs: Mapping[str, torch.Tensor], decoder: Decoder) -> None:
-        self.inputs = inputs
-        self.masks = [inputs[mask_name(layer.window)] for layer in decoder.layers]
+        super().__init__(decoder.calls, FORM)
+        self.inputs, self.decoder = inputs, decoder
 
+    def mask(self, **asked: Any) -> None:
+        """None: each attention takes the host's."""
 
-_active: list[_Given] = []
+    def attend(self, asked: Asked) -> torch.Tensor:
+        """With the host's mask of the window that the layer was seen to have."""
+        window = self.calls[self.count].window
+        return super().attend(replace(asked, mask=self.inputs[mask_name(window)]))
 
 
 class Angles(nn.Module):
-    """A rotary module that answers what the host gave."""
+    """A rotary module that answers what the host gave.
+
+    Args:
+        step: whose inputs it answers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: Mapping[str, torch.Tensor] = {}
 
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None) -> Any:
         """``(cos, sin)``, each ``[1, T, width]``."""
-        return _active[-1].inputs[f"cos_{layer_type}"], _active[-1].inputs[f"sin_{layer_type}"]
+        return self.inputs[f"cos_{layer_type}"], self.inputs[f"sin_{layer_type}"]
 
 
 class HostedStep(nn.Module):
@@ -79,15 +99,17 @@ class HostedStep(nn.Module):
         """Run the tokens."""
         given = dict(zip(self.names, inputs, strict=True))
         count = len(self.decoder.layers)
-        cache = _Joined([given[f"k_{i}"] for i in range(count)], [given[f"v_{i}"] for i in range(count)])
+        cache = _Joined(
+            [given[f"k_{i}"] for i in range(count)], [given[f"v_{i}"] for i in range(count)], self.decoder.numbers
+        )
         ids = given["input_ids"]
         positions = given.get("positions", torch.zeros((1, ids.shape[1]), dtype=torch.int64))
-        _active.append(_Given(given, self.decoder))
-        try:
+        for module in self.model.modules():
+            if isinstance(module, Angles):
+                module.inputs = given
+        with computed_by(Given(given, self.decoder)):
             call = self.model if self.logits else getattr(self.model, self.model.base_model_prefix)
             answer = call(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
-        finally:
-            _active.pop()
         head = (answer.logits,) if self.logits else ()
         return (*head, *(cache.rows["k", i] for i in range(count)), *(cache.rows["v", i] for i in range(count)))
 
@@ -95,42 +117,23 @@ class HostedStep(nn.Module):
 class _Joined(FixedCache):
     """A cache whose new rows stand after it; they are kept for the host."""
 
-    def __init__(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-        super().__init__(keys, values, torch.zeros((), dtype=torch.int64), lambda cache, rows, _: cache)
+    def __init__(
+        self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor], numbers: Mapping[int, int]
+    ) -> None:
+        super().__init__(keys, values, torch.zeros((), dtype=torch.int64), lambda cache, rows, _: cache, numbers)
         self.rows: dict[tuple[str, int], torch.Tensor] = {}
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.rows["k", layer_idx], self.rows["v", layer_idx] = key_states, value_states
-        return (
-            torch.cat([self.keys[layer_idx], key_states], 2),
-            torch.cat([self.values[layer_idx], value_states], 2),
-        )
-
-
-def _attend(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention ``[1, heads, T, D]`` over ``[1, kv_heads, L + T, D]``, queries scaled first; the host's mask."""
-    heads, tokens, width = (int(size) for size in query.shape[1:])
-    kv_heads = int(key.shape[1])
-    group = heads // kv_heads
-    mask = _active[-1].masks[cast("int", module.layer_idx)]
-    scaled = query * (width**-0.5 if scaling is None else scaling)
-    scores = torch.matmul(scaled.reshape(1, kv_heads, group * tokens, width), key.transpose(2, 3))
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores + (mask if tokens == 1 else mask.repeat(1, 1, group, 1))
-    mixed = torch.matmul(torch.softmax(scores, dim=-1), value)
-    return mixed.reshape(1, heads, tokens, value.shape[-1]).transpose(1, 2), None
+        place = self.place(layer_idx)
+        found = []
+        for kind, caches, rows in (("k", self.keys, key_states), ("v", self.values, value_states)):
+            width = int(caches[place].shape[-1])
+            self.rows[kind, place] = widened(rows, width)
+            joined = torch.cat([caches[place], self.rows[kind, place]], 2)
+            found.append(narrowed(joined, int(rows.shape[-1])))
+        return found[0], found[1]
 
 
 @dataclass(frozen=True)
@@ -229,26 +232,13 @@ def record_steps(
     return found
 
 
-def register() -> None:
-    """Make ``attn_implementation="edgeship_qnn"`` known to transformers. Safe to call again."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.models.falcon import modeling_falcon
-
-    AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, lambda *_, **__: None)
-    modeling_falcon.FALCON_ATTENTION_CLASSES[NAME] = modeling_falcon.FalconAttention
-
-
 def angle_tables(program: TorchProgram, context: int) -> dict[str, Array]:
     """``cos_<kind>`` and ``sin_<kind>``, ``[context, width]``, of the model's rotations; none when it has none."""
     tables: dict[str, Array] = {}
     for module in _hollow(program)[0].modules():
-        if not type(module).__name__.endswith("RotaryEmbedding"):
-            continue
-        for kind in _kinds(module):
-            with torch.no_grad():
-                cos, sin = module(torch.zeros(1), torch.arange(context)[None], *([] if kind is None else [kind]))
-            tables[f"cos_{kind}"], tables[f"sin_{kind}"] = cos[0].numpy(), sin[0].numpy()
+        for kind in rotation_kinds(module):
+            cos, sin = angles_of(module, torch.arange(context), kind)
+            tables[f"cos_{kind}"], tables[f"sin_{kind}"] = cos.numpy(), sin.numpy()
     return tables
 
 
@@ -265,7 +255,7 @@ def step_program(program: TorchProgram, host: Host, tokens: int, *, logits: bool
     assert decoder is not None
     model, names = _hollow(program)
     for name, module in list(model.named_modules()):
-        if type(module).__name__.endswith("RotaryEmbedding"):
+        if rotation_kinds(module):
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, Angles())
     for name, weight in names.items():
@@ -300,13 +290,11 @@ def step_program(program: TorchProgram, host: Host, tokens: int, *, logits: bool
 
 
 def _hollow(program: TorchProgram) -> tuple[Any, dict[str, str]]:
-    register()
-    config = read_config(program.language()[1])
-    config._attn_implementation = NAME
-    model = build_hollow(config)
+    decoder, origin = program.language()
+    if not decoder.is_whole or decoder.counted or decoder.masked:
+        raise UnsupportedOpError(
+            "Hexagon's steps are given their masks, and some layers of this model attend in another way",
+            fix="leave out --runtime qnn-lm",
+        )
+    model = build_hollow(read_config(origin))
     return model, program_names(model, program)
-
-
-def _kinds(rotary: Any) -> list[str | None]:
-    by_layer = "layer_type" in inspect.signature(rotary.forward).parameters
-    return list(rotary.rope_type) if by_layer else [None]

@@ -11,7 +11,7 @@ from edgeship.core.model import CoreMLDecoder, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.planning import forms_of, other_runtime
 from edgeship.core.profile import Request
-from edgeship.errors import UsageError
+from edgeship.errors import LoweringError, UsageError
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class DecoderToCoreML(Pass):
         chunk: tokens that prefill takes at once.
         compute: arithmetic of the program. The Neural Engine computes in float16; caches are float16 either way.
         form: ``ane``, layers rebuilt as 1x1 convolutions for the Neural Engine and checked against the model, or
-            ``generic``, layers as they are; ``auto`` takes ane for the families that have an adapter.
+            ``generic``, layers as they are; ``auto`` takes ane where all parts of the layers are known.
         part_bytes: in the form for the Neural Engine, weights beyond this go into functions of their own.
     """
 
@@ -60,7 +60,7 @@ class DecoderToCoreML(Pass):
             EncodingError: an encoding has no form. UsageError: a context that the model has not.
         """
         from edgeship.lowering.coreml.decoder import lower_generic
-        from edgeship.lowering.coreml.decoder_neural import has_adapter, lower_neural
+        from edgeship.lowering.coreml.decoder_neural import lower_neural, roles_of
         from edgeship.lowering.locate import check_floats
         from edgeship.program.program import TorchProgram
 
@@ -69,17 +69,18 @@ class DecoderToCoreML(Pass):
         context = context_of(decoder, self.context)
         chunk = min(self.chunk, context)
         check_floats(program.encoded, self.compute, "Core ML")
-        known = has_adapter(decoder.family)
-        if self.form == "ane" and not known:
-            raise UsageError(f"no adapter rebuilds layers of {decoder.family}", fix=f"--set {self.name}.form=generic")
-        neural = known and self.form != "generic"
+        roles = None if self.form == "generic" else roles_of(program)
+        if isinstance(roles, LoweringError):
+            if self.form == "ane":
+                raise UsageError(roles.what, fix=roles.fix)
+            roles = None
         half = self.compute == "float16"
-        form, system = "ane" if neural else "generic", "iOS18"
+        form, system = "generic" if roles is None else "ane", "iOS18"
         language = LanguageFacts.of(decoder, context, "float16", chunk)
         texts = {**language.texts(), "form": form, "minimum_deployment_target": system}
         path = ctx.folder / "model.mlpackage"
-        if neural:
-            placements = lower_neural(program, path, context, chunk, half, self.part_bytes, texts)
+        if roles is not None:
+            placements = lower_neural(program, roles, path, context, chunk, half, self.part_bytes, texts)
         else:
             placements = lower_generic(program, path, context, chunk, half, texts)
         for name in decoder.files:

@@ -8,48 +8,55 @@ import pytest
 import torch
 
 from edgeship.errors import LoweringError
-from edgeship.llm.attention import observed
-from edgeship.llm.models import build_hollow, describe, read_config
-from edgeship.llm.step import Whole
-from edgeship.lowering.coreml.adapters import ADAPTERS
-from edgeship.lowering.coreml.check import check_against_model
+from edgeship.llm.models import describe, read_config
+from edgeship.llm.understanding import understand
+from edgeship.lowering.coreml import check
 from edgeship.lowering.coreml.stateful import Tables, scaled_norm
 
 REBUILT = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "olmo2", "openelm"]
 
 
+OTHERS = ["mixtral", "qwen3_moe", "falcon", "gpt2"]
+
+
 def _described(folder):
     config = read_config(folder)
-    with observed() as heads, torch.no_grad():
-        Whole(build_hollow(config))(torch.zeros(1, 4, dtype=torch.int64))
-    return config, describe(config, heads, folder)
+    return config, describe(config, understand(config), folder)
 
 
 @pytest.mark.parametrize("name", REBUILT)
-def test_rebuilt_layers_answer_as_the_model_does(name, family):
+def test_layers_are_taken_apart_and_answer_as_the_model_does(name, family):
     config, decoder = _described(family(name))
-    check_against_model(config, ADAPTERS[decoder.family], decoder.layers)
+    roles = check.checked_roles(config, decoder.layers)
+    assert len(roles) == len(decoder.layers)
+    kinds = {"gemma3": ["sliding_attention", "sliding_attention", "full_attention"], "smollm3": ["", "", None]}
+    assert [role.rotary for role in roles] == kinds.get(name, [""] * len(roles))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_layers_of_other_parts_are_left_as_they_are(name, family):
+    config, decoder = _described(family(name))
+    with pytest.raises(LoweringError, match="not rebuilt for the Neural Engine"):
+        check.checked_roles(config, decoder.layers)
 
 
 @pytest.mark.parametrize(
     "mistake",
-    [
-        {"rotary": None},
-        {"scaling": 1.0},
-        {"after_inner": None, "before_inner": None},
-        {"softcap": 0.5},
-        {"gated": False},
-    ],
+    [{"rotary": None}, {"scaling": 1.0}, {"norms": ()}, {"softcap": 0.5}, {"gated": False}],
 )
-def test_a_wrong_adapter_is_found(mistake, family):
+def test_wrong_parts_are_found(mistake, family, monkeypatch):
     config, decoder = _described(family("llama"))
+    right = check.find_roles
 
-    def wrong(layer):
-        parts = dataclasses.replace(ADAPTERS["llama"](layer), **mistake)
-        return dataclasses.replace(parts, inner=parts.inner[:1]) if "gated" in mistake else parts
+    def wrong(*args):
+        roles = [dataclasses.replace(role, **mistake) for role in right(*args)]
+        if "gated" in mistake:
+            return [dataclasses.replace(role, inner=role.inner[:1]) for role in roles]
+        return roles
 
-    with pytest.raises(LoweringError, match="answer otherwise"):
-        check_against_model(config, wrong, decoder.layers)
+    monkeypatch.setattr(check, "find_roles", wrong)
+    with pytest.raises(LoweringError, match="give other answers"):
+        check.checked_roles(config, decoder.layers)
 
 
 @pytest.mark.parametrize("size", [30000.0, 300.0, 1.0, 1e-3, 1e-5])

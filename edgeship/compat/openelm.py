@@ -24,7 +24,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from edgeship.llm.openelm_config import OpenELMConfig
+from edgeship.compat.openelm_config import OpenELMConfig
 
 
 class OpenELMRMSNorm(nn.Module):

@@ -5,11 +5,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 
-from edgeship.errors import SourceError
-from edgeship.llm.openelm import OpenELMForCausalLM, register
-from edgeship.llm.openelm_config import PUBLISHED, OpenELMConfig, nearest_multiple, spread
+from edgeship.compat.openelm import OpenELMForCausalLM, register
+from edgeship.compat.openelm_config import PUBLISHED, OpenELMConfig
 
 # 4 layers with 2, 4, 4 and 4 query heads over 1, 2, 2 and 2 key heads, and four inner widths.
 SMALL = {
@@ -53,15 +52,6 @@ def test_published_sizes(size: str, parameters: int, kv_heads: list[int]) -> Non
     assert config.num_kv_heads == kv_heads
     assert config.num_query_heads == [4 * heads for heads in kv_heads]
     assert [layer.attn.num_key_value_heads for layer in model.transformer.layers] == kv_heads
-
-
-def test_multipliers_are_those_of_the_published_file() -> None:
-    assert spread((0.5, 4.0), 16, "") == [
-        0.5, 0.73, 0.97, 1.2, 1.43, 1.67, 1.9, 2.13, 2.37, 2.6, 2.83, 3.07, 3.3, 3.53, 3.77, 4.0,
-    ]  # fmt: skip
-    assert spread(2, 3, "") == [2.0, 2.0, 2.0]
-    # 280 is nearer to 256, and 256 is more than a tenth under 300.
-    assert [nearest_multiple(v, 256) for v in (3, 280, 300, 400)] == [256, 256, 512, 512]
 
 
 def test_layers_differ_and_names_are_the_published_ones() -> None:
@@ -194,32 +184,6 @@ def test_a_published_folder_loads_through_the_auto_classes(tmp_path) -> None:
     assert not any(told.values()), told
     tokens = torch.arange(40)[None]
     torch.testing.assert_close(loaded.eval()(input_ids=tokens).logits, model(input_ids=tokens).logits)
-
-
-def test_the_configuration_survives_being_saved(tmp_path) -> None:
-    register()
-    config = OpenELMConfig(**SMALL)
-    config.save_pretrained(tmp_path)
-    assert "per_layer_config" not in json.loads((tmp_path / "config.json").read_text())
-    again = AutoConfig.from_pretrained(tmp_path)
-    assert again.to_dict() | {"_name_or_path": ""} == config.to_dict() | {"_name_or_path": ""}
-    assert [layer.num_key_value_heads for layer in again.per_layer_config] == [1, 2, 2, 2]
-    assert (again.hidden_size, again.num_hidden_layers, again.tie_word_embeddings) == (64, 4, True)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "word"),
-    [
-        ({"num_query_heads": [2, 2]}, "num_query_heads"),
-        ({"num_query_heads": [3, 3, 3, 3], "num_kv_heads": [2, 2, 2, 2]}, "multiple"),
-        ({"ffn_multipliers": [1.0, 2.0, 3.0]}, "ffn_multipliers"),
-        ({"normalization_layer_name": "layer_norm"}, "layer_norm"),
-        ({"activation_fn_name": "swoosh"}, "swoosh"),
-    ],
-)
-def test_a_wrong_configuration_is_refused(wrong: dict[str, object], word: str) -> None:
-    with pytest.raises(SourceError, match=word):
-        OpenELMConfig(**{**SMALL, **wrong})
 
 
 def test_a_plain_feed_forward_and_no_norms_of_queries() -> None:

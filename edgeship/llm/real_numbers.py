@@ -1,0 +1,106 @@
+"""While a model runs: complex numbers as pairs of real ones, and functions that engines lack in those that they have.
+
+No engine of a phone has complex tensors. Rotations of positions are sometimes written as products of complex numbers.
+Inside `RealNumbers` the few functions that make such numbers answer a `Pair` instead, and those that take one apart
+read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Complex numbers: their real and imaginary parts, two tensors of one shape."""
+
+    real: torch.Tensor
+    imag: torch.Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the complex tensor."""
+        return self.real.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parts lie."""
+        return self.real.device
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.view_as_real:
+            raise TypeError(f"complex numbers have no {func.__name__} here")
+        return torch.stack([args[0].real, args[0].imag], dim=-1)
+
+    def __mul__(self, other: Any) -> Pair:
+        if isinstance(other, Pair):
+            real = self.real * other.real - self.imag * other.imag
+            return Pair(real, self.real * other.imag + self.imag * other.real)
+        return Pair(self.real * other, self.imag * other)
+
+    __rmul__ = __mul__
+
+    def __getitem__(self, index: Any) -> Pair:
+        return Pair(self.real[index], self.imag[index])
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """A method that moves numbers and changes none, of both parts."""
+        if name not in MOVING:
+            raise AttributeError(f"complex numbers have no {name} here")
+
+        def move(*args: Any, **kwargs: Any) -> Pair:
+            return Pair(getattr(self.real, name)(*args, **kwargs), getattr(self.imag, name)(*args, **kwargs))
+
+        return move
+
+
+MOVING = {
+    "contiguous", "expand", "flatten", "permute", "repeat", "reshape", "squeeze", "to", "transpose", "unsqueeze",
+    "view",
+}  # fmt: skip
+
+
+class RealNumbers(TorchFunctionMode):
+    """No complex tensor is made inside."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.view_as_complex:
+            return Pair(args[0][..., 0], args[0][..., 1])
+        if func is torch.polar:
+            return Pair(args[0] * args[1].cos(), args[0] * args[1].sin())
+        if func in INVERSE_ERROR:
+            return inverse_error(args[0])
+        return func(*args, **kwargs)
+
+
+INVERSE_ERROR = (torch.erfinv, torch.special.erfinv, torch.Tensor.erfinv)
+# M. Giles, "Approximating the erfinv function" (2010), single precision: highest powers first, of -log(1 - x^2) - 2.5,
+# and of its root less 3 in the tails.
+MIDDLE = (
+    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503, -0.00417768164,
+    0.246640727, 1.50140941,
+)  # fmt: skip
+TAILS = (
+    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047,
+    1.00167406, 2.83297682,
+)  # fmt: skip
+
+
+def inverse_error(x: torch.Tensor) -> torch.Tensor:
+    """The inverse of the error function, of the same shape, to float32's last digits."""
+    far = -torch.log((1 - x) * (1 + x))
+    return x * torch.where(far < 5, _polynomial(MIDDLE, far - 2.5), _polynomial(TAILS, torch.sqrt(far) - 3))
+
+
+def _polynomial(powers: tuple[float, ...], x: torch.Tensor) -> torch.Tensor:
+    found = torch.full_like(x, powers[0])
+    for power in powers[1:]:
+        found = found * x + power
+    return found
