@@ -16,7 +16,7 @@ import torch
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil import register_torch_op
 
-from edgeship.compat.coremltools import backend_pipeline, inputs_of, run_passes
+from edgeship.compat.coremltools import backend_pipeline, exact_conversion, inputs_of, run_passes
 from edgeship.core.model import Placement
 from edgeship.core.weights import FloatTensor
 from edgeship.errors import EdgeshipError, LoweringError
@@ -182,18 +182,19 @@ def convert(
     pipeline.set_options(HOLD, {"places": places})
     pipeline.remove_passes(HASHING)
     try:
-        converted = ct.convert(
-            exported,
-            convert_to="milinternal",
-            inputs=[
-                ct.TensorType(name=name, shape=shape, dtype=np.int32 if whole else kind),
-                ct.TensorType(name="position", shape=(1,), dtype=np.int32),
-            ],
-            outputs=[ct.TensorType(name=output, dtype=np.int32 if output == "next_position" else kind)],
-            minimum_deployment_target=getattr(ct.target, TARGET),
-            compute_precision=ct.precision.FLOAT16 if weights.half else ct.precision.FLOAT32,
-            pass_pipeline=pipeline,
-        )
+        with exact_conversion():
+            converted = ct.convert(
+                exported,
+                convert_to="milinternal",
+                inputs=[
+                    ct.TensorType(name=name, shape=shape, dtype=np.int32 if whole else kind),
+                    ct.TensorType(name="position", shape=(1,), dtype=np.int32),
+                ],
+                outputs=[ct.TensorType(name=output, dtype=np.int32 if output == "next_position" else kind)],
+                minimum_deployment_target=getattr(ct.target, TARGET),
+                compute_precision=ct.precision.FLOAT16 if weights.half else ct.precision.FLOAT32,
+                pass_pipeline=pipeline,
+            )
         _finish(converted, places)
     except EdgeshipError:
         raise
