@@ -18,8 +18,8 @@ PACKAGE = ROOT / "edgeship"
 # A module that is not here and should be: add it when it is documented, else give it a function in edgeship/compat/.
 DOCUMENTED = {
     "torch": (
-        "", "ao", "backends", "export", "export.graph_signature", "func", "fx", "fx.node", "nn", "nn.functional", "onnx", "ops",
-        "overrides", "random", "utils",
+        "", "ao", "backends", "export", "export.graph_signature", "func", "fx", "fx.node", "nn", "nn.functional", "onnx",
+        "ops", "overrides", "random", "utils",
     ),
     # The converter, its builder (custom operators), its types and its graph passes are in the user guide.
     "coremltools": (
