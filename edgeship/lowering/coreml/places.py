@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
@@ -18,7 +18,7 @@ from coremltools.converters.mil.mil import types
 from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
 
 from edgeship.compat.coremltools import add_pass
-from edgeship.core.weights import AffineTensor, FloatTensor, PaletteTensor
+from edgeship.core.weights import AffineTensor, DenseTensor, FloatTensor, PaletteTensor
 from edgeship.errors import EncodingError, LoweringError
 
 if TYPE_CHECKING:
@@ -103,21 +103,31 @@ class Places:
 
 def shape_of(weight: str, tensor: EncodedTensor) -> Shape:
     """The shape of an encoded weight. Raises `EncodingError` where a place cannot be kept for it."""
-    if isinstance(tensor, FloatTensor):
-        return Shape("float", tensor.shape)
-    if isinstance(tensor, PaletteTensor):
-        groups, entries = tensor.table.shape
-        table = (groups, *[1] * (len(tensor.shape) - 1), entries, 1)
-        return Shape(f"uint{tensor.encoding.bits}", tensor.shape, {"lut": table})
-    if isinstance(tensor, AffineTensor):
-        kind = f"{'' if tensor.encoding.symmetric else 'u'}int{max(tensor.encoding.bits, 4)}"
-        others = {"scale": tensor.scale.shape}
-        if tensor.zero_point is not None:
-            others["offset"] = tensor.zero_point.shape
-        return Shape(kind, tensor.shape, others)
-    raise EncodingError(
-        f"a language model in Core ML has no place for {tensor.encoding} ({weight})", fix="store it dense"
-    )
+    placed = _placed(weight, tensor)
+    match placed:
+        case FloatTensor():
+            return Shape("float", placed.shape)
+        case PaletteTensor():
+            groups, entries = placed.table.shape
+            table = (groups, *[1] * (len(placed.shape) - 1), entries, 1)
+            return Shape(f"uint{placed.encoding.bits}", placed.shape, {"lut": table})
+        case AffineTensor():
+            kind = f"{'' if placed.encoding.symmetric else 'u'}int{max(placed.encoding.bits, 4)}"
+            others = {"scale": placed.scale.shape}
+            if placed.zero_point is not None:
+                others["offset"] = placed.zero_point.shape
+            return Shape(kind, placed.shape, others)
+        case _:
+            assert_never(placed)
+
+
+def _placed(weight: str, tensor: EncodedTensor) -> DenseTensor:
+    """The tensor, where a place can be kept for it."""
+    if not isinstance(tensor, DenseTensor):
+        raise EncodingError(
+            f"a language model in Core ML has no place for {tensor.encoding} ({weight})", fix="store it dense"
+        )
+    return tensor
 
 
 def parts(tensor: EncodedTensor, piece: Piece) -> dict[str, Array]:
@@ -133,18 +143,21 @@ def parts(tensor: EncodedTensor, piece: Piece) -> dict[str, Array]:
             raise EncodingError(f"{piece.weight}: rows {piece.start} to {stop} cut a group", fix="use smaller groups")
         return array[first // total : last // total]
 
-    return {name: cut(array) for name, array in _whole(tensor).items()}
+    return {name: cut(array) for name, array in _whole(_placed(piece.weight, tensor)).items()}
 
 
-def _whole(tensor: EncodedTensor) -> dict[str, Array]:
+def _whole(tensor: DenseTensor) -> dict[str, Array]:
     """The arrays that a weight is stored as, by the name of Core ML's argument, each in its own shape."""
-    if isinstance(tensor, FloatTensor):
-        return {"val": tensor.values}
-    if isinstance(tensor, PaletteTensor):
-        return {"indices": tensor.indices, "lut": tensor.table}
-    assert isinstance(tensor, AffineTensor)
-    found = {"data": tensor.values, "scale": tensor.scale}
-    return found if tensor.zero_point is None else {**found, "offset": tensor.zero_point}
+    match tensor:
+        case FloatTensor():
+            return {"val": tensor.values}
+        case PaletteTensor():
+            return {"indices": tensor.indices, "lut": tensor.table}
+        case AffineTensor():
+            found = {"data": tensor.values, "scale": tensor.scale}
+            return found if tensor.zero_point is None else {**found, "offset": tensor.zero_point}
+        case _:
+            assert_never(tensor)
 
 
 class _HoldPlaces(AbstractGraphPass):  # type: ignore[misc]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
 
-from edgeship.core.weights import AffineTensor, FloatTensor, PaletteTensor
+from edgeship.core.weights import AffineTensor, DenseTensor, FloatTensor, PaletteTensor
 from edgeship.errors import ArtifactError
 from edgeship.runtimes.coreml.stored import as_encoded
 from edgeship.runtimes.coreml.weights import locate_stored_weights
@@ -70,27 +70,27 @@ def joined(pieces: Sequence[EncodedTensor], rank: int | None) -> EncodedTensor:
     first = pieces[0]
     if any(type(piece) is not type(first) or piece.encoding != first.encoding for piece in pieces):
         raise ArtifactError("the pieces of a weight are stored in different ways", fix="build it again")
-    if isinstance(first, FloatTensor):
-        return FloatTensor(_stacked([piece.arrays()["values"] for piece in pieces], rank))
-    if isinstance(first, PaletteTensor):
-        shared = first.encoding.group_channels is None
-        tables = [piece.arrays()["table"] for piece in pieces]
-        indices = _stacked([piece.arrays()["indices"] for piece in pieces], rank)
-        return PaletteTensor(indices, _same(tables) if shared else np.concatenate(tables), first.encoding)
-    if not isinstance(first, AffineTensor):
+    if not isinstance(first, DenseTensor):
         raise ArtifactError(f"the pieces of a weight are stored as {first.encoding}", fix="build it again")
-    shared = first.encoding.granularity == "tensor"
 
-    def blocks(role: str) -> Array:
+    def whole(role: str, shared: bool = False) -> Array:
+        """A role of all pieces: rows one below the other, or what they share."""
         found = [piece.arrays()[role] for piece in pieces]
         return _stacked([_same(found)] if shared else found, rank)
 
-    return AffineTensor(
-        _stacked([piece.arrays()["values"] for piece in pieces], rank),
-        blocks("scale"),
-        None if first.zero_point is None else blocks("zero_point"),
-        first.encoding,
-    )
+    match first:
+        case FloatTensor():
+            return FloatTensor(whole("values"))
+        case PaletteTensor():
+            tables = [piece.arrays()["table"] for piece in pieces]
+            table = _same(tables) if first.encoding.group_channels is None else np.concatenate(tables)
+            return PaletteTensor(whole("indices"), table, first.encoding)
+        case AffineTensor():
+            shared = first.encoding.granularity == "tensor"
+            zero = None if first.zero_point is None else whole("zero_point", shared)
+            return AffineTensor(whole("values"), whole("scale", shared), zero, first.encoding)
+        case _:
+            assert_never(first)
 
 
 def _same(arrays: Sequence[Array]) -> Array:
