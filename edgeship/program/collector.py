@@ -6,6 +6,9 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Python 3.12 starts with some 400 frozen objects of its own; whoever freezes what there is has many thousands.
+_PYTHONS_OWN = 2000
+
 
 @contextmanager
 def few_collections() -> Iterator[None]:
@@ -14,7 +17,7 @@ def few_collections() -> Iterator[None]:
     torch and transformers hold millions of objects, and tracing makes so many that the oldest of them are walked every
     few seconds: about 8 % of the time of an export.
     """
-    if gc.get_freeze_count():
+    if gc.get_freeze_count() > _PYTHONS_OWN:
         # Somebody froze what there was, an outer block perhaps: to thaw ours would thaw theirs.
         yield
         return

@@ -48,7 +48,11 @@ def settings() -> dict[str, Any]:
         "warnings": list(warnings.filters),
         "root logger": (root.level, list(root.handlers), list(root.filters), logging.root.manager.disable),
         "levels": {name: (item.level, item.disabled, list(item.filters)) for name, item in loggers.items()},
-        "collector": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count() > 0),
+        "collector": (
+            gc.isenabled(),
+            gc.get_threshold(),
+            gc.get_freeze_count() > 2000,
+        ),  # Python 3.12 has some of its own
         "random": random.getstate(),
         "numpy": (np.geterr(), [str(item) for item in np.random.get_state()]),
         "torch numbers": torch.get_rng_state().tolist(),

@@ -9,18 +9,19 @@ from edgeship.program.collector import few_collections
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_stays_frozen(fails) -> None:
-    assert gc.get_freeze_count() == 0
+    before = gc.get_freeze_count()  # Python 3.12 has frozen a few objects of its own
+    assert before < 2000
     try:
         with few_collections():
-            assert gc.get_freeze_count() > 0
+            assert gc.get_freeze_count() > 2000
             with few_collections():
                 pass
-            assert gc.get_freeze_count() > 0
+            assert gc.get_freeze_count() > 2000
             if fails:
                 raise ZeroDivisionError
     except ZeroDivisionError:
         pass
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() <= before
 
 
 def test_what_others_froze_stays_frozen() -> None:
@@ -28,6 +29,6 @@ def test_what_others_froze_stays_frozen() -> None:
     try:
         with few_collections():
             pass
-        assert gc.get_freeze_count() > 0
+        assert gc.get_freeze_count() > 2000
     finally:
         gc.unfreeze()
