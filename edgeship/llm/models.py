@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeship.core.decoder import DEFAULT_CONTEXT, Decoder
+from edgeship.core.decoder import DEFAULT_CONTEXT, AttentionCall, AttentionLayer, Decoder
 from edgeship.core.records import suggest
 from edgeship.errors import SourceError, UnsafeSourceError
 from edgeship.llm.chat import ChatTemplate
 
 if TYPE_CHECKING:
     import torch
-
-    from edgeship.llm.understanding import Understanding
 
 # Norms, biases and scalars are real in a hollow model: the exporter may fold them.
 REAL_ELEMENTS = 1 << 16
@@ -25,6 +24,23 @@ ORIGIN_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "tokenizer.model",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Understanding:
+    """See `edgeship.core.decoder.Decoder` for what each is.
+
+    Args:
+        notes: for the report: which layers stay in the model's own operators, and why.
+    """
+
+    layers: tuple[AttentionLayer, ...]
+    calls: tuple[AttentionCall, ...]
+    counted: bool = False
+    masked: bool = False
+    fixed: str = ""
+    growing: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def read_config(folder: Path) -> Any:
@@ -111,7 +127,7 @@ def describe(config: Any, found: Understanding, folder: Path) -> Decoder:
     """
     settings = folder / "generation_config.json"
     told: dict[str, Any] = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    eos = told.get("eos_token_id", config.eos_token_id)
+    eos = told.get("eos_token_id", getattr(config, "eos_token_id", None))
     if not isinstance(eos, list):
         eos = [] if eos is None else [eos]
     return Decoder(
@@ -120,9 +136,9 @@ def describe(config: Any, found: Understanding, folder: Path) -> Decoder:
         int(config.hidden_size),
         int(config.vocab_size),
         positions_of(config),
-        bos=_token(told.get("bos_token_id", config.bos_token_id)),
+        bos=_token(told.get("bos_token_id", getattr(config, "bos_token_id", None))),
         eos=_ends(eos, folder),
-        pad=_token(told.get("pad_token_id", config.pad_token_id)),
+        pad=_token(told.get("pad_token_id", getattr(config, "pad_token_id", None))),
         files=tuple(name for name in ORIGIN_FILES if (folder / name).is_file()),
         calls=found.calls,
         counted=found.counted,

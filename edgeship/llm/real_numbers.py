@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from edgeship.errors import UnsupportedOpError
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -77,7 +79,13 @@ class RealNumbers(TorchFunctionMode):
             return Pair(args[0] * args[1].cos(), args[0] * args[1].sin())
         if func in INVERSE_ERROR:
             return inverse_error(args[0])
-        return func(*args, **kwargs)
+        answer = func(*args, **kwargs)
+        if isinstance(answer, torch.Tensor) and answer.dtype is torch.bfloat16:
+            raise UnsupportedOpError(
+                "the model computes a step in bfloat16 whatever its weights are, which engines here lack",
+                fix="leave out language models of this kind, or report it",
+            )
+        return answer
 
 
 INVERSE_ERROR = (torch.erfinv, torch.special.erfinv, torch.Tensor.erfinv)

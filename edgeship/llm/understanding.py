@@ -20,7 +20,7 @@ from edgeship.core.decoder import AttentionCall, AttentionLayer
 from edgeship.errors import EdgeshipError, SourceError, UnsupportedOpError
 from edgeship.llm.attention import NAME, Asked, Engine, additive_mask, computed_by, grouped
 from edgeship.llm.cache import FixedCache, GrowingCache, KeysAndValues, write_by_select
-from edgeship.llm.models import build_as_written, build_hollow, positions_of
+from edgeship.llm.models import Understanding, build_as_written, build_hollow, positions_of
 from edgeship.llm.modules import make_plain
 from edgeship.llm.probing import close, held_numbers, random_tensor, window_of
 from edgeship.llm.step import run
@@ -31,23 +31,6 @@ TOKENS, CHUNK, CONTEXT, WINDOW, VOCABULARY = 15, 6, 20, 5, 64
 MOST_POSITIONS = 1 << 17
 # Of the largest logit; float32 in another order of sums, through all layers.
 TOLERANCE = 2e-3
-
-
-@dataclass(frozen=True)
-class Understanding:
-    """See `edgeship.core.decoder.Decoder` for what each is.
-
-    Args:
-        notes: for the report: which layers stay in the model's own operators, and why.
-    """
-
-    layers: tuple[AttentionLayer, ...]
-    calls: tuple[AttentionCall, ...]
-    counted: bool = False
-    masked: bool = False
-    fixed: str = ""
-    growing: str = ""
-    notes: tuple[str, ...] = ()
 
 
 def understand(config: Any) -> Understanding:

@@ -104,3 +104,10 @@ def test_torchs_own_attention_is_asked_of_the_engine(bias):
         found = torch.nn.functional.scaled_dot_product_attention(query, key, key, **given)
     assert engine.count == 1
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_steps_in_bfloat16_are_refused_in_words():
+    from edgeship.errors import UnsupportedOpError
+
+    with RealNumbers(), pytest.raises(UnsupportedOpError, match="bfloat16"):
+        torch.ones(3).bfloat16()
