@@ -210,7 +210,7 @@ def _source(model: Any) -> str:
     if isinstance(model, (str, os.PathLike)):
         return os.fspath(model) if isinstance(os.fspath(model), str) else os.fsdecode(model)
     raise UsageError(
-        f"a {type(model).__name__} is no model",
+        f"{type(model).__name__} is not a model",
         fix="give an nn.Module, an ExportedProgram, a transformers model, or a path",
     )
 
@@ -268,7 +268,7 @@ def _weights(name: str | None) -> str | None:
 def _metric(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise UsageError(
-            f"metric is a {type(value).__name__}, no name",
+            f"metric is a {type(value).__name__}, not a name",
             fix="give accuracy, perplexity, cosine, snr or file.py:function",
         )
     return value
@@ -282,7 +282,7 @@ def _one_of(name: str, value: T | None, known: Sequence[Any]) -> T | None:
 
 def _whole(name: str, value: Any) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise UsageError(f"{option(name)} {value!r} is no whole number", fix="give one, such as 1024")
+        raise UsageError(f"{option(name)} {value!r} is not a whole number", fix="give one, such as 1024")
     return value
 
 

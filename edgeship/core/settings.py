@@ -85,11 +85,12 @@ def collect(given: Iterable[Settings], options: Options) -> dict[str, dict[str, 
     found: dict[str, dict[str, Any]] = {}
     for item in (*given, *(Settings(name, values) for name, values in options.items())):
         if not isinstance(item, Settings):
-            raise UsageError(f"{item!r} is no setting of a pass", fix="write passes=[edgeship.Quantize(bits=4)]")
+            raise UsageError(f"{item!r} is not a setting of a pass", fix="write passes=[edgeship.Quantize(bits=4)]")
         cls = find("pass", passes(), item.task)
         if not isinstance(item.values, Mapping):
             raise UsageError(
-                f"options of {item.task} are {item.values!r}, no table", fix='write {"compress/quantize": {"bits": 4}}'
+                f"options of {item.task} are {item.values!r}, not a table",
+                fix='write {"compress/quantize": {"bits": 4}}',
             )
         mine = found.setdefault(item.task, {})
         for name, value in item.values.items():

@@ -171,7 +171,7 @@ def _items(title: str, data: Any) -> Iterator[Any]:
         for place in range(len(data)):
             yield data[place]
     else:
-        raise DataError(f"{title} is a {type(data).__name__}, which holds no data", fix=_FORMS)
+        raise DataError(f"{title} is of type {type(data).__name__}, which holds no data", fix=_FORMS)
 
 
 def _texts(title: str, items: Iterator[Any]) -> Iterator[str]:
@@ -214,9 +214,9 @@ def as_array(title: str, value: Any) -> Array:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{title} is no array: {reason}", fix=_FORMS) from None
+        raise DataError(f"{title} is not an array: {reason}", fix=_FORMS) from None
     if array.dtype.kind not in "biuf":
-        raise DataError(f"{title} is a {type(value).__name__}, which holds no numbers", fix=_FORMS)
+        raise DataError(f"{title} is of type {type(value).__name__}, which holds no numbers", fix=_FORMS)
     return array
 
 

@@ -130,7 +130,7 @@ def _spec_text(name: str, value: Any) -> str:
     try:
         return f"{quoted(name)}={json.dumps(value.item() if hasattr(value, 'item') else value)}"
     except TypeError:
-        raise UsageError(f"the input {name} is a {type(value).__name__}", fix=_EXAMPLE) from None
+        raise UsageError(f"the input {name} is of type {type(value).__name__}", fix=_EXAMPLE) from None
 
 
 def example_dtype(name: str, value: Any) -> Dtype:

@@ -79,7 +79,9 @@ def _example(name: str, value: Any) -> tuple[TensorSpec, torch.Tensor]:
         tensor = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UsageError(f"the input {name} is a {type(value).__name__}, no example: {reason}", fix=_INPUTS) from None
+        raise UsageError(
+            f"the input {name} is of type {type(value).__name__}, not an example: {reason}", fix=_INPUTS
+        ) from None
     dtype = example_dtype(name, tensor)
     if dtype == "f32":
         tensor = tensor.float()

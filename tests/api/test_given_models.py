@@ -114,13 +114,13 @@ def test_a_language_model_and_its_tokenizer_write_as_their_folder_does(family, t
         (Named(), torch.zeros(1, 4), {"tokenizer": object()}, "tokenizer belongs to a language model of transformers"),
         (Named(), torch.zeros(1, 4), {"factory": "m.py:f"}, "--factory belongs to a weights file"),
         (Named(), torch.zeros(1, 4), {"context": 64}, "--context is for language models"),
-        (Named(), torch.zeros(1, 4), {"output_names": ["a b", "c"]}, "--output-name 'a b' is no name for every runtime"),
+        (Named(), torch.zeros(1, 4), {"output_names": ["a b", "c"]}, "--output-name 'a b' is not a name for every runtime"),
         (Named(), torch.zeros(1, 4), {"output_names": ["a"]}, "1 output names for 2 outputs"),
-        (Named(), torch.zeros(1, 4), {"input_names": {"picture": "x"}}, "notes for an input picture, which the model has"),
+        (Named(), torch.zeros(1, 4), {"input_names": {"picture": "x"}}, "notes for an input picture, which the model does not have"),
         (Named(), torch.zeros(1, 5), {}, "the model does not run on image:f32[1,5]"),
         (nn.Identity(), torch.zeros(1, 4), {"target": "pixel"}, 'no target "pixel"; did you mean'),
-        (Named, torch.zeros(1, 4), {}, "a type is no model; give an nn.Module"),
-        (Named().state_dict(), None, {}, "a OrderedDict is no model"),
+        (Named, torch.zeros(1, 4), {}, "type is not a model; give an nn.Module"),
+        (Named().state_dict(), None, {}, "OrderedDict is not a model"),
     ],
 )  # fmt: skip
 def test_bad_models_and_inputs_get_one_line(model, inputs, said, says, tmp_path):
@@ -189,7 +189,7 @@ def test_a_network_is_called_as_python_calls(network, args, named):
         ((np.ones((2, 2, 3)), IDS), {}, "image has shape (2, 2, 3), onnx/model.onnx takes image:f32[1,2,3]; call it once"),
         ((IMAGE, IDS + 0.5), {}, "ids is float64, onnx/model.onnx takes ids:i32[1,4]"),
         ((IMAGE, IDS.astype("q") + 2**40), {}, "ids: values do not fit int32"),
-        ((IMAGE, "text"), {}, "ids is a str, which holds no numbers"),
+        ((IMAGE, "text"), {}, "ids is of type str, which holds no numbers"),
     ],
 )  # fmt: skip
 def test_a_bad_call_gets_one_line(network, args, named, says):

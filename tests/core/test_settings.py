@@ -90,8 +90,8 @@ def test_what_does_not_fit_is_refused_the_same_way_everywhere(field, value, says
         (lambda: parse_settings(["compress/quantise.bits=8"]), 'no pass "compress/quantise"; did you mean'),
         (lambda: collect([], {"compress/quantise": {}}), 'no pass "compress/quantise"; did you mean'),
         (lambda: collect([Quantize(bits=4)], {"compress/quantize": {"bits": 4}}), "compress/quantize.bits is given twice"),
-        (lambda: collect([QuantizeWeights(bits=4)], {}), "is no setting of a pass; write passes="),
-        (lambda: collect([], {"compress/quantize": 4}), "options of compress/quantize are 4, no table"),
+        (lambda: collect([QuantizeWeights(bits=4)], {}), "is not a setting of a pass; write passes="),
+        (lambda: collect([], {"compress/quantize": 4}), "options of compress/quantize are 4, not a table"),
     ],
 )  # fmt: skip
 def test_other_forms_are_refused(attempt, says):

@@ -140,7 +140,7 @@ def test_texts_are_for_language_models(tmp_path):
     [
         ((PIXELS, TOKENS, LABELS, LABELS), "eval has 4 parts, the model takes 2 inputs: image, ids"),
         (PIXELS, "eval has 1 parts, the model takes 2 inputs"),
-        ({"image": PIXELS, "idz": TOKENS}, "eval holds 'idz', which is no input of the model; did you mean ids?"),
+        ({"image": PIXELS, "idz": TOKENS}, "eval holds 'idz', which is not an input of the model; did you mean ids?"),
         ({"image": PIXELS}, "eval lacks the input ids"),
         ((PIXELS, TOKENS[:4]), "eval: inputs have different numbers of samples"),
         ((PIXELS[:, :, :1], TOKENS), "eval: image has shape (6, 1, 1, 2), the model takes image:f32[1,1,2,2]"),
@@ -161,12 +161,12 @@ def test_what_does_not_fit_the_model_is_named_by_its_argument(value, says, tmp_p
     [
         ([], "eval holds no samples"),
         ({}, "eval holds no arrays"),
-        (3, "eval is a int, which holds no data"),
-        ([object()], "eval is a object, which holds no numbers"),
-        ([{"image": "x"}], "eval: image is a str, which holds no numbers"),
+        (3, "eval is of type int, which holds no data"),
+        ([object()], "eval is of type object, which holds no numbers"),
+        ([{"image": "x"}], "eval: image is of type str, which holds no numbers"),
         ([PIXELS, (PIXELS, LABELS)], "eval: a batch has 2 parts, the first has 1 parts"),
         (["a", PIXELS], "eval has texts and a ndarray"),
-        ([[[1, 2], [3]]], "eval is no array"),
+        ([[[1, 2], [3]]], "eval is not an array"),
     ],
 )
 def test_what_holds_no_data_is_refused_at_once(value, says):

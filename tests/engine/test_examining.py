@@ -56,7 +56,9 @@ def test_images_as_in_training_are_taken(program, tmp_path):
 
 @pytest.mark.parametrize("wrong", [255 * PIXELS, NORMAL * 20, NORMAL * 0.001])
 def test_images_of_another_size_are_refused(program, tmp_path, wrong):
-    with pytest.raises(DataError, match=r"does not look like what the model was trained on: the first layer \(0.weight\)"):
+    with pytest.raises(
+        DataError, match=r"does not look like what the model was trained on: the first layer \(0.weight\)"
+    ):
         examine(data(tmp_path, wrong), program[1], program[0].signature)
 
 

@@ -73,7 +73,7 @@ def test_names_of_parameters_decide_where_an_example_goes(order):
         ({"mask": MASK, "picture": IMAGE}, "the input mask is number 2 of forward, and is given as number 1"),
         ({}, "inputs is empty; give inputs=example"),
         ((), "inputs is empty"),
-        ({"image": object(), "mask": MASK}, "the input image is a object, no example"),
+        ({"image": object(), "mask": MASK}, "the input image is of type object, not an example"),
         ({"image": IMAGE, "mask": torch.zeros(1, 3, dtype=torch.complex64)}, "the input mask holds complex64"),
         ({"image": IMAGE, "mask": "f99[1,3]"}, "no dtype f99"),
         ({"image": IMAGE}, "the model does not run on image:f32[1,4]"),
