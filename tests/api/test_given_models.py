@@ -114,7 +114,7 @@ def test_a_language_model_and_its_tokenizer_write_as_their_folder_does(family, t
         (Named(), torch.zeros(1, 4), {"tokenizer": object()}, "tokenizer belongs to a language model of transformers"),
         (Named(), torch.zeros(1, 4), {"factory": "m.py:f"}, "--factory belongs to a weights file"),
         (Named(), torch.zeros(1, 4), {"context": 64}, "--context is for language models"),
-        (Named(), torch.zeros(1, 4), {"output_names": ["a b", "c"]}, "--output-name 'a b' is not a name for every runtime"),
+        (Named(), torch.zeros(1, 4), {"output_names": ["a b", "c"]}, "--output-name 'a b' is not a name that every runtime accepts"),
         (Named(), torch.zeros(1, 4), {"output_names": ["a"]}, "1 output names for 2 outputs"),
         (Named(), torch.zeros(1, 4), {"input_names": {"picture": "x"}}, "notes for an input picture, which the model does not have"),
         (Named(), torch.zeros(1, 5), {}, "the model does not run on image:f32[1,5]"),
