@@ -11,7 +11,7 @@ from edgeship.core.planning import planned_encoding
 from edgeship.core.profile import Request
 from edgeship.core.registry import runtimes
 from edgeship.core.report import LOSS_OF, ArtifactRow
-from edgeship.core.speed import predicted
+from edgeship.core.speed import predicted, slower
 from edgeship.core.units import human_bytes
 from edgeship.core.weights import MXFP4, Affine
 from edgeship.program.program import REMARK, ProgramRecord
@@ -37,6 +37,7 @@ def notes_of(
             found.append(changed)
         elif why:
             found.append(f"{request.runtime}: {why}")
+        found += _slower(request)
     for row, record in zip(rows, records, strict=True):
         found += [entry.removeprefix(REMARK) for entry in record.history if entry.startswith(REMARK)]
         found += [_zeros(row, record)] if record.pruned else []
@@ -87,6 +88,19 @@ def _quickest(request: Request) -> str:
         f"{request.runtime}: activations are {said[got]}: by the times of its layers this model is no quicker with "
         f"them {said[wanted]} ({times[0]:.2g} and {times[1]:.2g} ms where they were measured)"
     )
+
+
+def _slower(request: Request) -> list[str]:
+    """That float would be quicker, by the times of the model's layers."""
+    mode = request.choice.activations
+    times = None if request.inventory is None else slower(request.runtime, request.inventory, mode)
+    if times is None:
+        return []
+    form = {"dynamic": "quantized while running", "int8": "static in 8 bits"}[mode]
+    return [
+        f"{request.runtime}: with activations {form} this model is slower than in float by the times of its layers "
+        f"({times[0]:.2g} and {times[1]:.2g} ms where they were measured): --profile fast is no slower than either"
+    ]
 
 
 def losses_of(row: ArtifactRow) -> dict[str, float]:

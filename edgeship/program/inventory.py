@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from edgeship.core.inventory import Inventory, OpCost, WeightOp, WeightUse
 from edgeship.program.spectra import COMPUTED
@@ -104,6 +104,10 @@ def _macs(node: Node) -> int:
     if target == aten.scaled_dot_product_attention.default:
         # queries x keys for the scores, and again for the values: (B, H, T, D) with (B, H, S, D)
         return _product(shapes[0]) * shapes[1][-2] + out * shapes[1][-2]
+    if target in (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input):
+        # Each weight meets each step of each sequence once.
+        weights = cast("list[fx.Node]", node.args[2])
+        return _product(shapes[0][:-1]) * sum(_product(_shape(item)) for item in weights if len(_shape(item)) > 1)
     return 0
 
 

@@ -13,6 +13,7 @@ from edgeship.core.choice import Choice
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
 from edgeship.core.profile import DataRef, Profile, Request
 from edgeship.core.registry import profiles, targets
+from edgeship.engine.notes import notes_of
 
 
 def inventory(*layers: tuple[str, str, int]) -> Inventory:
@@ -36,9 +37,13 @@ def inventory(*layers: tuple[str, str, int]) -> Inventory:
         ("aten.conv1d", "depthwise_conv", "depthwise_conv"),
         ("aten.linear", "linear", "linear"),
         ("aten.layer_norm", "other", "norm"),
-        ("aten.gelu", "", "activation"),
+        ("aten.silu", "", "silu"),
+        ("aten.gelu", "", "gelu"),
+        ("aten.hardswish", "", "hardswish"),
+        ("aten.mish", "", "gelu"),
         ("aten.scaled_dot_product_attention", "", "attention"),
-        ("aten.add.Tensor", "", ""),
+        ("aten.add.Tensor", "", "elementwise"),
+        ("aten.reshape", "", ""),
         ("aten.embedding", "embedding", ""),
     ],
 )
@@ -53,23 +58,34 @@ def test_operators_have_the_row_of_their_kind(op, weight, kind):
 def test_the_quickest_is_chosen_and_no_coarser_one_for_nothing(monkeypatch):
     times: dict[str, Any] = {
         "r": {
-            "conv": {"float": 10.0, "dynamic": 8.0, "int8": 2.0},
-            "linear": {"float": 10.0, "dynamic": 2.0, "int8": 1.95},
-            "norm": {"float": 1.0, "dynamic": 1.0, "int8": 50.0},
+            "conv": {"float": (0.0, 10.0), "dynamic": (0.0, 8.0), "int8": (500.0, 2.0)},
+            "linear": {"float": (0.0, 10.0), "dynamic": (0.0, 2.0), "int8": (0.0, 1.95)},
+            "norm": {"float": (0.0, 1.0), "dynamic": (0.0, 1.0), "int8": (0.0, 50.0)},
         }
     }
     monkeypatch.setattr(speed, "_times", lambda: times)
-    convolutions = inventory(("aten.conv2d", "conv", 10**6))
+    convolutions = inventory(("aten.conv2d", "conv", 10**8))
     assert speed.quickest("r", convolutions, "int8") == "int8"
     assert speed.quickest("r", convolutions, "dynamic") == "dynamic"
     assert speed.quickest("r", convolutions, "float") == "float"
     # A twentieth is not worth another rounding.
-    assert speed.quickest("r", inventory(("aten.linear", "linear", 10**6)), "int8") == "dynamic"
-    norms = inventory(("aten.conv2d", "conv", 10**3), ("aten.layer_norm", "", 0))
-    assert speed.quickest("r", norms, "int8") == "float" if 8 * 10**3 > 0.95 * 10**4 else "dynamic"
+    assert speed.quickest("r", inventory(("aten.linear", "linear", 10**8)), "int8") == "dynamic"
+    assert speed.quickest("r", inventory(("aten.conv2d", "conv", 10**7), ("aten.layer_norm", "", 0)), "int8") == "int8"
     assert speed.quickest("other", convolutions, "int8") == "int8"
     assert speed.quickest("r", convolutions, "int16") == "int16"
-    assert speed.predicted("r", convolutions, "int8") == pytest.approx(2.0 * 10**6 / 1e9)
+    assert speed.predicted("r", convolutions, "int8") == pytest.approx(500 / 1e6 + 2.0 * 10**8 / 1e9)
+
+
+def test_a_tiny_model_stays_in_float(monkeypatch):
+    """What a layer takes whatever its size decides there, and nothing is gained by a hundredth of a millisecond."""
+    times: dict[str, Any] = {"r": {"conv": {"float": (0.0, 10.0), "dynamic": (0.0, 8.0), "int8": (500.0, 2.0)}}}
+    monkeypatch.setattr(speed, "_times", lambda: times)
+    tiny = inventory(("aten.conv2d", "conv", 10**4))
+    assert speed.quickest("r", tiny, "int8") == speed.quickest("r", tiny, "dynamic") == "float"
+    assert speed.slower("r", tiny, "int8") == pytest.approx((520 / 1e6, 100 / 1e6))
+    assert speed.slower("r", tiny, "dynamic") is None
+    assert speed.slower("r", tiny, "int16") is None
+    assert speed.slower("other", tiny, "int8") is None
 
 
 def request(profile: Profile, runtime: str, made: Inventory | None, data: bool) -> Request:
@@ -100,6 +116,16 @@ def test_a_profile_that_does_not_ask_for_the_quickest_gets_what_it_says():
 def test_every_row_of_the_table_has_every_arithmetic():
     for rates in speed._times().values():
         assert set(rates) >= {"conv", "depthwise_conv", "grouped_conv", "linear", "linear_row", "norm", "attention"}
+        assert set(rates) >= {"silu", "hardswish", "gelu", "elementwise"}
         for row in rates.values():
             assert set(row) == set(speed.MODES)
-            assert min(row.values()) > 0
+            assert all(min(pair) >= 0 < max(pair) for pair in row.values())
+
+
+def test_a_profile_that_is_slower_than_float_is_told_so():
+    """LiteRT computes norms and the error function in static 8 bits by its reference kernels."""
+    own = Profile("own", "", Choice("int8", "int8"))
+    deep = dataclasses.replace(inventory(("aten.gelu", "", 0)), ops=(OpCost("n", "aten.gelu", 0, 10**6, 10**6),))
+    (told,) = notes_of([request(own, "tflite", deep, True)], [], [])
+    assert told.startswith("tflite: with activations static in 8 bits this model is slower than in float")
+    assert notes_of([request(Profile("own", "", Choice("int8")), "tflite", deep, True)], [], []) == ()

@@ -38,6 +38,9 @@ def inventory(function, shape, *layers, dtype="f32"):
         (lambda x: torch.bmm(x, x), (2, 3, 3), (), 2 * 3 * 3 * 3),
         (lambda x: functional.scaled_dot_product_attention(x, x, x), (1, 2, 4, 8), (), 2 * (2 * 4 * 4 * 8)),
         (lambda x: torch.relu(x) + 1, (4, 4), (), 0),
+        (lambda x, f: f(x)[0], (1, 7, 8), (nn.LSTM(8, 6, batch_first=True),), 7 * 4 * 6 * (8 + 6)),
+        (lambda x, f: f(x)[0], (7, 2, 8), (nn.GRU(8, 6, bidirectional=True),), 7 * 2 * 2 * 3 * 6 * (8 + 6)),
+        (lambda x, f: f(x)[0], (7, 1, 8), (nn.RNN(8, 6),), 7 * 6 * (8 + 6)),
     ],
 )
 def test_multiply_accumulates(function, shape, layers, macs):
