@@ -21,7 +21,7 @@ TIMES = Path(__file__).with_name("layer_times.json")
 # A coarser arithmetic must be this much quicker to be chosen: times of layers tell no finer.
 WORTH = 0.95
 # And save so many milliseconds a run: below, what borders between arithmetics cost decides, which no row tells.
-LEAST = 0.01
+LEAST = 0.005
 # From the nearest to the trained numbers to the coarsest.
 MODES: tuple[ActivationMode, ...] = ("float", "dynamic", "int8")
 # Kinds of layers whose units are numbers that they give; the units of all others are multiply-accumulates.

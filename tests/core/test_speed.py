@@ -77,7 +77,7 @@ def test_the_quickest_is_chosen_and_no_coarser_one_for_nothing(monkeypatch):
 
 
 def test_a_tiny_model_stays_in_float(monkeypatch):
-    """What a layer takes whatever its size decides there, and nothing is gained by a hundredth of a millisecond."""
+    """What a layer takes whatever its size decides there, and nothing is gained by a few microseconds."""
     times: dict[str, Any] = {"r": {"conv": {"float": (0.0, 10.0), "dynamic": (0.0, 8.0), "int8": (500.0, 2.0)}}}
     monkeypatch.setattr(speed, "_times", lambda: times)
     tiny = inventory(("aten.conv2d", "conv", 10**4))
