@@ -20,7 +20,7 @@ from edgeship.core.inventory import Inventory, OpCost, WeightUse
 TIMES = Path(__file__).with_name("layer_times.json")
 # A coarser arithmetic must be this much quicker to be chosen: times of layers tell no finer.
 WORTH = 0.95
-# And save so many milliseconds a run: below, what borders between arithmetics cost decides, which no row tells.
+# And save so many milliseconds of float's: below, what borders between arithmetics cost decides, which no row tells.
 LEAST = 0.005
 # From the nearest to the trained numbers to the coarsest.
 MODES: tuple[ActivationMode, ...] = ("float", "dynamic", "int8")
@@ -40,7 +40,7 @@ def quickest(runtime: str, inventory: Inventory, wanted: ActivationMode) -> Acti
     times = {mode: predicted(runtime, inventory, mode) for mode in MODES[: MODES.index(wanted) + 1]}
     best: ActivationMode = "float"
     for mode, time in times.items():
-        if time < min(WORTH * times[best], times[best] - LEAST):
+        if time < min(WORTH * times[best], times["float"] - LEAST):
             best = mode
     return best
 
