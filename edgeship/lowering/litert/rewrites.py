@@ -52,7 +52,7 @@ def hide_left_constants(module: Any) -> int:
     """Let the converter not see that what is subtracted from, or divided, is a constant: put a barrier behind it.
 
     Where litert-converter 0.5.0 moves a transpose over ``constant - x`` or ``constant / x`` it writes ``x - constant``
-    and ``x / constant``, without a word. Drop this when `tests/lowering/litert/test_litert_rewrites.py` passes without.
+    and ``x / constant``, without a word. Drop this when `tests/lowering/litert/test_rewrites.py` passes without.
 
     Args:
         module: what the converter lowered a program to, changed in place.
