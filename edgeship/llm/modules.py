@@ -42,7 +42,8 @@ def make_plain(model: nn.Module) -> dict[str, str]:
 def is_product(module: nn.Module) -> bool | None:
     """Whether a module of another class than ``nn.Linear`` computes ``x weight^T + bias`` (False) or ``x weight +
     bias`` (True); None when it does neither."""
-    if isinstance(module, (nn.Linear, nn.Embedding)) or list(module.children()):
+    plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    if plain or isinstance(module, nn.Embedding) or list(module.children()):
         return None
     held = dict(module.named_parameters(recurse=False))
     weight, bias = held.get("weight"), held.get("bias")

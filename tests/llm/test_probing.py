@@ -160,6 +160,18 @@ def test_products_are_known_by_what_they_compute(inner, out, bias, turned):
     assert is_product(Turned(inner, out, bias, turned, shift=1.0)) is None
 
 
+def test_linear_layers_with_code_of_their_own_are_made_plain_ones():
+    class Own(nn.Linear):
+        def forward(self, x):
+            return x @ self.weight.T + self.bias
+
+    model = nn.Sequential(Own(8, 8), nn.Linear(8, 8))
+    wanted = model(x := torch.randn(3, 8))
+    assert make_plain(model) == {}
+    assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
+    assert torch.allclose(model(x), wanted, atol=1e-6)
+
+
 class Fused(nn.Module):
     """Experts in one tensor, used one after the other."""
 
