@@ -193,6 +193,8 @@ def page(rows: dict[str, Any]) -> str:
             parts.append("")
             for _, ran in sorted(row["tests"].items()):
                 parts += [f"- failed: `{test}`" for test in ran["failed"]]
+            if row.get("note"):
+                parts.append(f"\n{row['note']}\n")
             if row.get("left"):
                 parts.append(f"Not run here: {', '.join(row['left'])}.\n")
     return "\n".join(parts).rstrip() + "\n"
@@ -238,6 +240,7 @@ def main() -> None:
     )
     parser.add_argument("--tests", nargs="*", default=[], help="test files or folders instead of all quick tests")
     parser.add_argument("--no-tests", action="store_true")
+    parser.add_argument("--note", default="", help="what to know about what failed, for the page")
     parser.add_argument("--jobs", default="1")
     parser.add_argument("--more", action="store_true", help="keep what the record has of this name, and add to it")
     parser.add_argument("--folder", type=Path, help="where the environment is made")
@@ -254,6 +257,7 @@ def main() -> None:
         "python": python,
         "system": " ".join(system),
         "before": asked.before,
+        "note": asked.note,
         "versions": versions,
         "other": other_versions(versions),
     }
