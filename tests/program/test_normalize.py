@@ -259,7 +259,7 @@ def test_models_that_draw_random_numbers_are_refused_by_that_name(function):
             return function(x)
 
     state = torch.random.get_rng_state()
-    with pytest.raises(SourceError, match="draws random numbers: output output differs between two runs") as raised:
+    with pytest.raises(SourceError, match="uses random numbers: output output differs between two runs") as raised:
         make_program(Noisy(), [TensorSpec("x", "f32", (1, 4))], [torch.ones(1, 4)])
     assert "switch dropout and noise off" in raised.value.fix
     torch.random.set_rng_state(state)
