@@ -64,7 +64,10 @@ def understand(config: Any) -> Understanding:
         raise UnsupportedOpError(f"{config.model_type}: {fixed.failure}", fix=fixed.fix)
     calls = _with_patterns(best.watching.found(), config)
     layers, notes = _layers(best.watching, calls, config)
-    return Understanding(layers, calls, best.kind.counted, best.kind.masked, fixed.failure, growing.failure, notes)
+    # What is not understood of the layers is why a kind of cache does not hold.
+    why = "".join(f"{note}; " for note in notes)
+    fails = [f"{why}{trial.failure}" if trial.failure else "" for trial in (fixed, growing)]
+    return Understanding(layers, calls, best.kind.counted, best.kind.masked, fails[0], fails[1], notes)
 
 
 def _as_written(model: Any, tokens: torch.Tensor, config: Any) -> torch.Tensor:
