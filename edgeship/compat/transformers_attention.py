@@ -59,7 +59,8 @@ def attend_by_torch(model: Any) -> None:
 
     They ask for it by the name in their configuration, which becomes one of their own.
     """
-    classes = tuple(table[EAGER] for name in {type(m).__module__ for m in model.modules()} for table in _tables(name))
+    files = {type(module).__module__ for module in model.modules()}
+    classes = tuple(table[EAGER] for name in files for table in _tables(name))
     for module in model.modules():
         if isinstance(module, classes) and hasattr(module, "config"):
             module.config = copy.deepcopy(module.config)

@@ -67,7 +67,10 @@ def _other_state(what: str) -> UnsupportedOpError:
 
 
 def widened(rows: torch.Tensor, width: int) -> torch.Tensor:
-    """``[.., D]`` to ``[.., width]``, with zeros behind: what the narrower of keys and values is cached as."""
+    """``[.., D]`` to ``[.., width]``, with zeros behind: what the narrower of keys and values is cached as.
+
+    Any shape.
+    """
     missing = width - int(rows.shape[-1])
     return rows if missing == 0 else torch.nn.functional.pad(rows, (0, missing))
 

@@ -242,7 +242,10 @@ class EncoderDecoder(Stepper):
         self.context, self.chunk = next(iter(self._caches.values())).shape[2], 1
 
     def take(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Read a text or a sound; what is written from here on is about it."""
+        """Read a text or a sound; what is written from here on is about it.
+
+        Shapes are those of the encoder's signature.
+        """
         self._given = dict(self._encoder.run(inputs))
         self._given |= {name: value for name, value in inputs.items() if name == MASK}
         self.reset()
@@ -257,7 +260,10 @@ class EncoderDecoder(Stepper):
             self.decode(token)
 
     def decode(self, token: int) -> npt.NDArray[np.float32]:
-        """Take one token; logits of the next. Raises `UsageError` when nothing was read, or the context is full."""
+        """Take one token; logits of the next. Raises `UsageError` when nothing was read, or the context is full.
+
+        [vocabulary].
+        """
         import numpy as np
 
         if not self._given:

@@ -47,11 +47,16 @@ class Stepper(ABC):
         """Take one token; logits ``[vocabulary]`` of the next."""
 
     def decode_each(self, tokens: Sequence[int]) -> list[npt.NDArray[np.float32]]:
-        """Take tokens that are known already; logits after each. Engines that can may take them together."""
+        """Take tokens that are known already; logits after each. Engines that can may take them together.
+
+        [vocabulary] each.
+        """
         return [self.decode(token) for token in tokens]
 
     def read(self, tokens: Sequence[int], stopped: Callable[[], bool] = never) -> npt.NDArray[np.float32] | None:
         """Take a prompt: whole chunks by `prefill`, the rest token by token. Logits after the last one.
+
+        [vocabulary].
 
         Args:
             stopped: asked between steps; None is answered when it says so.
@@ -91,7 +96,7 @@ class Stepper(ABC):
 
 
 def likeliest(logits: npt.NDArray[np.float32]) -> int:
-    """The token that a greedy reader takes."""
+    """The token that a greedy reader takes. ``logits`` [vocabulary]."""
     return int(logits.argmax())
 
 
@@ -99,6 +104,8 @@ def sampler(temperature: float, top_k: int, seed: int) -> Callable[[npt.NDArray[
     """Draws among the ``top_k`` likeliest tokens, by ``softmax(logits / temperature)``; greedy at temperature 0.
 
     Raises `UsageError` for a negative temperature or no tokens to draw from.
+
+    ``logits`` [vocabulary].
     """
     import numpy as np
 
@@ -109,6 +116,7 @@ def sampler(temperature: float, top_k: int, seed: int) -> Callable[[npt.NDArray[
     generator = np.random.default_rng(seed)
 
     def draw(logits: npt.NDArray[np.float32]) -> int:
+        """``logits`` [vocabulary]."""
         best = np.argsort(logits)[-top_k:]
         weights = np.exp((logits[best] - logits[best].max()).astype(np.float64) / temperature)
         return int(generator.choice(best, p=weights / weights.sum()))

@@ -111,7 +111,7 @@ class HostedStepper(Stepper):
         self._run("prefill", tokens)
 
     def decode(self, token: int) -> npt.NDArray[np.float32]:
-        """Take one token; logits of the next."""
+        """Take one token; logits of the next. [vocabulary]."""
         return self._run("decode", [token])["logits"].reshape(-1).astype("float32")
 
     def _run(self, step: str, tokens: Sequence[int]) -> Mapping[str, npt.NDArray[Any]]:

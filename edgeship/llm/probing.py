@@ -43,7 +43,7 @@ def held_numbers(shape: Sequence[int]) -> int:
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = TOLERANCE) -> bool:
-    """Whether two answers are the same but for the order of sums."""
+    """Whether two answers are the same but for the order of sums. Any shape."""
     if found.shape != wanted.shape or not torch.isfinite(wanted).all():
         return False
     return float((found - wanted).abs().max()) <= tolerance * max(float(wanted.abs().max()), 1e-30)

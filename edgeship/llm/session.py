@@ -46,7 +46,7 @@ class LanguageSession(Session):
         self.stepper = stepper
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Logits after each token of the text ``input_ids``."""
+        """Logits after each token of the text ``input_ids``. ``input_ids`` [1, T] -> ``logits`` [1, T, vocabulary]."""
         tokens = [int(token) for token in inputs["input_ids"].reshape(-1)]
         return {"logits": score(self.stepper, tokens)[None]}
 

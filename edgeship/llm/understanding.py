@@ -276,10 +276,11 @@ class _Watching(Engine):
     def reads(self) -> list[int | None]:
         """For each attention the place of the cache that it read as it lies; None where it read something else."""
         rows = [self.cache.rows[number] for number in sorted(self.cache.rows)]
-        return [
-            next((i for i, held in enumerate(rows) if held.keys is seen.keys and held.values is seen.values), None)
-            for seen in self.seen
-        ]
+        places: list[int | None] = []
+        for seen in self.seen:
+            same = (i for i, held in enumerate(rows) if held.keys is seen.keys and held.values is seen.values)
+            places.append(next(same, None))
+        return places
 
     def found(self) -> tuple[AttentionCall, ...]:
         """What was asked for, in order, with the caches that were read alone."""

@@ -236,7 +236,7 @@ def _above(path: str) -> list[str]:
 def _component(part: str) -> str:
     """One part of a dotted name as an attribute name that shadows nothing of nn.Module."""
     clean = re.sub(r"[^0-9A-Za-z_]", "_", part)
-    # Codegen of torch.fx writes `self.<part>`: a number is fine to it, a keyword is not.
+    # The code that torch.fx writes has `self.<part>`: a number is fine to it, a keyword is not.
     if keyword.iskeyword(clean) or hasattr(torch.fx.GraphModule, clean) or hasattr(nn.Module(), clean):
         return f"{clean}_"
     return clean
