@@ -46,6 +46,7 @@ class AttentionCall:
         sinks: whether each head has a score that takes a share of the softmax and mixes nothing.
         biased: whether scores get a bias by position.
         own: why the model's own operators compute it; empty when it is understood.
+        direct: whether a layer asks torch's own function for it, and not transformers' interface.
     """
 
     cache: int | None
@@ -56,6 +57,7 @@ class AttentionCall:
     sinks: bool = False
     biased: bool = False
     own: str = ""
+    direct: bool = False
 
 
 @dataclass(frozen=True)

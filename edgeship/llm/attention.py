@@ -40,6 +40,7 @@ class Asked:
         mask: ``[1, 1 or heads, T, L]``, added to the scores; None lets every token see every other.
         scaling: of scores. softcap: ``tanh(score / softcap) * softcap``. sinks: a score a head that mixes nothing.
         bias: by position, ``[1, heads, T, L]``, added to the scores.
+        direct: whether torch's own function was asked for it.
         own: computes the same as the model's own file writes it, in plain operators; None where that is not known.
     """
 
@@ -53,6 +54,7 @@ class Asked:
     sinks: torch.Tensor | None
     bias: torch.Tensor | None
     own: Callable[[], torch.Tensor] | None = None
+    direct: bool = False
 
 
 def matmul_transposed(rows: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -212,7 +214,9 @@ def _attend_as_torch(
             q_length=query.shape[2], kv_length=key.shape[2], mask_function=lambda b, h, query, key: key <= query
         )
     scaling = query.shape[-1] ** -0.5 if scale is None else scale
-    return engine.attend(Asked(None, query, key, value, attn_mask, scaling, None, None, None)).transpose(1, 2)
+    return engine.attend(Asked(None, query, key, value, attn_mask, scaling, None, None, None, direct=True)).transpose(
+        1, 2
+    )
 
 
 def _attend(

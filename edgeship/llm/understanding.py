@@ -26,7 +26,9 @@ from edgeship.llm.probing import close, held_numbers, random_tensor, window_of
 from edgeship.llm.step import run
 
 # A text that leaves the windows it is given; its first part goes through a chunk, the rest one by one.
-TOKENS, CHUNK, CONTEXT, WINDOW, VOCABULARY = 15, 6, 20, 5, 64
+TOKENS, CHUNK, CONTEXT, WINDOW, VOCABULARY = 11, 8, 16, 5, 64
+# A matrix of no more numbers is dense, twice for all layers of its shape; larger ones take no memory.
+MOST_DENSE = 1 << 27
 # Positions at which masks are looked at, at most.
 MOST_POSITIONS = 1 << 17
 # Of the largest logit; float32 in another order of sums, through all layers.
@@ -194,11 +196,29 @@ def _probe_model(config: Any) -> tuple[Any, Any]:
         small = copy.deepcopy(config)
         model = build_as_written(small)
     seen: set[int] = set()
+    held: dict[tuple[int, ...], list[torch.Tensor]] = {}
     for number, parameter in enumerate(model.parameters()):
         if id(parameter) not in seen:
             seen.add(id(parameter))
-            parameter.data = _scaled(tuple(parameter.shape), number)
+            parameter.data = _weight(tuple(parameter.shape), number, held)
     return model, model.config
+
+
+def _weight(shape: tuple[int, ...], number: int, held: dict[tuple[int, ...], list[torch.Tensor]]) -> torch.Tensor:
+    """A parameter of the probe. Two dense matrices of each shape serve all layers in turn, so that neighbours, such as
+    a gate and what it multiplies, differ.
+
+    Args:
+        number: of the parameter. held: what was made of each shape; the next to be used comes first.
+    """
+    if len(shape) != 2 or shape[0] * shape[1] > MOST_DENSE:
+        return _scaled(shape, number)
+    made = held.setdefault(shape, [])
+    if len(made) < 2:
+        made.append(_scaled(shape, number).contiguous())
+        return made[-1]
+    made.reverse()
+    return made[-1]
 
 
 def _scaled(shape: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -269,6 +289,7 @@ class _Watching(Engine):
             sinks=asked.sinks is not None,
             biased=asked.bias is not None or (asked.mask is not None and asked.mask.shape[1] != 1),
             own=why,
+            direct=asked.direct,
         )
         self.seen.append(_Seen(call, asked.key, asked.value, int(asked.query.shape[1]), asked.layer))
         return answer

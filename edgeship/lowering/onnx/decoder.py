@@ -17,7 +17,7 @@ import torch
 
 from edgeship.compat.transformers_attention import choose_attention
 from edgeship.errors import LoweringError, UnsupportedOpError
-from edgeship.llm.attention import UNMASKED, Asked, Engine, additive_mask, computed_by, repeated
+from edgeship.llm.attention import UNMASKED, Asked, Engine, computed_by, repeated
 from edgeship.llm.cache import GrowingCache, narrowed, widened
 from edgeship.llm.models import build_hollow, read_config
 from edgeship.llm.names import program_names
@@ -57,10 +57,6 @@ class _Operators(Engine):
         # 32-bit integers, as the operator takes them: the length of each text but one, and of the longest.
         self.lengths = (mask.sum(1, keepdim=True) - 1).to(torch.int32)
         self.total = torch.scalar_tensor(mask.shape[1], dtype=torch.int32)
-
-    def mask(self, **asked: Any) -> torch.Tensor | None:
-        """None where the operator hides by itself what each layer does not see."""
-        return None if len(self.grouped) == len(self.decoder.layers) else additive_mask(**asked)
 
     def attend(self, asked: Asked) -> torch.Tensor:
         """``[1, heads, T, D]`` over the past and these; returns ``[1, T, heads, D]``."""
@@ -165,7 +161,8 @@ def export_decoder(program: TorchProgram, adapted: Sequence[str] = ()) -> tuple[
     if decoder.growing and not decoder.is_whole:
         raise UnsupportedOpError(f"onnxruntime-genai's caches grow: {decoder.growing}", fix="leave out --runtime genai")
     model = build_hollow(read_config(origin))
-    if len(grouped_places(decoder)) == len(decoder.layers):
+    if len(grouped_places(decoder)) == len(decoder.layers) and not any(call.direct for call in decoder.calls):
+        # The operator hides by itself what each layer does not see.
         choose_attention(model.config, UNMASKED)
     names = program_names(model, program)
     _swap_norms(model)
