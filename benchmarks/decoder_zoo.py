@@ -313,6 +313,9 @@ def page(known: Mapping[str, Any]) -> None:
         for family, both in known.items()
         if both[ENGINES[0]]["state"] == "not made"
     ]
+    waiting = [family for family in families() if family not in known]
+    after = [f"Not made small, and so not tried: {'; '.join(apart)}."] if apart else []
+    after += [f"Not run yet: {', '.join(waiting)}."] if waiting else []
     write_page(
         "decoder-zoo",
         "Decoders of transformers that nobody here chose",
@@ -323,7 +326,7 @@ def page(known: Mapping[str, Any]) -> None:
         before=f"Random weights, cut to a few rows a matrix; float. *passed*: {NEW} greedy tokens after a prompt of {PROMPT} "
         f"are transformers' own (eager attention, no cache), and logits of a text of 28 tokens, through the engine's cache, lie "
         f"within {LEAST_DB:.0f} dB of them. *refused*: the line that a user reads. *failed*: neither.\n\n{said}.",
-        after="Not made small, and so not tried: " + "; ".join(apart) + "." if apart else "",
+        after="\n\n".join(after),
     )
 
 
