@@ -67,6 +67,9 @@ def make_program(
             wanted = wrapper(*(example.clone() for example in examples))
         except Exception as error:
             raise does_not_run(inputs, error) from error
+    if not wanted:
+        raise SourceError("the model returns no tensor", fix="let forward return a tensor, or a tuple or dict of them")
+    dtypes = [dtype_of(value) for value in wanted]
     expected: dict[str, Expected] = {}
     names = tuple(spec.name for spec in inputs)
     exported = export_normalised(wrapper, tuple(examples), names, prefix="model", expected=expected)
@@ -81,7 +84,7 @@ def make_program(
         if not _same(name, want, have):
             raise _changed(name, index, wrapper, examples)
     outputs = tuple(
-        TensorSpec(name, dtype_of(value), tuple(value.shape)) for name, value in zip(made, wanted, strict=True)
+        TensorSpec(name, dtype, tuple(value.shape)) for name, dtype, value in zip(made, dtypes, wanted, strict=True)
     )
     signature = _with_clean_names(Signature(tuple(inputs), outputs), set(exported.state_dict))
     record = ProgramRecord(

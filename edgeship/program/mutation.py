@@ -15,6 +15,8 @@ from edgeship.errors import SourceError
 if TYPE_CHECKING:
     from torch.fx import Graph, Node
 
+# What a batch norm writes in training mode.
+_OF_TRAINING = ("running_mean", "running_var", "num_batches_tracked")
 # At inference these write nothing.
 HARMLESS = ("dropout_", "feature_dropout_", "detach_", "requires_grad_")
 
@@ -47,9 +49,10 @@ def refuse_state(graph: Graph) -> None:
     for node in graph.nodes:
         for owner in written(node):
             if owner.op == "get_attr":
-                raise SourceError(
-                    f"the model changes its buffers while it runs: {owner.target}", fix="return them as outputs instead"
-                )
+                fix = "return them as outputs instead"
+                if str(owner.target).rpartition(".")[2] in _OF_TRAINING:
+                    fix = "a batch norm is in training mode; call model.eval() before torch.export.export"
+                raise SourceError(f"the model changes its buffers while it runs: {owner.target}", fix=fix)
 
 
 def protect_inputs(graph: Graph) -> None:

@@ -56,7 +56,7 @@ def export_normalised(
         expected: filled with what the batch norms behind the first layers remember of training, see `looks`.
 
     Raises:
-        SourceError: the module cannot be exported, with torch's own reason in one line.
+        SourceError: the module cannot be exported, with torch's own reason in one line; or a size depends on values.
     """
     import torch
 
@@ -92,6 +92,7 @@ def export_normalised(
     flat.recompile()
     with torch.no_grad(), few_collections():
         normal: ExportedProgram = torch.export.export(flat, inputs, strict=False).run_decompositions({})
+    _refuse_open_sizes(normal.graph_module.graph)
     _drop_no_ops(normal.graph_module.graph)
     _drop_empty_parts(normal.graph_module.graph)
     index_as_view(normal)
@@ -104,6 +105,20 @@ def export_normalised(
 
 
 _EXPORT_FIX = "the model must run on tensors of fixed shapes without Python branches on their values"
+
+
+def _refuse_open_sizes(graph: Graph) -> None:
+    """Raise `SourceError` for a size that only a run tells, such as how many elements a mask takes."""
+    import torch
+
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        for part in value if isinstance(value, (tuple, list)) else [value]:
+            if isinstance(part, torch.Tensor) and any(isinstance(size, torch.SymInt) for size in part.shape):
+                raise SourceError(
+                    f"what {node.target} returns has a size that depends on the values of the input",
+                    fix="choose with torch.where or a fixed topk instead, or leave that step to the app",
+                )
 
 
 def _first_line(error: BaseException) -> str:
@@ -145,10 +160,10 @@ def _flatten_signature(module: GraphModule, names: tuple[str, ...], prefix: str)
 
 
 def _identifiers(names: tuple[str, ...]) -> list[str]:
-    """Names that Python accepts as arguments, in the same order, each once."""
+    """Names in ASCII that Python accepts as arguments, in the same order, each once."""
     made: list[str] = []
     for name in names:
-        clean = re.sub(r"\W", "_", name)
+        clean = re.sub(r"\W", "_", name, flags=re.ASCII)
         # fx renames nodes called as a builtin (input, id) whenever it copies a graph.
         if not clean.isidentifier() or keyword.iskeyword(clean) or hasattr(builtins, clean) or clean == "self":
             clean = f"input_{clean}"

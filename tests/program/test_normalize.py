@@ -1,13 +1,16 @@
 """The normal form: constants and batch norms folded, names kept, nothing left that computes nothing."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from edgeship.core.model import TensorSpec
+from edgeship.core.model import TensorSpec, TorchModel
 from edgeship.errors import SourceError, UsageError, WeightsError
 from edgeship.program.export import make_program
+from edgeship.program.program import TorchProgram
 
 IMAGE = TensorSpec("image", "f32", (1, 3, 8, 8))
 X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -156,8 +159,10 @@ def test_tied_weights_are_stored_once():
     torch.testing.assert_close(answer(program, ids)[0], model(ids))
 
 
-@pytest.mark.parametrize("names", [("x", "x.y"), ("class", "1"), ("a/b", "a_b"), ("weight", "conv"), ("self", "args")])
-def test_inputs_may_have_awkward_names(names):
+@pytest.mark.parametrize(
+    "names", [("x", "x.y"), ("class", "1"), ("a/b", "a_b"), ("weight", "conv"), ("self", "args"), ("größe", "gr_ße")]
+)
+def test_inputs_may_have_awkward_names(names, tmp_path):
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
@@ -172,7 +177,9 @@ def test_inputs_may_have_awkward_names(names):
     one, two = torch.randn(1, 4), torch.randn(1, 4)
     program = make_program(model, specs, [one, two])
     assert [spec.source or spec.name for spec in program.signature.inputs] == list(names)
-    torch.testing.assert_close(answer(program, one, two)[0], model(one, two))
+    program.save(tmp_path / "p")
+    opened = TorchProgram.open(TorchModel(tmp_path / "p", program.signature))
+    torch.testing.assert_close(answer(opened, one, two)[0], model(one, two))
 
 
 def test_a_weight_named_like_an_input_does_not_clash():
@@ -271,6 +278,23 @@ def test_noise_that_changes_nothing_is_no_reason_to_refuse():
             return x + 0 * torch.rand(4)
 
     make_program(Quiet(), [TensorSpec("x", "f32", (1, 4))], [torch.ones(1, 4)])
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda x: None, "the model returns no tensor; let forward return"),
+        (lambda x: {"count": 3}, "the model returns no tensor; let forward return"),
+        (lambda x: torch.complex(x, x), "a tensor of dtype complex64 cannot be"),
+        (torch.nonzero, "what aten.nonzero.default returns has a size that depends on the values of the input"),
+        (lambda x: x[x > 0].sum(), "has a size that depends on the values of the input"),
+    ],
+)
+def test_answers_that_no_artifact_gives_are_refused(function, says):
+    with pytest.raises(SourceError, match=re.escape(says)):
+        make_program(
+            nn.Identity(), [TensorSpec("x", "f32", (1, 4))], [torch.randn(1, 4)], call=lambda _, x: function(x)
+        )
 
 
 def test_an_export_that_answers_otherwise_is_our_own_fault(monkeypatch):
