@@ -250,15 +250,22 @@ def _pairs(name: str, value: Mapping[str, Any] | Sequence[str] | None) -> tuple[
 
 
 def _path(value: Place | None) -> str | None:
-    return None if value is None else str(os.fspath(value))
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)):
+        raise UsageError(f"{value!r} is not a path", fix='write it as text, such as "net.edgeship"')
+    return str(os.fspath(value))
 
 
 def _folder(value: Place | None) -> Path | None:
-    return None if value is None else Path(value)
+    path = _path(value)
+    return None if path is None else Path(path)
 
 
 def _weights(name: str | None) -> str | None:
     if name is not None:
+        if not isinstance(name, str):
+            raise UsageError(f"--weights {name!r} is not the name of an encoding", fix='write "int8" or "int4-g32"')
         if name == "auto":
             raise UsageError("--weights auto chooses among what a profile says", fix="give --profile auto")
         encoding_named(name)

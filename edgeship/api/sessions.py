@@ -13,6 +13,7 @@ from edgeship.core.model import Signature, TensorSpec
 from edgeship.core.records import suggest
 from edgeship.core.registry import runtimes
 from edgeship.core.runtimes import Session, as_numpy
+from edgeship.core.units import counted
 from edgeship.engine.chatter import hushed
 from edgeship.errors import ArtifactError, DataError, EncodingError, UsageError
 
@@ -30,12 +31,17 @@ MAX_TOKENS = 256
 class _Open:
     """What is open until it is closed, by hand or by a ``with`` block."""
 
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
+    def __init__(self, title: str, stack: ExitStack) -> None:
+        self.title, self._stack, self._closed = title, stack, False
 
     def close(self) -> None:
         """Free what the engine holds."""
+        self._closed = True
         self._stack.close()
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise UsageError(f"{self.title} is closed", fix="open it again")
 
     def __enter__(self) -> Self:
         return self
@@ -53,8 +59,8 @@ class Network(_Open):
     """
 
     def __init__(self, session: Session, signature: Signature, title: str, stack: ExitStack) -> None:
-        super().__init__(stack)
-        self.session, self.signature, self.title = session, signature, title
+        super().__init__(title, stack)
+        self.session, self.signature = session, signature
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -77,7 +83,9 @@ class Network(_Open):
             return self._only(self.run(args[0]))
         names = [spec.name for spec in self.inputs]
         if len(args) > len(names):
-            raise UsageError(f"{self.title} takes {len(names)} inputs, not {len(args)}", fix=f"give {', '.join(names)}")
+            raise UsageError(
+                f"{self.title} takes {counted(len(names), 'input')}, not {len(args)}", fix=f"give {', '.join(names)}"
+            )
         twice = next((name for name in names[: len(args)] if name in named), None)
         if twice is not None:
             raise UsageError(f"the input {twice} is given twice", fix="give it by place or by name")
@@ -85,6 +93,7 @@ class Network(_Open):
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """Run once: every output by name, whatever their number. Errors as in `__call__`."""
+        self._refuse_closed()
         known = {name for spec in self.inputs for name in spec.spellings}
         strange = next((name for name in inputs if name not in known), None)
         if strange is not None:
@@ -127,8 +136,8 @@ class LanguageModel(_Open):
     """A language model in its engine: `generate` continues a text, `chat` answers in the model's own template."""
 
     def __init__(self, talk: Conversation, stack: ExitStack) -> None:
-        super().__init__(stack)
-        self._talk, self.title = talk, talk.title
+        super().__init__(talk.title, stack)
+        self._talk = talk
         self._template = talk.templated
 
     @property
@@ -173,6 +182,7 @@ class LanguageModel(_Open):
     def _choose(self, max_tokens: int, temperature: float, top_k: int, seed: int) -> None:
         from edgeship.llm.generation import sampler
 
+        self._refuse_closed()
         if max_tokens < 1:
             raise UsageError(f"--max-tokens {max_tokens} writes nothing", fix="give at least 1")
         self._talk.pick = sampler(temperature, top_k, seed)

@@ -172,7 +172,7 @@ def check_name(option: str, name: str, instead: str) -> None:
 def with_notes(specs: Sequence[TensorSpec], notes: Mapping[str, Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
     """Specs with another name, layout, range and normalisation, by the source's name or its clean spelling.
 
-    Raises `UsageError` for a note on no input.
+    Raises `UsageError` for a note on no input, or a name that another input has.
     """
     known = {clean_name(spec.name, "input"): spec.name for spec in specs} | {spec.name: spec.name for spec in specs}
     told: dict[str, dict[str, Any]] = {}
@@ -181,7 +181,14 @@ def with_notes(specs: Sequence[TensorSpec], notes: Mapping[str, Mapping[str, Any
             listed = ", ".join(spec.name for spec in specs)
             raise UsageError(f"notes for an input {name}, which the model does not have", fix=f"it has {listed}")
         told.setdefault(known[name], {}).update({key: _tuple(value) for key, value in values.items()})
-    return tuple(_noted(spec, told.get(spec.name, {})) for spec in specs)
+    found = tuple(_noted(spec, told.get(spec.name, {})) for spec in specs)
+    names = [spec.name for spec in found]
+    for old, spec in zip(specs, found, strict=True):
+        if spec.name != old.name and names.count(spec.name) > 1:
+            raise UsageError(
+                f"{old.name} cannot be called {spec.name}: another input has that name", fix="rename that one too"
+            )
+    return found
 
 
 def _noted(spec: TensorSpec, values: dict[str, Any]) -> TensorSpec:

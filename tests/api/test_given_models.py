@@ -1,6 +1,7 @@
 """Models in memory of every kind become bundles; what is none of them gets one clear line."""
 
 import re
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 
 import edgeship
+from edgeship.api.sessions import Network
+from edgeship.core.model import Signature
 from edgeship.errors import EdgeshipError
 
 HERE = {"target": "linux-x86", "runtime": "onnx", "weights": "float16"}
@@ -141,6 +144,11 @@ def test_exported_programs_that_cannot_be_built_say_why(tmp_path):
             torch.zeros(1, 4),
             "--input is for models whose sizes are",
         ),
+        (
+            torch.export.export(torch.nn.BatchNorm1d(4).train(), (torch.zeros(2, 4),)),
+            None,
+            "a batch norm is in training mode; call model.eval() before torch.export.export",
+        ),
     ):
         with pytest.raises(EdgeshipError, match=re.escape(says)):
             edgeship.plan(model, inputs, **HERE)
@@ -159,6 +167,13 @@ def network(tmp_path_factory):
 
 
 IMAGE, IDS = np.ones((1, 2, 3), "f"), np.ones((1, 4), "i")
+
+
+def test_a_closed_network_says_so():
+    closed = Network(None, Signature((), ()), "onnx/model", ExitStack())
+    closed.close()
+    with pytest.raises(EdgeshipError, match="onnx/model is closed; open it again"):
+        closed()
 
 
 @pytest.mark.parametrize(

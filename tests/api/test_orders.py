@@ -76,6 +76,8 @@ def test_inputs_of_a_file(inputs, texts):
         ("m.onnx", None, {"kv_cache": "int4"}, "--kv-cache 'int4' is not one of float32, float16, int8"),
         ("m.onnx", None, {"activations": "int4"}, "--activations 'int4' is not one of float, int8, int16, dynamic"),
         ("m.onnx", None, {"weights": "int9"}, "int9"),
+        ("m.onnx", None, {"weights": 8}, "--weights 8 is not the name of an encoding"),
+        ("m.onnx", None, {"output": 3}, "3 is not a path"),
         ("m.onnx", None, {"weights": "auto"}, "give --profile auto"),
         ("m.onnx", None, {"metric": len}, "metric is a builtin_function_or_method, not a name"),
         ("m.onnx", None, {"passes": ["compress/quantize.bits=4"]}, "is not a setting of a pass"),

@@ -130,3 +130,7 @@ def test_inputs_get_other_names():
     assert (spec.name, spec.source, spec.low) == ("image", "x:0", 0.0)
     assert spec.of({"x:0": 1}) == spec.of({"image": 1}) == 1
     assert spec.of({"y": 1}) is None
+    two = parse_inputs(["u:f32[1]", "v:f32[1]"])
+    assert [item.name for item in with_notes(two, {"u": {"name": "v"}, "v": {"name": "u"}})] == ["v", "u"]
+    with pytest.raises(UsageError, match="u cannot be called v: another input has that name"):
+        with_notes(two, {"u": {"name": "v"}})
