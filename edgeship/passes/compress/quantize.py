@@ -244,12 +244,27 @@ class QuantizeWeights(Pass):
         record = replace(
             program.record,
             encodings=dict(encoded.encodings),
-            history=(*program.record.history, f"{self.name}: {words}, {self.method}", *notes, *_told(found, self.kept)),
+            history=(
+                *program.record.history,
+                f"{self.name}: {words}, {self.method}",
+                *notes,
+                *_told(found, self._kept_as(wanted)),
+            ),
             losses=found.losses,
         )
         weights = Overlay(program.weights, changed) if changed else program.weights
         replace(program, encoded=encoded, record=record, weights=weights).save(folder)
         return TorchModel(folder, model.signature)
+
+    def _kept_as(self, wanted: dict[str, Encoding]) -> tuple[tuple[str, str], ...]:
+        """Each kept weight with the encoding that it has; where its shape allows another only, with both."""
+        from edgeship.core.encodings import short_name
+
+        told = []
+        for name, text in self.kept:
+            other = name in wanted and wanted[name].dense != encoding_named(text).dense
+            told.append((name, f"{short_name(wanted[name])} ({text} does not fit)" if other else text))
+        return tuple(told)
 
     def _sensitive(self, program: TorchProgram, wanted: dict[str, Encoding], ctx: Context) -> Sensitive:
         """Weights that cost the outputs too much in few bits; none of those that something else decided."""

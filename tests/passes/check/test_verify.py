@@ -201,6 +201,7 @@ def test_a_reference_that_says_nothing_never_passes(kind, tmp_path):
     verdict = VerifyArtifact("onnx").run(artifact, program, program, Context(tmp_path))
     assert not verdict.passed
     assert "the reference says nothing" in verdict.summary
+    assert verdict.fix.startswith("give --calibration DATA on which the outputs differ")
 
 
 def test_a_weight_without_a_place_fails(case):

@@ -197,7 +197,9 @@ def test_pruned_weights_in_a_dense_palette_lose_no_more_than_whole_ones(method, 
     assert np.sqrt(np.square(made[zeros]).mean()) <= 0.75 * np.diff(np.unique(made)).max()
 
 
-@pytest.mark.parametrize(("fields", "says"), [({"samples": 0}, "samples"), ({"group_size": -32}, "no group")])
+@pytest.mark.parametrize(
+    ("fields", "says"), [({"samples": 0}, "samples"), ({"group_size": -32}, "is not a group size")]
+)
 def test_numbers_that_say_nothing_are_refused(fields, says, request_for):
     with pytest.raises(UsageError, match=says):
         QuantizeWeights(**fields).confirm(request_for())
@@ -214,6 +216,8 @@ def test_what_the_user_keeps_is_kept_and_told(request_for, saved, tmp_path):
         program.record.history[-1]
         == f"{REMARK}compress/quantize: kept as --keep says: 0.weight float16, 6.weight float32"
     )
+    program = run(QuantizeWeights.plan(request_for(keep=(("0.weight", "int4-g7"),))), saved, tmp_path / "other")
+    assert program.record.history[-1].endswith("as --keep says: 0.weight int4 (int4-g7 does not fit)")
     with pytest.raises(EncodingError, match="cannot hold"):
         QuantizeWeights.plan(request_for("qnn", keep=(("0.weight", "float16"),))).confirm(request_for("qnn"))
 
