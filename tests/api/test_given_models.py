@@ -41,6 +41,7 @@ def test_an_exported_program_keeps_its_own_inputs(tmp_path):
         assert network(image=image[0].numpy())["best"].tolist() == model(image)[1].tolist()
 
 
+@pytest.mark.heavy
 def test_data_in_memory_are_calibrated_on_and_measured(tmp_path):
     """The same data from a file give the same artifact."""
     torch.manual_seed(0)

@@ -128,7 +128,9 @@ def build(tmp_path, runtime: str) -> None:
     torch.set_rng_state(state)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    "runtime", [RUNTIMES[0], *(pytest.param(name, marks=pytest.mark.heavy) for name in RUNTIMES[1:])]
+)
 def test_a_build_leaves_the_process_as_it_was(runtime, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("EDGESHIP_CACHE", str(tmp_path / "cache"))
     for name in LIBRARIES:
