@@ -36,7 +36,7 @@ def raised_by(code: str) -> BaseException:
         ("int('9' * 5000)", UsageError, "digits"),
         ("open('a' * 300)", SourceError, "File name too long"),
         ("open('/')", SourceError, "Is a directory"),
-        ("import torch; torch.tensor([1]) // torch.tensor([0])", SourceError, "divides whole numbers by zero"),
+        ("import torch; torch.tensor([1]) // torch.tensor([0])", SourceError, "divides integers by zero"),
         ("open(chr(0))", UsageError, "zero byte"),
     ],
 )

@@ -176,8 +176,8 @@ def test_adapters_that_do_not_fit_are_refused(family, tmp_path, given, error) ->
 @pytest.mark.parametrize(
     ("tensor", "value", "error"),
     [
-        ("v_proj.lora_B.bias", torch.ones(32), "no part of LoRA"),
-        ("o_proj.lora_B.weight", torch.ones(64, 4), "no part of LoRA"),
+        ("v_proj.lora_B.bias", torch.ones(32), "not part of LoRA"),
+        ("o_proj.lora_B.weight", torch.ones(64, 4), "not part of LoRA"),
         ("v_proj.lora_A.weight", torch.full((4, 64), torch.nan), "NaN or infinity"),
     ],
 )

@@ -53,7 +53,7 @@ def test_what_an_engine_cannot_express_is_named(source, what, write) -> None:
 
 
 def test_what_is_no_template_is_refused() -> None:
-    with pytest.raises(LoweringError, match=r"no Jinja: .*line 2"):
+    with pytest.raises(LoweringError, match=r"not valid Jinja: .*line 2"):
         litert_template(ChatTemplate("\n{% if %}", {}, {}))
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from edgeship.core.choice import Choice
-from edgeship.core.decoder import AttentionLayer, Decoder
+from edgeship.core.decoder import AttentionLayer, Decoder, LanguageFacts
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
 from edgeship.core.memory import predict
 from edgeship.core.model import OnnxModel, Signature, TorchModel
@@ -35,8 +35,7 @@ def check(tmp_path):
 
     def go(record=None, **options):
         write_json(folder / "program.json", record or decided({"w": Float(16)}))
-        facts = options.pop("facts", {})
-        artifact = OnnxModel(tmp_path / "model.onnx", Signature((), ()), facts=facts)
+        artifact = OnnxModel(tmp_path / "model.onnx", Signature((), ()), language=options.pop("language", None))
         choice = options.pop("choice", Choice("float16", "float"))
         task = CheckSize("onnx", "pixel8", options.pop("limit_bytes", 10**9), choice=choice, profiles=OTHERS, **options)
         return task.run(artifact, TorchModel(folder, Signature((), ())), Context(tmp_path))
@@ -120,7 +119,7 @@ def test_tables_of_rows_have_an_encoding_of_their_own():
 @pytest.mark.parametrize(("kept", "each"), [("float32", 4), ("float16", 2), ("int8", 1)])
 def test_a_cache_is_counted_as_the_artifact_keeps_it(check, kept, each):
     decoder = Decoder("llama", (AttentionLayer(4, 2, 16), AttentionLayer(4, 2, 24, 12)), 64, 256, 4096)
-    verdict = check(decoder=decoder, context=1000, facts={"cache": kept}, limit_bytes=200 * MILLION)
+    verdict = check(decoder=decoder, context=1000, language=LanguageFacts(1000, kept), limit_bytes=200 * MILLION)
     cache = 2 * 2 * (16 + 24) * 1000 * each
     assert verdict.measurement("memory_cache").value == cache
     whole = sum(verdict.measurement(f"memory_{part}").value for part in ("weights", "activations", "cache"))
@@ -128,7 +127,7 @@ def test_a_cache_is_counted_as_the_artifact_keeps_it(check, kept, each):
     assert f"for 1000 positions in {kept}" in verdict.summary
     # Each position more takes as many bytes.
     limit = whole + runtimes()["onnx"].engine.overhead_bytes + cache // 10
-    tight = check(decoder=decoder, context=1000, facts={"cache": kept}, limit_bytes=limit)
+    tight = check(decoder=decoder, context=1000, language=LanguageFacts(1000, kept), limit_bytes=limit)
     assert tight.measurement("longest_context").value == 1100
 
 

@@ -109,8 +109,8 @@ def test_kept_weights_are_left_whole(saved, tmp_path):
 @pytest.mark.parametrize(
     ("step", "error", "says"),
     [
-        (PruneWeights(sparsity=1.0), UsageError, "no share"),
-        (PruneWeights(sparsity=0.0), UsageError, "no share"),
+        (PruneWeights(sparsity=1.0), UsageError, "not a share"),
+        (PruneWeights(sparsity=0.0), UsageError, "not a share"),
         (PruneWeights(sparsity=0.7, pattern="2:4"), UsageError, "half of every layer"),
         (PruneWeights(method="wanda"), DataError, "needs calibration data"),
         (PruneWeights(keep=("6.wieght",)), UsageError, "no weight 6.wieght"),
