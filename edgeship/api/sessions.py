@@ -93,13 +93,16 @@ class Network(_Open):
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """Run once: every output by name, whatever their number. Errors as in `__call__`."""
+        import numpy as np
+
         self._refuse_closed()
         known = {name for spec in self.inputs for name in spec.spellings}
         strange = next((name for name in inputs if name not in known), None)
         if strange is not None:
             raise UsageError(f"{self.title} has no input {strange}", fix=suggest(str(strange), known))
         ready = {spec.name: self._fitted(spec, inputs) for spec in self.inputs}
-        return self.session.run(ready)
+        # Some engines answer a plain number where an output has no axes.
+        return {name: np.asarray(value) for name, value in self.session.run(ready).items()}
 
     def _fitted(self, spec: TensorSpec, inputs: Mapping[str, Any]) -> Array:
         """One input in the artifact's own shape and dtype."""

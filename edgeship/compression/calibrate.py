@@ -345,7 +345,7 @@ class Runner:
         import numpy as np
         import torch
 
-        values = iter(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs)
+        values = iter(torch.from_numpy(np.asarray(array, order="C")) for array in inputs)
         return [
             self.weights[node.name] if node.name in self.weights else next(values)
             for node in self._program.graph.nodes

@@ -117,8 +117,11 @@ def _fits(spec: TensorSpec, values: Array) -> bool:
 
 
 def _batch(signature: Signature, floats: Mapping[str, Array], generator: Any, place: int) -> dict[str, Array]:
+    import numpy as np
+
+    # Arithmetic makes a plain number of an array without axes.
     return {
-        spec.name: floats[spec.name].astype(spec.numpy_dtype)
+        spec.name: np.asarray(floats[spec.name], spec.numpy_dtype)
         if spec.name in floats
         else draw(spec, generator, place + 1)
         for spec in signature.inputs

@@ -190,7 +190,7 @@ class Reference:
         import numpy as np
         import torch
 
-        return [torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in self._signature.inputs]
+        return [torch.from_numpy(np.asarray(inputs[spec.name], order="C")) for spec in self._signature.inputs]
 
     def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         import torch

@@ -79,7 +79,7 @@ class Trembling:
                     peak = Peak(n.name, str(getattr(n.target, "__name__", n.target)).split(".")[0], largest)
                 return moved(value)
 
-        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in self._signature.inputs]
+        tensors = [torch.from_numpy(np.asarray(inputs[spec.name], order="C")) for spec in self._signature.inputs]
         with torch.no_grad():
             results = Moving(self._module).run(*tensors)
         outputs = self._signature.outputs

@@ -126,7 +126,7 @@ def look_at(program: TorchProgram, batches: Sequence[Batch]) -> Look | None:
             return value
 
     for batch in batches[:SAMPLES]:
-        tensors = [torch.from_numpy(np.ascontiguousarray(batch[spec.name])) for spec in program.signature.inputs]
+        tensors = [torch.from_numpy(np.asarray(batch[spec.name], order="C")) for spec in program.signature.inputs]
         with torch.no_grad(), contextlib.suppress(StopIteration):
             Listening(module).run(*tensors)
     expected = program.record.expected[name]

@@ -54,7 +54,7 @@ class Saturation:
                     found = f"{n.name} reaches {end:.3g}, its grid holds {low:.3g} to {high:.3g}"
                 return value
 
-        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in self._signature.inputs]
+        tensors = [torch.from_numpy(np.asarray(inputs[spec.name], order="C")) for spec in self._signature.inputs]
         with torch.no_grad():
             Watching(self._module).run(*tensors)
         return found

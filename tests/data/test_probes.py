@@ -26,6 +26,14 @@ def test_every_kind_is_what_its_name_says():
     assert all(value.dtype == np.float32 and value.shape == X.shape for value in found.values())
 
 
+def test_an_input_without_axes_stays_an_array():
+    probes = probe_batches(
+        Signature((X, TensorSpec("rate", "f32", ()), TensorSpec("step", "i32", (), low=0, high=9)), ())
+    )
+    values = [probe.batch[name] for probe in probes for name in ("rate", "step")]
+    assert all(isinstance(value, np.ndarray) and value.shape == () for value in values)
+
+
 def test_a_range_keeps_probes_inside_it_and_asks_about_its_ends():
     spec = TensorSpec("x", "f32", (1, 8), low=-1.0, high=1.0)
     probes = probe_batches(Signature((spec,), ()))

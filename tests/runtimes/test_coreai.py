@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from edgeship.compression.affine import quantize_nearest, to_float16
-from edgeship.core.model import CoreAIModel, Placement
+from edgeship.core.model import CoreAIModel, Placement, TensorSpec
 from edgeship.core.weights import Affine, Float, FloatTensor, same_numbers
 from edgeship.errors import ArtifactError, DataError, EdgeshipError
 from edgeship.passes.lower.torch_to_coreai import TorchToCoreAI
+from edgeship.program.export import make_program
 from edgeship.runtimes.coreai.bytecode import named_blobs
 from edgeship.runtimes.coreai.runtime import RUNTIME
 
@@ -62,6 +63,20 @@ def test_a_session_answers_with_the_signature(artifact, program) -> None:
     for name, reference in zip(found, wanted, strict=True):
         np.testing.assert_allclose(found[name], reference.detach().numpy(), atol=0.02 * float(reference.abs().max()))
         np.testing.assert_array_equal(found[name], again[name])
+
+
+def test_an_input_without_axes_arrives_without_axes(lower) -> None:
+    class Scaled(torch.nn.Module):
+        def forward(self, x: torch.Tensor, rate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x * rate, rate + 1
+
+    specs = [TensorSpec("x", "f32", (1, 4)), TensorSpec("rate", "f32", ())]
+    made = make_program(Scaled(), specs, [torch.ones(1, 4), torch.tensor(2.0)])
+    with RUNTIME.open(lower(made, TorchToCoreAI())) as session:
+        found = session.run({"x": np.ones((1, 4), np.float32), "rate": np.asarray(2.0, np.float32)})
+    assert found["output"].tolist() == [[2.0, 2.0, 2.0, 2.0]]
+    assert found["output_1"].shape == ()
+    assert found["output_1"] == 3.0
 
 
 def test_it_works_inside_an_event_loop(artifact) -> None:

@@ -93,7 +93,7 @@ class LoadedAsset:
         import numpy as np
         from coreai.runtime import NDArray
 
-        given = {name: NDArray(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        given = {name: NDArray(np.asarray(array, order="C")) for name, array in inputs.items()}
         results = self._wait(self._functions[entry](given, state=dict(states or {})))
         return {name: result.numpy().copy() for name, result in results.items()}
 
