@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack, get_args
 
@@ -154,6 +155,7 @@ def make_order(model: Any, inputs: Any = None, **said: Unpack[Said]) -> BuildOrd
     if strange:
         raise UsageError(f"build takes no {strange[0]}", fix=suggest(strange[0], Said.__annotations__))
     _refuse_empty(said)
+    _refuse_kinds(said)
     given = is_in_memory(model)
     tokenizer = said.get("tokenizer")
     if tokenizer is not None and not given:
@@ -184,11 +186,30 @@ def make_order(model: Any, inputs: Any = None, **said: Unpack[Said]) -> BuildOrd
         part=_one_of("part", said.get("part"), ("encoder", "decoder")),
         adapters=_pairs("adapters", said.get("adapters")),
         keep=_names("keep", said.get("keep")),
-        options=collect(said.get("passes") or (), said.get("options") or {}),
+        options=collect(_listed(said.get("passes")), said.get("options") or {}),
         use_cache=said.get("cache", True),
         trust=said.get("trust", False),
         all_or_nothing=said.get("all_or_nothing", False),
     )
+
+
+# What an argument may be that is no name, model or data; "no" would count as true, and a number would fail deep inside.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(("trust", "all_or_nothing", "cache"), ((bool,), "True or False")),
+    "max_size": ((Real, str), 'bytes, or text such as "3GB"'),
+    "max_drop": ((Real, str), 'a share such as 0.01, or text such as "1%"'),
+    **dict.fromkeys(("input_names", "adapters"), ((Mapping, str, list, tuple), 'a dict such as {"old": "new"}')),
+    "options": ((Mapping,), 'a dict such as {"compress/quantize": {"bits": 4}}'),
+    "passes": ((Settings, list, tuple), "a list such as [edgeship.Quantize(bits=4)]"),
+}
+
+
+def _refuse_kinds(said: Said) -> None:
+    """Raise `UsageError` for a value of a type that says nothing here."""
+    for name, (kinds, wanted) in _KINDS.items():
+        value = said.get(name)
+        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            raise UsageError(f"{name} takes {wanted}, not {value!r}", fix="write it so")
 
 
 def _refuse_empty(said: Said) -> None:
@@ -233,8 +254,8 @@ def _names(name: str, value: Names | None) -> tuple[str, ...]:
         raise UsageError(
             f"{option(name)} takes a name or a list of names, not {value!r}", fix='write "a" or ["a", "b"]'
         )
-    # Names of outputs and patterns of weights may hold a comma; those of targets and runtimes do not.
-    whole = name in ("output_names", "keep")
+    # Names of inputs and outputs and patterns of weights may hold a comma; those of targets and runtimes do not.
+    whole = name in ("output_names", "keep", "input_names", "adapters")
     parts = [part.strip() for text in texts for part in ([text] if whole else text.split(","))]
     return tuple(part for part in parts if part or whole)
 
@@ -246,7 +267,12 @@ def _pairs(name: str, value: Mapping[str, Any] | Sequence[str] | None) -> tuple[
         return tuple(f"{quote}{key}{quote}={os.fspath(item)}" for key, item in value.items())
     if value is None:
         return ()
-    return (value,) if isinstance(value, str) else tuple(value)
+    return _names(name, [value] if isinstance(value, str) else value)
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    """A list; of one setting, it alone."""
+    return [value] if isinstance(value, Settings) else value or ()
 
 
 def _path(value: Place | None) -> str | None:

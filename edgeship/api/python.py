@@ -15,6 +15,7 @@ from edgeship.core.plan import Plan, Step
 from edgeship.engine.cache import logs_folder
 from edgeship.engine.chatter import Log
 from edgeship.engine.executor import Progress
+from edgeship.errors import UsageError
 
 
 def build(
@@ -88,6 +89,8 @@ class Lines:
 
 
 def _progress(given: Progress | Callable[[str], None] | None) -> Progress | None:
+    if given is not None and not callable(given) and not hasattr(given, "started"):
+        raise UsageError(f"progress is a {type(given).__name__}, not a function", fix="give one such as print")
     return Lines(given) if callable(given) else given
 
 

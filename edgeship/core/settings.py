@@ -83,7 +83,7 @@ def collect(given: Iterable[Settings], options: Options) -> dict[str, dict[str, 
         UsageError: a pass or an option nobody knows, a value of another type, or one option given twice.
     """
     found: dict[str, dict[str, Any]] = {}
-    for item in (*given, *(Settings(name, values) for name, values in options.items())):
+    for item in (*given, *(Settings(str(name), values) for name, values in options.items())):
         if not isinstance(item, Settings):
             raise UsageError(f"{item!r} is not a setting of a pass", fix="write passes=[edgeship.Quantize(bits=4)]")
         cls = find("pass", passes(), item.task)

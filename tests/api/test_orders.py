@@ -28,6 +28,19 @@ def test_limits_are_numbers_or_words():
     assert make_order("m.onnx", max_drop=0).max_drop == 0
 
 
+def test_one_setting_is_a_list_of_one():
+    from edgeship import Quantize
+
+    assert make_order("m.onnx", passes=Quantize(bits=4)).options == {"compress/quantize": {"bits": 4}}
+
+
+def test_progress_is_a_function():
+    from edgeship import build
+
+    with pytest.raises(EdgeshipError, match="progress is a int, not a function; give one such as print"):
+        build("m.onnx", target="pixel9", progress=3)
+
+
 def test_paths_and_tables():
     order = make_order(
         Path("m.onnx"), output=Path("out"), profile=Path("mine.toml"), adapters={"a": Path("dir")}, lora=Path("l"),
@@ -78,6 +91,15 @@ def test_inputs_of_a_file(inputs, texts):
         ("m.onnx", None, {"weights": "int9"}, "int9"),
         ("m.onnx", None, {"weights": 8}, "--weights 8 is not the name of an encoding"),
         ("m.onnx", None, {"output": 3}, "3 is not a path"),
+        ("m.onnx", None, {"trust": "no"}, "trust takes True or False, not 'no'"),
+        ("m.onnx", None, {"all_or_nothing": 0}, "all_or_nothing takes True or False, not 0"),
+        ("m.onnx", None, {"max_size": True}, "max_size takes bytes, or text such as"),
+        ("m.onnx", None, {"max_drop": [1]}, "max_drop takes a share"),
+        ("m.onnx", None, {"input_names": 3}, "input_names takes a dict"),
+        ("m.onnx", None, {"input_names": [3]}, "--input-name takes a name or a list of names, not [3]"),
+        ("m.onnx", None, {"options": 3}, "options takes a dict such as"),
+        ("m.onnx", None, {"options": {3: {}}}, 'no pass "3"'),
+        ("m.onnx", None, {"passes": 3}, "passes takes a list such as"),
         ("m.onnx", None, {"weights": "auto"}, "give --profile auto"),
         ("m.onnx", None, {"metric": len}, "metric is a builtin_function_or_method, not a name"),
         ("m.onnx", None, {"passes": ["compress/quantize.bits=4"]}, "is not a setting of a pass"),
