@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -64,9 +64,10 @@ def make_program(
     with torch.no_grad(), guarded_sizes():
         try:
             # A model may write into what it is given.
-            wanted = wrapper(*(example.clone() for example in examples))
+            result = wrapper.answer(*(example.clone() for example in examples))
         except Exception as error:
             raise does_not_run(inputs, error) from error
+    wanted = _tensors(result)
     if not wanted:
         raise SourceError("the model returns no tensor", fix="let forward return a tensor, or a tuple or dict of them")
     dtypes = [dtype_of(value) for value in wanted]
@@ -75,7 +76,7 @@ def make_program(
     exported = export_normalised(wrapper, tuple(examples), names, prefix="model", expected=expected)
     with torch.no_grad():
         found = exported.module()(*examples)
-    made = list(output_names) or ["output" if i == 0 else f"output_{i}" for i in range(len(wanted))]
+    made = list(output_names) or _keys(result) or ["output" if i == 0 else f"output_{i}" for i in range(len(wanted))]
     if len(made) != len(wanted):
         raise UsageError(f"{len(made)} output names for {len(wanted)} outputs", fix="give one name an output")
     if len(set(made)) != len(made):
@@ -146,20 +147,38 @@ class _Wrapper:
     def __new__(cls, module: torch.nn.Module, call: Callable[..., Any] | None) -> Any:
         import torch
 
-        from edgeship.compat.torch import leaves_of
-
         class Flat(torch.nn.Module):
             def __init__(self) -> None:
                 super().__init__()
                 self.model = module
 
+            def answer(self, *tensors: torch.Tensor) -> Any:
+                """Inputs by position, of any shape; outputs as the module returns them."""
+                return self.model(*tensors) if call is None else call(self.model, *tensors)
+
             def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
                 """Inputs by position, outputs as a flat tuple, each in its own shape."""
-                result = self.model(*tensors) if call is None else call(self.model, *tensors)
-                leaves = [leaf for leaf in leaves_of(result) if isinstance(leaf, torch.Tensor)]
-                return tuple(leaves)
+                return _tensors(self.answer(*tensors))
 
         return Flat().eval()
+
+
+def _tensors(result: Any) -> tuple[torch.Tensor, ...]:
+    """The tensors of an answer, however it nests them."""
+    import torch
+
+    from edgeship.compat.torch import leaves_of
+
+    return tuple(leaf for leaf in leaves_of(result) if isinstance(leaf, torch.Tensor))
+
+
+def _keys(result: Any) -> list[str]:
+    """The module's own names of its outputs: keys of a dict, fields of a named tuple; none where it nests further."""
+    named = result if isinstance(result, Mapping) else getattr(result, "_asdict", dict)()
+    held = {key: _tensors(value) for key, value in named.items()}
+    if any(not isinstance(key, str) or (found and found[0] is not named[key]) for key, found in held.items()):
+        return []
+    return [key for key, found in held.items() if found]
 
 
 def _aliases(exported: torch.export.ExportedProgram) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The normal form: constants and batch norms folded, names kept, nothing left that computes nothing."""
 
 import re
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -206,6 +207,32 @@ def test_outputs_are_flat_and_named():
     ]  # fmt: skip
     unnamed = make_program(Nested(), [IMAGE], [X])
     assert [spec.name for spec in unnamed.signature.outputs] == ["output", "output_1", "output_2"]
+
+
+class _Scores(NamedTuple):
+    logits: torch.Tensor
+    shares: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (lambda x: {"logits": x, "count": 3, "none": None, "image": x + 1}, ["logits", "image_2"]),
+        (lambda x: {"b": x, "a": x + 1}, ["b", "a"]),
+        (lambda x: _Scores(x + 1, x.softmax(1)), ["logits", "shares"]),
+        (lambda x: {0: x + 1, 1: x + 2}, ["output", "output_1"]),
+        (lambda x: {"a": (x + 1,), "b": x + 2}, ["output", "output_1"]),
+        (lambda x: x + 1, ["output"]),
+    ],
+)
+def test_outputs_keep_the_names_that_the_model_gives(function, names):
+    program = make_program(nn.Identity(), [IMAGE], [X], call=lambda _, x: function(x))
+    assert [spec.name for spec in program.signature.outputs] == names
+    for spec, want in zip(program.signature.outputs, answer(program, X), strict=True):
+        given = function(X)
+        given = given if isinstance(given, dict) else getattr(given, "_asdict", dict)()
+        if spec.name in given:
+            torch.testing.assert_close(want, given[spec.name])
 
 
 @pytest.mark.parametrize("names", [["a"], ["a", "a"]])

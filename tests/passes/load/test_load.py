@@ -324,7 +324,7 @@ def test_an_audio_encoder_is_a_factory_of_its_own(place):
     reference = f"{place / 'audio.py'}:encoder"
     program = loaded(LoadFactory(reference, ("input_features:f32[1,8,20]",)), reference, place)
     x = np.random.default_rng(0).standard_normal((1, 8, 20)).astype(np.float32)
-    assert_answers(program, {"input_features": x}, encoder(torch.from_numpy(x)).last_hidden_state, "output")
+    assert_answers(program, {"input_features": x}, encoder(torch.from_numpy(x)).last_hidden_state, "last_hidden_state")
     assert "model.safetensors" in dependencies(place)
 
 
