@@ -51,11 +51,14 @@ PLAIN = {
 }  # fmt: skip
 # Public in spite of how it is spelled.
 PUBLIC = {"os._exit"}
+# Named tuples begin their documented methods so, to leave every other name to their fields.
+NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
 CALLS = ("getattr", "hasattr", "setattr", "delattr", "import_module", "find_spec", "getLogger")
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not (name.startswith("__") and name.endswith("__"))
+    special = name.startswith("__") and name.endswith("__")
+    return name.startswith("_") and not special and name not in NAMED_TUPLES
 
 
 def files() -> list[Path]:
