@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 import edgeship
-from edgeship.errors import FaultError, GateError, LoweringError
+from edgeship.core.registry import runtimes
+from edgeship.errors import FaultError, GateError, LoweringError, MissingToolError
 from edgeship.passes.check.verify import VerifyArtifact
 from edgeship.passes.lower.torch_to_tflite import TorchToTFLite
 
@@ -105,3 +106,18 @@ def test_a_limit_of_the_user_s_holds_everything_back(network, tmp_path):
     assert [row.passed for row in bundle.report.rows].count(False) == 1
     assert not bundle.published
     assert not (tmp_path / "out").exists()
+
+
+def test_a_runtime_whose_package_is_not_installed_is_one_row_too(network, monkeypatch):
+    def versions(self):
+        raise MissingToolError("LiteRT needs ai-edge-litert", fix='pip install "edgeship[tflite]"')
+
+    monkeypatch.setattr(type(runtimes()["tflite"]), "versions", versions)
+    bundle = edgeship.build(*network, **BOTH, output="out")
+    assert [artifact.runtime for artifact in bundle] == ["onnx"]
+    (refusal,) = bundle.report.refused
+    assert (refusal.runtime, refusal.step, refusal.exit_code) == ("tflite", "", MissingToolError.exit_code)
+    assert "edgeship[tflite]" in refusal.fix
+    for alone in ({"runtimes": ["tflite"]}, {"all_or_nothing": True}):
+        with pytest.raises(MissingToolError):
+            edgeship.build(*network, **{**BOTH, **alone}, output="other")
