@@ -27,16 +27,21 @@ def folder() -> Path | None:
 
 
 class Crepe(nn.Module):
-    """The tiny pitch tracker of Kim et al. 2018 (arXiv:1802.06182): 1024 samples at 16 kHz to 360 pitch bins."""
+    """The pitch tracker of Kim et al. 2018 (arXiv:1802.06182): 1024 samples at 16 kHz to 360 pitch bins.
 
-    def __init__(self) -> None:
+    Args:
+        wider: how many times the channels of the tiny one it has; 8 is the full one.
+    """
+
+    def __init__(self, wider: int = 1) -> None:
         super().__init__()
-        inner, outer = [1, 128, 16, 16, 16, 32], [128, 16, 16, 16, 32, 64]
+        inner = [1, *(wider * size for size in (128, 16, 16, 16, 32))]
+        outer = [wider * size for size in (128, 16, 16, 16, 32, 64)]
         for place, (fewer, more) in enumerate(zip(inner, outer, strict=True), start=1):
             size, stride = ((512, 1), (4, 1)) if place == 1 else ((64, 1), (1, 1))
             setattr(self, f"conv{place}", nn.Conv2d(fewer, more, size, stride))
             setattr(self, f"conv{place}_BN", nn.BatchNorm2d(more, eps=0.0010000000474974513))
-        self.classifier = nn.Linear(256, 360)
+        self.classifier = nn.Linear(256 * wider, 360)
 
     def forward(self, audio: torch.Tensor) -> torch.Tensor:
         """``(N, 1024)`` samples, each frame of mean 0 and spread 1, to ``(N, 360)`` shares."""
@@ -45,8 +50,8 @@ class Crepe(nn.Module):
             x = functional.pad(x, (0, 0, 254, 254) if place == 1 else (0, 0, 31, 32))
             x = functional.relu(getattr(self, f"conv{place}")(x))
             x = functional.max_pool2d(getattr(self, f"conv{place}_BN")(x), (2, 1), (2, 1))
-        # (N, 64, 4, 1) -> (N, 256)
-        return self.classifier(x.permute(0, 2, 1, 3).reshape(-1, 256)).sigmoid()
+        # (N, 64, 4, 1) -> (N, 256) of the tiny one
+        return self.classifier(x.permute(0, 2, 1, 3).flatten(1)).sigmoid()
 
 
 class Proposals(nn.Module):
@@ -94,9 +99,43 @@ class Refinement(nn.Module):
         return self.dense5_2(x), self.dense5_1(x).softmax(1)
 
 
+class Outputs(nn.Module):
+    """The third network of MTCNN: one window of 48 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = OrderedDict(
+            conv1=nn.Conv2d(3, 32, 3), prelu1=nn.PReLU(32), pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
+            conv2=nn.Conv2d(32, 64, 3), prelu2=nn.PReLU(64), pool2=nn.MaxPool2d(3, 2, ceil_mode=True),
+            conv3=nn.Conv2d(64, 64, 3), prelu3=nn.PReLU(64), pool3=nn.MaxPool2d(2, 2, ceil_mode=True),
+            conv4=nn.Conv2d(64, 128, 2), prelu4=nn.PReLU(128),
+        )  # fmt: skip
+        for name, layer in self.features.items():
+            self.add_module(name, layer)
+        self.dense5, self.prelu5 = nn.Linear(1152, 256), nn.PReLU(256)
+        self.dense6_1, self.dense6_2, self.dense6_3 = nn.Linear(256, 2), nn.Linear(256, 4), nn.Linear(256, 10)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``(N, 3, 48, 48)`` to a box ``(N, 4)``, points ``(N, 10)`` and shares ``(N, 2)``."""
+        for name in self.features:
+            x = getattr(self, name)(x)
+        x = self.prelu5(self.dense5(x.permute(0, 3, 2, 1).flatten(1)))
+        return self.dense6_2(x), self.dense6_3(x), self.dense6_1(x).softmax(1)
+
+
 def crepe() -> nn.Module:
     """To be filled with trained weights."""
     return Crepe().eval()
+
+
+def crepe_full() -> nn.Module:
+    """To be filled with trained weights."""
+    return Crepe(8).eval()
+
+
+def outputs() -> nn.Module:
+    """To be filled with trained weights."""
+    return Outputs().eval()
 
 
 def proposals() -> nn.Module:

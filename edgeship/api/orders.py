@@ -40,6 +40,7 @@ class Said(TypedDict, total=False):
         max_size: bytes, or a text such as ``"3MB"``. max_drop: a fraction, or ``"1%"``.
         input_names: ``{"old": "new"}``. output_names: one for each output, in order.
         adapters: ``{"name": folder}``. tokenizer: of a language model that is given as an object.
+        weights_key: which set of weights of a checkpoint, where several fit the factory's module.
         output: the bundle's folder; ``<name>.edgeship`` here when left out. cache: False runs every step again.
     """
 
@@ -66,6 +67,7 @@ class Said(TypedDict, total=False):
     input_names: Mapping[str, str] | Sequence[str]
     output_names: Names
     factory: str
+    weights_key: str
     tokenizer: Any
     output: Place
     cache: bool
@@ -82,7 +84,7 @@ class BuildOrder:
         targets: names. runtimes: names; empty means each target's own list.
         renames: names for inputs, each ``OLD=NEW``.
         output: bundle folder; ``<name>.edgeship`` here when None. options: ``{"compress/quantize": {"bits": 8}}``.
-        weights, activations: in place of the profile's.
+        weights_key: which set of weights in a checkpoint. weights, activations: in place of the profile's.
         metric: see `edgeship.data.metrics`; accuracy when None.
         context: positions that a language model's artifacts keep. lora: folder of a PEFT adapter to merge.
         part: ``encoder`` or ``decoder`` of an encoder-decoder; the whole network when None.
@@ -103,6 +105,7 @@ class BuildOrder:
     outputs: tuple[str, ...] = ()
     renames: tuple[str, ...] = ()
     factory: str | None = None
+    weights_key: str | None = None
     weights: str | None = None
     activations: ActivationMode | None = None
     calibration: str | GivenData | None = None
@@ -173,6 +176,7 @@ def make_order(model: Any, inputs: Any = None, **said: Unpack[Said]) -> BuildOrd
         outputs=_names("output_names", said.get("output_names")),
         renames=_pairs("input_names", said.get("input_names")),
         factory=said.get("factory"),
+        weights_key=said.get("weights_key"),
         weights=_weights(said.get("weights")),
         activations=_one_of("activations", said.get("activations"), get_args(ActivationMode)),
         calibration=take_data("calibration", said.get("calibration")),
@@ -199,6 +203,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "max_size": ((Real, str), 'bytes, or text such as "3GB"'),
     "max_drop": ((Real, str), 'a share such as 0.01, or text such as "1%"'),
     **dict.fromkeys(("input_names", "adapters"), ((Mapping, str, list, tuple), 'a dict such as {"old": "new"}')),
+    "weights_key": ((str,), 'a text such as "model_ema"'),
     "options": ((Mapping,), 'a dict such as {"compress/quantize": {"bits": 4}}'),
     "passes": ((Settings, list, tuple), "a list such as [edgeship.Quantize(bits=4)]"),
 }

@@ -130,6 +130,7 @@ def _requests(
 ) -> list[Request]:
     """One request for each target and runtime."""
     load = {**found.load, "lora": order.lora, "part": order.part, "context": order.context}
+    load["weights_key"] = order.weights_key
     adapters = _adapters(order.adapters)
     requests: list[Request] = []
     for target in chosen:

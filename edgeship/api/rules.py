@@ -88,6 +88,12 @@ RULES: tuple[Rule, ...] = (
         "belongs to a weights file",
     ),
     Rule(
+        "--weights-key",
+        lambda order: order.weights_key is not None,
+        lambda found: found.form == "pickle",
+        "chooses among the sets of weights in a checkpoint",
+    ),
+    Rule(
         "--weights",
         lambda order: order.weights is not None,
         lambda found: not _options_say_weights(found.order),

@@ -86,6 +86,11 @@ def order_options(command: F) -> F:
             "--factory", metavar="FILE:FUNCTION", help="Function that returns the module for a file of weights."
         ),
         click.option(
+            "--weights-key",
+            metavar="KEY",
+            help="Which set of weights in a checkpoint, where several fit the model, such as model_ema.",
+        ),
+        click.option(
             "--calibration",
             metavar="DATA",
             help="Calibration inputs: .npz, .npy, images, file.py:function, or text (32768 tokens of it).",

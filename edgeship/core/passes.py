@@ -31,6 +31,7 @@ DECIDED: Mapping[str, str] = {
     "runtime": "--runtime",
     "reference": "the source",
     "factory": "--factory",
+    "key": "--weights-key",
     "inputs": "--input",
     "outputs": "--output-name",
     "notes": "sample.toml",

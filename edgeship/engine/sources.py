@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import struct
 import sys
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,13 +18,13 @@ from edgeship.core.owned import is_ours
 from edgeship.core.records import read_toml, suggest
 from edgeship.data.specs import check_name, parse_renames
 from edgeship.engine.chatter import is_log
+from edgeship.engine.torch_files import form_of_torch
 from edgeship.errors import EdgeshipError, SourceError, UnsafeSourceError, UsageError
 from edgeship.frontends.llama2c import is_checkpoint
 
 SAMPLE_FILE = "sample.toml"
 # Of a note on an input: float32 holds it, and its inverse.
 MOST = 1e30
-PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -152,11 +150,24 @@ def _find(reference: str, inputs: tuple[str, ...], outputs: tuple[str, ...], fac
     if form == "huggingface" and not inputs and _writes_text(path):
         form = "decoder"
     if form in ("safetensors", "pickle") and not factory:
-        kind = "safetensors" if form == "safetensors" else "a pickle of weights"
-        raise SourceError(f"{reference} is {kind}: weights without a model", fix="add --factory file.py:function")
+        raise _without_model(path, form, reference)
     if form not in ("safetensors", "pickle") and factory:
         raise UsageError(f"--factory belongs to a weights file; {reference} is {form}", fix="leave it out")
     return Found(_source(path, form, reference, factory or ""), load)
+
+
+def _without_model(path: Path, form: str, reference: str) -> SourceError:
+    """What to say of a file of weights that comes without the code of its model."""
+    from edgeship.frontends.state_dicts import whole_module
+
+    kind = whole_module(path) if form == "pickle" else ""
+    if kind:
+        return SourceError(
+            f"{reference} is a pickled module, {kind}: its code is not in the file, and loading it would run code",
+            fix="add --factory file.py:function, which makes the module; its weights are taken from the file",
+        )
+    what = "safetensors" if form == "safetensors" else "a pickle of weights"
+    return SourceError(f"{reference} is {what}: weights without a model", fix="add --factory file.py:function")
 
 
 def _form(path: Path) -> str:
@@ -177,10 +188,9 @@ def _form(path: Path) -> str:
         return "safetensors"
     if suffix == ".bin" and is_checkpoint(path):
         return "llama2c"
-    if suffix in PICKLES:
-        if zipfile.is_zipfile(path) and any(name.endswith("archive_format") for name in _names(path)):
-            return "export"
-        return "pickle"
+    torch_form = form_of_torch(path, head)
+    if torch_form:
+        return torch_form
     if suffix == ".py":
         raise SourceError(f"{path} is a Python file", fix=f"name the function that returns the model: {path}:model")
     if head[:4] in (b"TFL3",) or head[4:8] == b"TFL3":
@@ -351,12 +361,3 @@ def _nearby(path: Path) -> str:
     return (
         suggest(path.name, [item.name for item in parent.iterdir()][:50]) if any(parent.iterdir()) else "check the path"
     )
-
-
-def _names(path: Path) -> list[str]:
-    """Entries of an archive; none when its table of contents is damaged, which the loader tells."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, struct.error):
-        return []

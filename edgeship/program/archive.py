@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 from edgeship.errors import LimitError, SourceError, UnsafeSourceError
 from edgeship.program.checkpoint import MAX_EXPANDED_BYTES, check_window, read_bytes, read_checkpoint
-from edgeship.program.pickled import TensorRecord, named_in
+from edgeship.program.pickled import named_in
+from edgeship.program.pickled_values import TensorRecord
 from edgeship.program.zipped import Zipped
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edgeship.errors import SourceError
-from edgeship.program.pickled import MAX_BYTES, Name, Storage, TensorRecord, read_pickle
+from edgeship.program.pickled import MAX_BYTES, read_pickle
+from edgeship.program.pickled_values import Name, Storage, TensorRecord
 from edgeship.program.zipped import Zipped
 
 if TYPE_CHECKING:
@@ -102,23 +103,27 @@ def read_bytes(file: BinaryIO, begin: int, size: int) -> torch.Tensor:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read what a checkpoint describes; tensors stay on disk.
+    """Read what a checkpoint describes; tensors stay on disk, and whole objects are the records of what they hold.
 
     Raises:
         UnsafeSourceError: it holds more than tensors and plain data. SourceError: damaged, or no checkpoint.
     """
-    return read_checkpoint(path.open("rb"), str(path))
+    return read_checkpoint(path.open("rb"), str(path), inert=True)
 
 
-def read_checkpoint(file: BinaryIO, what: str) -> Checkpoint:
-    """`open_checkpoint` of an open file; ``what`` names it in errors."""
+def read_checkpoint(file: BinaryIO, what: str, *, inert: bool = False) -> Checkpoint:
+    """`open_checkpoint` of an open file; ``what`` names it in errors.
+
+    Args:
+        inert: objects of classes that nobody here knows are plain records of what they hold, not a reason to refuse.
+    """
     head = file.read(4)
     file.seek(0)
     if head == b"PK\x03\x04":
-        return _zipped(file, what)
+        return _zipped(file, what, inert)
     if head == b"":
         raise SourceError(f"{what} is not a readable checkpoint: it is empty", fix="download it again")
-    return _sequence(file, what)
+    return _sequence(file, what, inert)
 
 
 def _storage_of(pid: tuple[Any, ...], what: str) -> Storage:
@@ -130,7 +135,7 @@ def _storage_of(pid: tuple[Any, ...], what: str) -> Storage:
     raise SourceError(f"{what} keeps numbers in a way that is not read", fix="save its state_dict as safetensors")
 
 
-def _zipped(file: BinaryIO, what: str) -> Checkpoint:
+def _zipped(file: BinaryIO, what: str, inert: bool) -> Checkpoint:
     entries = Zipped(file, what)
     if "constants.pkl" in entries:
         raise SourceError(f"{what} is a TorchScript archive", fix="give its state_dict, or the model as a factory")
@@ -139,15 +144,18 @@ def _zipped(file: BinaryIO, what: str) -> Checkpoint:
     if "byteorder" in entries and entries.read("byteorder", 16) != b"little":
         raise SourceError(f"{what} was saved on a machine of another byte order", fix="save it on this one")
     content = read_pickle(
-        io.BytesIO(entries.read("data.pkl", MAX_BYTES)), what, storage=lambda pid: _storage_of(pid, what)
+        io.BytesIO(entries.read("data.pkl", MAX_BYTES)),
+        what,
+        storage=lambda pid: _storage_of(pid, what),
+        inert=inert,
     )
     places = {name.removeprefix("data/"): entries.place(name) for name in entries.names() if name.startswith("data/")}
     return Checkpoint(content, file, places, what)
 
 
-def _sequence(file: BinaryIO, what: str) -> Checkpoint:
+def _sequence(file: BinaryIO, what: str, inert: bool) -> Checkpoint:
     """The older form: magic number, protocol, system, the object, keys of its storages, their numbers."""
-    first = read_pickle(_Bounded(file), what)
+    first = read_pickle(_Bounded(file), what, inert=inert)
     if first != MAGIC:
         return Checkpoint(first, file, {}, what)
     sizes: dict[str, tuple[int, int]] = {}
@@ -161,7 +169,7 @@ def _sequence(file: BinaryIO, what: str) -> Checkpoint:
 
     for _ in range(2):
         read_pickle(_Bounded(file), what)
-    content = read_pickle(_Bounded(file), what, storage=storage)
+    content = read_pickle(_Bounded(file), what, storage=storage, inert=inert)
     keys = read_pickle(_Bounded(file), what)
     places: dict[str, tuple[int, int]] = {}
     end = file.seek(0, io.SEEK_CUR)

@@ -262,6 +262,8 @@ CASES: list[Case] = [
     ("weights too large for int8",
      lambda p: ("m.py:too_large", *INPUT), 3, "0.weight is too large for a float16 scale"),
     # code that must not run
+    ("a key that is not there", lambda p: (*weights(checkpoint(p, "w.pt")), "--weights-key", "ema"), 3, "under 'ema'"),
+    ("a key of safetensors", lambda p: (*weights(checkpoint(p, "")), "--weights-key", "ema"), 2, "in a checkpoint"),
     ("malicious pickle", lambda p: weights(bomb(p, "w.pth")), 3, "holds more than tensors"),
     ("malicious checkpoint", lambda p: weights(zip_bomb(p, "w.pt")), 3, "holds more than tensors"),
     ("malicious bin", lambda p: weights(bomb(p, "w.bin")), 3, "holds more than tensors"),
@@ -444,12 +446,22 @@ def test_names_may_have_spaces_around_them(cli, place):
     assert spaced.out == plain.out
 
 
-def test_a_refused_pickle_says_what_is_in_it_and_advises_nothing_else(cli, place):
+def test_a_module_that_was_pickled_whole_is_said_to_be_one(cli, place):
     import torch
 
     torch.save(torch.nn.Linear(4, 2), place / "whole.pt")
-    ran = cli("build", place / "whole.pt", "--factory", "m.py:good", *INPUT, *TARGET, "-o", "out")
-    assert_refused(ran, 3, "holds more than tensors: torch.nn.modules.linear.Linear; loading it would run code")
+    ran = cli("build", place / "whole.pt", *INPUT, *TARGET, "-o", "out")
+    assert_refused(ran, 3, "is a pickled module, torch.nn.modules.linear.Linear: its code is not in the file")
+    assert "add --factory file.py:function" in ran.err
+
+
+def test_a_refused_pickle_says_what_is_in_it_and_advises_nothing_else(cli, place):
+    import torch
+
+    torch.save({"weight": Bomb(place / "exploded")}, place / "w.pt")
+    ran = cli("build", place / "w.pt", "--factory", "m.py:good", *INPUT, *TARGET, "-o", "out")
+    assert_refused(ran, 3, "holds more than tensors: ")
+    assert "; loading it would run code" in ran.err
     assert "weights_only" not in ran.err
     assert "trust the source" not in ran.err
 

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from edgeship.errors import SourceError, UnsafeSourceError
 from edgeship.program.checkpoint import open_checkpoint, read_checkpoint
-from edgeship.program.pickled import Name, PlainObject, TensorRecord, named_in
+from edgeship.program.pickled import named_in
+from edgeship.program.pickled_values import Name, PlainObject, TensorRecord
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hostile import PICKLES
