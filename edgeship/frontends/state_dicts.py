@@ -1,7 +1,8 @@
 """Sets of weights in a checkpoint: a state dict under some key, or the tensors of a module that was pickled whole.
 
 What a trainer writes has the weights somewhere inside, beside optimizer states, averages and settings. Nothing here
-goes by the trainer's name: each group of named tensors is a set, and `edgeship.frontends.fitting` finds the one that fits.
+goes by the trainer's name: each group of named tensors is a set, of which `edgeship.frontends.fitting` finds the one
+that fits.
 """
 
 from __future__ import annotations
