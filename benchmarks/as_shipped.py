@@ -169,6 +169,11 @@ def _short(cell: Cell | None) -> str:
     return "not run" if cell is None else cell.state
 
 
+def _size(item: tuple[str, Real]) -> int:
+    """Bytes of a model's file: what is small comes first."""
+    return Path(item[1].arguments[0]).stat().st_size
+
+
 def main() -> None:
     """Run what is missing, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -185,7 +190,7 @@ def main() -> None:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=RESULTS
     ).stdout.strip()
     end = time.monotonic() + 60 * given.minutes
-    for name, real in {} if given.page else models().items():
+    for name, real in [] if given.page else sorted(models().items(), key=_size):
         if given.only not in (None, name):
             continue
         for runtimes in GROUPS:

@@ -18,6 +18,7 @@ from edgeship.frontends.onnx.call import OpCall
 from edgeship.frontends.onnx.counting import MAX_NODES, check_node_count
 from edgeship.frontends.onnx.dtypes import SUB_BYTE_BITS
 from edgeship.frontends.onnx.graph import normal_domain, opset_versions
+from edgeship.frontends.onnx.ordering import in_order, names_read
 from edgeship.frontends.onnx.schemas import function_body, refusal
 from edgeship.frontends.onnx.tensors import read_sparse, read_tensor
 from edgeship.frontends.onnx.values import Grid, Quantized, Recorder, Value, is_constant
@@ -94,7 +95,8 @@ class Interpreter:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise SourceError(f"{scope.label} is nested too deeply", fix="check the file with onnx.checker")
-        last_use = {name: index for index, node in enumerate(nodes) for name in _names_read(node)}
+        nodes = in_order(nodes)
+        last_use = {name: index for index, node in enumerate(nodes) for name in names_read(node)}
         dying: dict[int, list[str]] = {}
         for name, index in last_use.items():
             if name not in keep:
@@ -278,14 +280,3 @@ def _bound(attributes: Sequence[AttributeProto], bindings: Mapping[str, Attribut
             given.CopyFrom(bindings[attribute.ref_attr_name])
             given.name = attribute.name
             yield given
-
-
-def _names_read(node: NodeProto) -> Iterator[str]:
-    """Every name that a node, or a graph inside it, may read from outside."""
-    yield from node.input
-    for attribute in node.attribute:
-        bodies = [attribute.g] if attribute.type == AttributeProto.GRAPH else list(attribute.graphs)
-        for body in bodies:
-            for inner in body.node:
-                yield from _names_read(inner)
-            yield from (info.name for info in body.output)

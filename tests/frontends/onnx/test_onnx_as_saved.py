@@ -182,6 +182,53 @@ def test_half_precision_is_computed_in_float32(tmp_path: Path, outside: int) -> 
     _same(path, imported, {"x": x}, tolerance=3e-3)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_nodes_may_stand_before_what_they_read(tmp_path: Path, inside: bool) -> None:
+    """onnxruntime's converter to float16 lists casts of inputs and around blocked operators last."""
+    nodes = [
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        helper.make_node("Exp", ["x"], ["a"]),
+        helper.make_node("Neg", ["x"], ["b"]),
+        helper.make_node("Mul", ["d", "a"], ["y"]),
+    ]
+    nodes = [nodes[4], *nodes[:4]]
+    if inside:
+        body = helper.make_graph(nodes, "body", [], [_info("y", None)])
+        truth = helper.make_node("Constant", [], ["t"], value=numpy_helper.from_array(np.array(True)))
+        nodes = [truth, helper.make_node("If", ["t"], ["z"], then_branch=body, else_branch=body)]
+    path = _save(tmp_path, nodes, [_info("x", [2, 3])], [_info("z" if inside else "y", None)])
+    imported = import_onnx(path)
+    x = GENERATOR.standard_normal((2, 3)).astype("f")
+    found = imported.module(torch.from_numpy(x))[0].numpy()
+    np.testing.assert_allclose(found, np.maximum(np.exp(x) - x, 0) * np.exp(x), rtol=1e-5, atol=1e-6)
+
+
+def test_nodes_that_read_each_other_are_refused(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Add", ["x", "b"], ["y"]), helper.make_node("Relu", ["y"], ["b"])]
+    path = _save(tmp_path, nodes, [_info("x", [2])], [_info("y", None)])
+    with pytest.raises(SourceError, match="which nothing before it produces"):
+        import_onnx(path)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("blocked", [[], ["Softmax", "Conv"]])
+def test_what_a_converter_to_half_precision_writes(tmp_path: Path, keep: bool, blocked: list[str]) -> None:
+    float16 = pytest.importorskip("onnxruntime.transformers.float16")
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Softmax", ["r"], ["s"], axis=1),
+        helper.make_node("Mul", ["s", "k"], ["y"]),
+    ]
+    constants = [_weight("w", 4, 3, 3, 3), _weight("b", 4), numpy_helper.from_array(np.float32(0.1), "k")]
+    path = _save(tmp_path, nodes, [_info("x", [1, 3, 6, 6])], [_info("y", [1, 4, 6, 6])], constants)
+    made = float16.convert_float_to_float16(onnx.load(path), keep_io_types=keep, op_block_list=blocked)
+    onnx.save(made, path)
+    x = GENERATOR.standard_normal((1, 3, 6, 6)).astype("f" if keep else "float16")
+    _same(path, import_onnx(path), {"x": x}, tolerance=3e-3)
+
+
 def test_bounds_at_infinity_are_no_weights(tmp_path: Path) -> None:
     nodes = [helper.make_node("Max", ["low", "x"], ["a"]), helper.make_node("Add", ["a", "mask"], ["y"])]
     mask = numpy_helper.from_array(np.array([[0, -np.inf, 0]], "f"), "mask")

@@ -20,6 +20,7 @@ from edgeship.frontends.onnx.ops import (
     resize,
     shaping,
     signal,
+    transformer,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "resize",
     "shaping",
     "signal",
+    "transformer",
 ]

@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from onnx import TensorProto
 
 from edgeship.frontends.onnx.call import OpCall
+from edgeship.frontends.onnx.constants import Integers
 from edgeship.frontends.onnx.ops.convolution import convolve
 from edgeship.frontends.onnx.ops.linear import gemm_product, linear_weight
 from edgeship.frontends.onnx.registry import Result, op
@@ -19,6 +21,8 @@ from edgeship.frontends.onnx.values import is_constant
 Tensor = torch.Tensor
 
 _MS = "com.microsoft"
+#: Integers of a weight in blocks, by their bits.
+BLOCKED = {2: TensorProto.UINT2, 4: TensorProto.UINT4, 8: TensorProto.UINT8}
 
 
 @op("Gelu", domain=_MS)
@@ -62,7 +66,7 @@ def fused_gemm(call: OpCall) -> Tensor:
     return _activated(call, gemm_product(call))
 
 
-@op("FusedMatMul", domain=_MS)
+@op("FusedMatMul", "TransposeMatMul", domain=_MS)
 def fused_matmul(call: OpCall) -> Tensor:
     """`alpha * A' @ B'`. [..., M, K] x [..., K, N] -> [..., M, N]."""
     a, b = call.x(0), call.x(1)
@@ -111,32 +115,36 @@ def skip_simplified_layer_norm(call: OpCall) -> Result:
 
 @op("MatMulNBits", domain=_MS)
 def matmul_n_bits(call: OpCall) -> Tensor:
-    """A weight [N, K] in blocks of 4 or 8-bit integers, folded to float."""
+    """A weight [N, K] in blocks of 2, 4 or 8-bit integers, which stay what they are."""
     x, packed, scales = call.x(0), call.const(1, "the weight"), call.const(2, "the scales")
     rows, columns = call.attr_int("N"), call.attr_int("K")
     bits, block = call.attr_int("bits", 4), call.attr_int("block_size")
-    if bits not in (4, 8) or call.given(4) or block < 1:
+    if bits not in (2, 4, 8) or call.given(4) or block < 1:
         raise call.refuse(f"{bits} bits, or reordered groups, are not imported")
     blocks = -(-columns // block)
-    values = _unpacked(packed.reshape(rows, blocks, -1), bits)
-    zero: Tensor | float = float(1 << (bits - 1))
-    if call.given(3):
-        points = call.const(3, "the zero points")
-        if points.dtype == torch.uint8:
-            points = _unpacked(points.reshape(rows, -1), bits)[:, :blocks]
-        zero = points.reshape(rows, blocks, 1).to(scales.dtype)
-    weight = ((values.to(scales.dtype) - zero) * scales.reshape(rows, blocks, 1)).reshape(rows, -1)[:, :columns]
-    weight = weight.to(x.dtype).contiguous()
+    values = unpacked(packed.reshape(rows, blocks, -1), bits)
+    points = call.const(3, "the zero points") if call.given(3) else torch.full((), 1 << (bits - 1), dtype=torch.uint8)
+    if points.dtype == torch.uint8 and points.dim():
+        points = unpacked(points.reshape(rows, -1), bits)[:, :blocks]
+    # One for each block: [rows, blocks]
+    points = points.expand(rows, blocks) if not points.dim() else points.reshape(rows, blocks)
+    wide = scales.reshape(rows, blocks).to(torch.float32)
+    weight = (values.to(torch.float32) - points.unsqueeze(-1).to(torch.float32)) * wide.unsqueeze(-1)
+    # [rows, blocks, block] -> [rows, columns]
+    weight = weight.reshape(rows, -1)[:, :columns].to(x.dtype).contiguous()
     call.constants.inherit(weight, packed)
+    if not points.is_floating_point() and columns % block == 0:
+        call.constants.remember(weight, Integers(wide, points, BLOCKED[bits]))
     call.constants.mark_weight(weight)
     return F.linear(x, weight, call.optional_weight(5))
 
 
-def _unpacked(packed: Tensor, bits: int) -> Tensor:
-    """Two 4-bit integers a byte, low bits first: [..., bytes] -> [..., 2 * bytes]."""
+def unpacked(packed: Tensor, bits: int) -> Tensor:
+    """Several integers a byte, low bits first: [..., bytes] -> [..., 8 / bits * bytes]."""
     if bits == 8:
         return packed
-    return torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
+    most = (1 << bits) - 1
+    return torch.stack([packed >> shift & most for shift in range(0, 8, bits)], -1).flatten(-2)
 
 
 def _activated(call: OpCall, x: Tensor) -> Tensor:

@@ -158,6 +158,7 @@ def one_hot(call: OpCall) -> Tensor:
     return torch.where(chosen, torch.select(values, 0, 1), torch.select(values, 0, 0))
 
 
+@op("Trilu", domain="com.microsoft")
 @op("Trilu")
 def trilu(call: OpCall) -> Tensor:
     """One triangle, the rest 0. [..., M, N]."""

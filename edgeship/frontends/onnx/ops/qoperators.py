@@ -13,11 +13,21 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from onnx import TensorProto
 
 from edgeship.frontends.onnx.call import OpCall
 from edgeship.frontends.onnx.constants import Integers
+from edgeship.frontends.onnx.ops.contrib import BLOCKED, unpacked
+from edgeship.frontends.onnx.ops.linear import linear_weight
 from edgeship.frontends.onnx.ops.pooling import average_pool
-from edgeship.frontends.onnx.ops.quantization import dequantize_linear, quantize_linear, restored, rounded, scaled_bias
+from edgeship.frontends.onnx.ops.quantization import (
+    dequantize_linear,
+    quantize_linear,
+    restored,
+    restored_input,
+    rounded,
+    scaled_bias,
+)
 from edgeship.frontends.onnx.ops.recurrent import lstm
 from edgeship.frontends.onnx.registry import Result, op
 from edgeship.frontends.onnx.values import Quantized, is_constant
@@ -72,13 +82,17 @@ def quantized_softmax(call: OpCall) -> Answer:
 
 @op("QLinearAveragePool", "QLinearGlobalAveragePool", domain=_MS)
 def pool(call: OpCall) -> Answer:
-    """Channels first."""
-    if call.attr_int("channels_last", 0):
-        raise call.refuse("channels_last is not imported", fix="quantize without the NHWC transformation")
+    """Channels first, or last as the optimizer turns them."""
     x = restored(call, 0)
+    last = bool(call.attr_int("channels_last", 0))
+    if last:
+        # [N, ..., C] -> [N, C, ...]
+        x = torch.movedim(x, -1, 1)
     if call.node.op_type == "QLinearAveragePool":
-        return rounded(call, _tensor(average_pool(replace(call, inputs=(x,)))), 3)
-    return rounded(call, torch.mean(x, tuple(range(2, x.dim())), keepdim=True), 3)
+        pooled = _tensor(average_pool(replace(call, inputs=(x,))))
+    else:
+        pooled = torch.mean(x, tuple(range(2, x.dim())), keepdim=True)
+    return rounded(call, torch.movedim(pooled, 1, -1) if last else pooled, 3)
 
 
 @op("QLinearConcat", domain=_MS)
@@ -127,6 +141,62 @@ def dynamic_lstm(call: OpCall) -> Result:
     call.note_dynamic()
     x, _, _, *others = call.inputs[:8]
     return lstm(replace(call, inputs=(x, *weights, *others)))
+
+
+@op("QLinearWhere", domain=_MS)
+def where(call: OpCall) -> Answer:
+    """Of two tensors on grids of their own, by a condition."""
+    return rounded(call, torch.where(call.x(0), restored(call, 1), restored(call, 4)), 7)
+
+
+@op("DynamicQuantizeMatMul", domain=_MS)
+def dynamic_matmul(call: OpCall) -> Tensor:
+    """A product with an integer weight [K, N]; what it does to activations is left to the runtime. -> [..., M, N]."""
+    call.note_dynamic()
+    return _product(call, call.x(0), scale=2, zero=3, bias=4)
+
+
+@op("MatMulIntegerToFloat", domain=_MS)
+def integer_matmul_to_float(call: OpCall) -> Tensor:
+    """A product of an integer activation and an integer weight [K, N], in float. -> [..., M, N]."""
+    return _product(call, restored_input(call, 0, 2, 4), scale=3, zero=5, bias=6)
+
+
+def _product(call: OpCall, x: Tensor, *, scale: int, zero: int, bias: int) -> Tensor:
+    """[..., M, K] x [K, N] -> [..., M, N]; ``scale``, ``zero`` and ``bias`` are inputs."""
+    matrix = restored(call, 1, axis=1, scale=scale, zero=zero)
+    if not is_constant(matrix) or matrix.dim() != 2:
+        product = torch.matmul(x, matrix)
+        return torch.add(product, call.x(bias)) if call.given(bias) else product
+    call.constants.mark_weight(matrix)
+    return F.linear(x, linear_weight(call, matrix), call.optional_weight(bias))
+
+
+@op("GatherBlockQuantized", domain=_MS)
+def gather_blocks(call: OpCall) -> Tensor:
+    """Rows of a table [rows, columns] of integers in blocks along each row; [...] -> [..., columns]."""
+    table, indices, scales = call.const(0, "the table"), call.x(1), call.const(2, "the scales")
+    block, bits = call.attr_int("block_size", 128), call.attr_int("bits", 4)
+    along = call.axis(call.attr_int("quantize_axis", 1), table.dim())
+    if table.dim() != 2 or along != 1 or call.axis(call.attr_int("gather_axis", 0), 2) != 0:
+        raise call.refuse("only rows of a matrix in blocks along each row are imported")
+    zero = call.optional(3)
+    elem_type = call.elem_type(0)
+    if elem_type == TensorProto.UINT8:
+        # Packed: low bits first.
+        elem_type, table = BLOCKED[bits], unpacked(table, bits)
+        zero = torch.full((), 1 << (bits - 1), dtype=torch.uint8) if zero is None else unpacked(zero, bits)
+    blocks = scales.shape[1]
+    points = torch.zeros((), dtype=torch.int32) if zero is None else zero
+    points = points[:, :blocks] if points.dim() else points.expand(scales.shape)
+    wide = scales.to(torch.float32)
+    spread = [torch.repeat_interleave(part, block, 1)[:, : table.shape[1]] for part in (wide, points)]
+    value = torch.mul(torch.sub(table.to(torch.float32), spread[1].to(torch.float32)), spread[0])
+    call.constants.name(value, call.constants.name_of(call.x(0)))
+    if table.shape[1] % block == 0:
+        call.constants.remember(value, Integers(wide, points, elem_type))
+    call.constants.mark_weight(value)
+    return F.embedding(indices.to(torch.int64), value)
 
 
 def _tensor(value: Result) -> Tensor:

@@ -111,27 +111,42 @@ def _spread(call: OpCall, parameter: Tensor, x: Tensor) -> Tensor:
     return torch.narrow(repeated, axis, 0, x.shape[axis])
 
 
-def restored(call: OpCall, index: int, *, axis: int = 0) -> Tensor:
-    """The numbers behind integers at ``index``, whose scale and zero point are the two inputs after it.
+def restored(call: OpCall, index: int, *, axis: int = 0, scale: int | None = None, zero: int | None = None) -> Tensor:
+    """The numbers behind integers at ``index``. Any shape.
 
     Args:
-        axis: of a scale for each channel.
+        axis: of a scale for each channel. scale, zero: inputs with scale and zero point; by default the two after it.
     """
+    scale_index = index + 1 if scale is None else scale
+    zero_index = index + 2 if zero is None else zero
     held = call.quantized(index)
-    scale = call.x(index + 1)
-    if held is not None and held.grid == grid_of(call, index + 1, index + 2, held.grid.elem_type):
+    if held is not None and held.grid == grid_of(call, scale_index, zero_index, held.grid.elem_type):
         return held.value
-    x = call.x(index)
-    zero = call.x(index + 2) if call.given(index + 2) else torch.zeros(scale.shape, dtype=torch.int32)
+    x, factor = call.x(index), call.x(scale_index)
+    point = call.x(zero_index) if call.given(zero_index) else torch.zeros(factor.shape, dtype=torch.int32)
     view = [1] * x.dim()
-    if scale.numel() > 1:
-        view[axis] = scale.numel()
-    value = torch.sub(x.to(torch.float32), torch.reshape(zero, tuple(view)).to(torch.float32))
-    result = torch.mul(value, torch.reshape(scale, tuple(view)).to(torch.float32))
-    if is_constant(x) and is_constant(scale) and is_constant(zero):
+    if factor.numel() > 1:
+        view[axis] = factor.numel()
+    value = torch.sub(x.to(torch.float32), torch.reshape(point, tuple(view)).to(torch.float32))
+    result = torch.mul(value, torch.reshape(factor, tuple(view)).to(torch.float32))
+    if is_constant(x) and is_constant(factor) and is_constant(point):
         call.constants.name(result, call.constants.name_of(x))
-        call.constants.remember(result, Integers(scale, zero, call.elem_type(index)))
+        call.constants.remember(result, Integers(factor, point, call.elem_type(index)))
     return result
+
+
+def restored_input(call: OpCall, index: int, scale: int, zero: int) -> Tensor:
+    """The numbers behind an activation in integers: where the data at hand gave the scale, what was rounded. Any shape.
+
+    Args:
+        scale, zero: inputs with its scale and zero point.
+    """
+    source = call.inputs[index]
+    known = call.dynamic.get(source) if isinstance(source, Tensor) and not is_constant(source) else None
+    if isinstance(known, Rounded):
+        call.note_dynamic()
+        return known.value
+    return restored(call, index, scale=scale, zero=zero)
 
 
 def rounded(call: OpCall, value: Tensor, scale_index: int) -> Tensor | Quantized:
