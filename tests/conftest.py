@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Most tests change something in this process; what runs in others is asked in tests/engine/test_beside.py.
+os.environ.setdefault("EDGESHIP_JOBS", "1")
 
 
 @dataclass(frozen=True)

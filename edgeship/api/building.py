@@ -12,14 +12,18 @@ from edgeship.api.preparing import prepare
 from edgeship.core.artifact import Gathered
 from edgeship.core.passes import Context
 from edgeship.core.plan import Plan, Step
+from edgeship.core.registry import targets
 from edgeship.core.report import Report
+from edgeship.engine.beside import run_beside
 from edgeship.engine.cache import Cache, default_cache_root, logs_folder
 from edgeship.engine.chatter import Log
-from edgeship.engine.executor import Execution, Progress, Silence, execute
+from edgeship.engine.executor import Execution, Progress, Silence, Surroundings, execute
 from edgeship.engine.gathering import Prepared, gather_all, publishable
 from edgeship.engine.locating import with_places
 from edgeship.engine.repair import MAX_ROUNDS, next_attempt
+from edgeship.engine.room import cores, jobs_for, wanted_jobs
 from edgeship.engine.sources import trusted_code
+from edgeship.engine.workers import Crew, Worker
 from edgeship.errors import ChangedError
 
 # How often a build starts again when what it reads changes under it.
@@ -61,25 +65,56 @@ def run(order: BuildOrder, progress: Progress | None = None, log: Log | None = N
 
 
 def _build(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Report:
-    prepared = prepare(order, cache, log, progress)
-    rounds = 0
-    while True:
-        report, following = _attempt(prepared, order, cache, log, progress, last=rounds == MAX_ROUNDS)
-        if following is None:
-            return report
-        rounds += 1
-        # What this build has made is taken up again, whatever the order says of older results.
-        prepared, cache = following, dataclasses.replace(cache, read=True)
-        log.line(f"== round {rounds}: a gate fell short")
+    with _crew(order) as crew:
+        prepared = prepare(order, cache, log, progress, crew.warm)
+        workers = crew.keep(_jobs(order, prepared))
+        rounds, shared = 0, cache.common()
+        while True:
+            report, following = _attempt(
+                prepared, order, cache, log, progress, shared, workers, last=rounds == MAX_ROUNDS
+            )
+            if following is None:
+                return report
+            rounds += 1
+            # What this build has made is taken up again, whatever the order says of older results.
+            prepared, cache = following, dataclasses.replace(cache, read=True)
+            log.line(f"== round {rounds}: a gate fell short")
+
+
+def _crew(order: BuildOrder) -> Crew:
+    """As many workers as an order may have; how many it has room for is known when its model is."""
+    names = order.runtimes or {name for target in order.targets if target in targets() for name in _runs(target)}
+    size = wanted_jobs(order.jobs, max(1, len(names)))
+    return Crew(size if size > 1 else 0, cores())
+
+
+def _runs(target: str) -> tuple[str, ...]:
+    return targets()[target].runtime_names
+
+
+def _jobs(order: BuildOrder, prepared: Prepared) -> int:
+    """How many artifacts are made at once."""
+    inventory = prepared.requests[0].inventory
+    assert inventory is not None
+    return jobs_for(order.jobs, inventory, len({request.runtime for request in prepared.requests}))
 
 
 def _attempt(
-    prepared: Prepared, order: BuildOrder, cache: Cache, log: Log, progress: Progress, *, last: bool
+    prepared: Prepared,
+    order: BuildOrder,
+    cache: Cache,
+    log: Log,
+    progress: Progress,
+    shared: Path,
+    workers: list[Worker],
+    *,
+    last: bool,
 ) -> tuple[Report, Prepared | None]:
     """Run a plan. Returns its report and what to try next; where there is nothing, what holds is published.
 
     Args:
-        last: nothing is tried any more.
+        shared: a folder for what steps leave for each other. last: nothing is tried any more.
+        workers: processes for what can run at once; without any, all runs here.
     """
     ends: list[tuple[Report, Prepared | None]] = []
 
@@ -94,16 +129,11 @@ def _attempt(
         ends.append((report, following))
 
     done = [(prepared.load_step.task, prepared.loaded)]
-    execute(
-        prepared.plan,
-        prepared.requests[0].source,
-        cache,
-        log,
-        progress,
-        gather,
-        done,
-        all_or_nothing=prepared.all_or_nothing,
-    )
+    plan, source, whole = prepared.plan, prepared.requests[0].source, prepared.all_or_nothing
+    if workers:
+        run_beside(plan, Surroundings(source, cache, log, progress, gather, shared), done, workers, whole)
+    else:
+        execute(plan, source, cache, log, progress, gather, done, whole, shared)
     return ends[-1]
 
 

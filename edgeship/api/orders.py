@@ -24,6 +24,7 @@ T = TypeVar("T")
 # Several in one text are separated by commas, as on the command line.
 Names = str | Sequence[str]
 Place = str | os.PathLike[str]
+MOST_JOBS = 64
 
 
 class Said(TypedDict, total=False):
@@ -42,6 +43,7 @@ class Said(TypedDict, total=False):
         adapters: ``{"name": folder}``. tokenizer: of a language model that is given as an object.
         weights_key: which set of weights of a checkpoint, where several fit the factory's module.
         output: the bundle's folder; ``<name>.edgeship`` here when left out. cache: False runs every step again.
+        jobs: how many runtimes are lowered and checked at once; by cores and memory when left out.
     """
 
     target: Names
@@ -71,6 +73,7 @@ class Said(TypedDict, total=False):
     tokenizer: Any
     output: Place
     cache: bool
+    jobs: int
     trust: bool
     all_or_nothing: bool
 
@@ -94,6 +97,7 @@ class BuildOrder:
         max_drop: fraction. max_size_bytes: limit for each artifact's files.
         trust: run code that comes with the source: Python that its sample.toml names, pickles in a .pt2.
         all_or_nothing: publish nothing unless every runtime takes the model and every check holds.
+        jobs: how many artifacts are made at once, each in a process; by cores and memory when None, 1 in this one.
     """
 
     source: str
@@ -123,6 +127,7 @@ class BuildOrder:
     use_cache: bool = True
     trust: bool = False
     all_or_nothing: bool = False
+    jobs: int | None = None
     model: GivenModel | None = None
 
     @property
@@ -194,6 +199,7 @@ def make_order(model: Any, inputs: Any = None, **said: Unpack[Said]) -> BuildOrd
         use_cache=said.get("cache", True),
         trust=said.get("trust", False),
         all_or_nothing=said.get("all_or_nothing", False),
+        jobs=_jobs(said.get("jobs")),
     )
 
 
@@ -322,6 +328,13 @@ def _whole(name: str, value: Any) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise UsageError(f"{option(name)} {value!r} is not a whole number", fix="give one, such as 1024")
     return value
+
+
+def _jobs(value: Any) -> int | None:
+    count = _whole("jobs", value)
+    if count is not None and not 0 < count <= MOST_JOBS:
+        raise UsageError(f"--jobs {count} is not 1 to {MOST_JOBS}", fix="leave it out: cores and memory decide")
+    return count
 
 
 def _bytes(value: int | str | None) -> int | None:

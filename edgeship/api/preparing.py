@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +31,17 @@ if TYPE_CHECKING:
     from edgeship.program.program import ProgramRecord
 
 
-def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Prepared:
+def prepare(
+    order: BuildOrder,
+    cache: Cache,
+    log: Log,
+    progress: Progress,
+    expect: Callable[[Sequence[str]], None] = lambda names: None,
+) -> Prepared:
     """Check the order, load the source, and plan every route.
+
+    Args:
+        expect: called with the runtimes that a network will be lowered for, before it is loaded.
 
     Raises:
         EdgeshipError: a name nobody knows, options that do not belong together, a source that cannot be read, data that
@@ -49,6 +58,9 @@ def prepare(order: BuildOrder, cache: Cache, log: Log, progress: Progress) -> Pr
     _refuse_idle_runtimes(order, requests)
     possible, left_out = _possible(order, requests)
     able, refused = _able(order, possible)
+    if not situation.language:
+        # A large language model is built in one process, whose memory is all that there is.
+        expect(list(dict.fromkeys(request.runtime for request in able)))
     return _saying(left_out, refused, _loaded(order, able, data, cache, log, progress))
 
 

@@ -141,6 +141,12 @@ def order_options(command: F) -> F:
             is_flag=True,
             help="Publish nothing unless every runtime takes the model and every check holds.",
         ),
+        click.option(
+            "--jobs",
+            type=int,
+            metavar="N",
+            help="Runtimes to build at once, each in a process of its own. Default: by cores and free memory.",
+        ),
         click.option("--no-cache", is_flag=True, help="Run every step again instead of taking it from the cache."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout."),
         click.option("-v", "--verbose", is_flag=True, help="Print the log of the libraries when the command ends."),

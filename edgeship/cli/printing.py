@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -27,7 +27,7 @@ FILE_WIDTH = 150
 
 
 class Shown:
-    """Progress on stderr: one line a finished step with its time, and a spinner for the running one on a terminal.
+    """Progress on stderr: one line a finished step with its time, and a spinner for each running one on a terminal.
 
     It writes to its own copy of stderr, because the executor sends the real one to the log while a step runs.
     """
@@ -36,22 +36,23 @@ class Shown:
         self._stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
         self._console = Console(file=self._stream, highlight=False)
         self._live: Progress | None = None
-        self._task: Any = None
+        self._tasks: dict[int, TaskID] = {}
 
     def started(self, step: Step) -> None:
-        """Start the spinner."""
+        """Start a spinner."""
         stop_if_pressed()
         if self._console.is_terminal:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-            self._live = Progress(*columns, console=self._console, transient=True)
-            self._task = self._live.add_task(_title(step), total=None)
-            self._live.start()
+            if self._live is None:
+                columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+                self._live = Progress(*columns, console=self._console, transient=True)
+                self._live.start()
+            self._tasks[step.index] = self._live.add_task(_title(step), total=None)
 
     def moved(self, step: Step, done: int, total: int, what: str) -> None:
         """Say how far a step is."""
         stop_if_pressed()
-        if self._live is not None:
-            self._live.update(self._task, description=f"{_title(step)}  {done}/{total} {what}")
+        if self._live is not None and step.index in self._tasks:
+            self._live.update(self._tasks[step.index], description=f"{_title(step)}  {done}/{total} {what}")
 
     def said(self, step: Step, line: str) -> None:
         """Print a line under the steps before."""
@@ -59,24 +60,31 @@ class Shown:
 
     def finished(self, step: Step, seconds: float, cached: bool) -> None:
         """Print the step with its time."""
-        self._stop()
+        self._stop(step)
         mark, when = ("=", "from cache") if cached else ("+", f"{seconds:.1f} s")
         self._console.print(f"{mark} {_title(step):<62} {when}", markup=False)
 
     def failed(self, step: Step) -> None:
         """Print that the step failed."""
-        self._stop()
+        self._stop(step)
         self._console.print(f"! {_title(step)}", markup=False)
 
     def close(self) -> None:
         """Give the terminal back."""
-        self._stop()
+        self._stop(None)
         self._stream.close()
 
-    def _stop(self) -> None:
-        if self._live is not None:
+    def _stop(self, step: Step | None) -> None:
+        """Take away the spinner of a step, or all of them; nothing is drawn once none is left."""
+        if self._live is None:
+            return
+        task = self._tasks.pop(step.index, None) if step is not None else None
+        if task is not None and self._tasks:
+            self._live.remove_task(task)
+        else:
             self._live.stop()
             self._live = None
+            self._tasks.clear()
 
 
 def _title(step: Step) -> str:

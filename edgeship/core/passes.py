@@ -60,12 +60,15 @@ class Context:
         folder: an empty folder; everything the pass writes goes there, and is kept with its result.
         progress: ``progress(done, total, what)`` for steps that people wait for.
         log: one line for the log file. say: one line for people, before something that takes long.
+        shared: a folder for what steps of one build leave for each other, each under a digest of all that decides it;
+            None where nothing is to be left.
     """
 
     folder: Path
     progress: Callable[[int, int, str], None] = _no_progress
     log: Callable[[str], None] = field(default=lambda line: None)
     say: Callable[[str], None] = field(default=lambda line: None)
+    shared: Path | None = None
 
 
 class Pass(ABC):

@@ -18,6 +18,8 @@ class Broken:
     reason: str
 
 
+# An attribute of errors that came from another process: what `author_of` said there.
+AUTHOR = "_edgeship_author"
 _broken: dict[tuple[str, str], Broken] = {}
 # Packages that plug-ins are from, as Python imports them.
 _packages: set[str] = set()
@@ -49,6 +51,8 @@ def author_of(error: BaseException) -> str:
     Of all calls on the way, the innermost that is edgeship's or a plug-in's decides: what a library raises is of its
     caller.
     """
+    if hasattr(error, AUTHOR):
+        return str(getattr(error, AUTHOR))
     author, trace = "", error.__traceback__
     while trace is not None:
         package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import tomllib
 import types
@@ -122,10 +123,16 @@ def _convert_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
     raise errors[0]
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a class's fields; working them out takes longer than all else here."""
+    return typing.get_type_hints(cls)
+
+
 def _convert_record(cls: type, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise UsageError(f"{where}: expected a table, found {data!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     values = {}
     for key, item in data.items():

@@ -41,6 +41,8 @@ DEPENDENCIES = "dependencies.json"
 RESULT = "result.json"
 # In a folder of a running step: what the step writes.
 WORK = "work"
+# How the name of a folder begins that steps of one build share.
+COMMON = "common"
 # How often to try when several builds store the same step at once.
 ATTEMPTS = 20
 # Entries beyond this are dropped, oldest use first.
@@ -150,6 +152,12 @@ class Cache:
             raise OutputError(
                 f"the cache {self.root} cannot be written: {error.strerror}", fix="set EDGESHIP_CACHE to another folder"
             ) from None
+        return folder
+
+    def common(self) -> Path:
+        """A new folder for what steps of a build leave for each other, until `close`."""
+        folder = self.scratch(COMMON)
+        self.held[folder] = claim(folder, alone=True)
         return folder
 
     def discard(self, folder: Path) -> None:

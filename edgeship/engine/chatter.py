@@ -55,9 +55,48 @@ class Log:
 
     def line(self, text: str) -> None:
         """Write one line. A full disk is for the step to report that needs it."""
+        self.write(text.encode(errors="replace") + b"\n")
+
+    def write(self, text: bytes) -> None:
+        """Write what was said elsewhere, as it is."""
         file = self.file()
         with suppress(OSError):
-            file.write(text.encode(errors="replace") + b"\n")
+            file.write(text)
+
+    def close(self) -> None:
+        """Close the file; another line opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class PartLog(Log):
+    """The log of one step among several that run at once: a file of its own, which goes into the whole log later.
+
+    Args:
+        path: a new file; one without a name when left out.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        super().__init__(path or Path(tempfile.gettempdir()))
+        self._named = path is not None
+
+    def file(self) -> IO[bytes]:
+        """The open file."""
+        if self._file is None:
+            if self._named:
+                self._file = self.path.open("ab", buffering=0)
+            else:
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed by `close`
+        return self._file
+
+    def taken(self) -> bytes:
+        """All that was written; the file is closed."""
+        file = self.file()
+        file.seek(0)
+        text = file.read()
+        self.close()
+        return text
 
 
 def _names(path: Path) -> Iterator[Path]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from edgeship.program.answers import Answers
 from edgeship.program.slice_sums import SliceSums
 
 if TYPE_CHECKING:
@@ -158,24 +160,36 @@ class Reference:
     Args:
         ahead: inputs that will be asked for. A program too large for memory answers them all in one go, weight by
             weight, and inputs that were not announced one by one.
+        kept: what other steps of the build have asked it.
     """
 
-    def __init__(self, program: Any, *, quantized: bool = True, ahead: Sequence[Mapping[str, Array]] = ()) -> None:
+    def __init__(
+        self,
+        program: Any,
+        *,
+        quantized: bool = True,
+        ahead: Sequence[Mapping[str, Array]] = (),
+        kept: Answers | None = None,
+    ) -> None:
         from edgeship.program.streamed import is_large, run_streamed
 
         self._program = program if is_large(program) and not program.activations else None
         self._signature = program.signature
-        if self._program is None:
-            self._module = program.module(quantized=quantized)
-        else:
+        self._kept = kept or Answers(None)
+        self._make: Callable[[], Any] = lambda: program.module(quantized=quantized)
+        if self._program is not None:
             self._answers = dict(zip(map(_key, ahead), run_streamed(program, ahead) if ahead else [], strict=True))
+
+    @cached_property
+    def _module(self) -> Any:
+        return self._make()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; inputs and outputs by the signature's names."""
         from edgeship.program.streamed import run_streamed
 
         if self._program is None:
-            return self._run(inputs)
+            return self._kept.of(inputs, lambda: (self._run(inputs), ""))[0]
         known = self._answers.get(_key(inputs))
         return run_streamed(self._program, [inputs])[0] if known is None else known
 

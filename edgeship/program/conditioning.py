@@ -8,9 +8,15 @@ Stability of Numerical Algorithms, chapter 1: the condition of the problem bound
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from edgeship.core.records import from_plain, to_plain
+from edgeship.program.answers import Answers
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -41,12 +47,20 @@ class Trembling:
 
     Args:
         program: what is asked; its activation grids, if any, are left out.
+        kept: what other steps of the build have asked it.
     """
 
-    def __init__(self, program: TorchProgram) -> None:
-        self._signature = program.signature
-        self._module = program.filled().module()
-        self._normed = _inside_norms(self._module.graph)
+    def __init__(self, program: TorchProgram, kept: Answers | None = None) -> None:
+        self._program, self._signature = program, program.signature
+        self._kept = kept or Answers(None)
+
+    @cached_property
+    def _module(self) -> Any:
+        return self._program.filled().module()
+
+    @cached_property
+    def _normed(self) -> set[Node]:
+        return _inside_norms(self._module.graph)
 
     def run(self, inputs: Mapping[str, Array], unit: float, *, weights: bool = False) -> tuple[dict[str, Array], Peak]:
         """Outputs by name, and where the program is largest.
@@ -54,6 +68,15 @@ class Trembling:
         Args:
             unit: relative, see `UNIT`. weights: weights are moved too, as rounding them does.
         """
+
+        def make() -> tuple[dict[str, Array], str]:
+            outputs, peak = self._run(inputs, unit, weights)
+            return outputs, json.dumps(to_plain(peak))
+
+        outputs, peak = self._kept.of(inputs, make, "moved", unit, weights)
+        return outputs, from_plain(Peak, json.loads(peak))
+
+    def _run(self, inputs: Mapping[str, Array], unit: float, weights: bool) -> tuple[dict[str, Array], Peak]:
         import numpy as np
         import torch
 
@@ -63,7 +86,8 @@ class Trembling:
         def moved(value: torch.Tensor) -> torch.Tensor:
             """Each number moved at random by at most ``unit`` of itself; any shape."""
             noise = torch.rand(value.shape, generator=generator, dtype=value.dtype)
-            return value * (1 + unit * (2 * noise - 1))
+            # value * (1 + unit * (2 * noise - 1)), in the one new tensor
+            return noise.mul_(2).sub_(1).mul_(unit).add_(1).mul_(value)
 
         class Moving(torch.fx.Interpreter):
             def run_node(self, n: Node) -> Any:
@@ -73,8 +97,7 @@ class Trembling:
                     return moved(value)
                 if n.op not in ("placeholder", "call_function") or not _is_float(value) or _is_moving(n):
                     return value
-                finite = value[torch.isfinite(value)]
-                largest = float(finite.abs().max()) if finite.numel() else 0.0
+                largest = _largest(value)
                 if largest > peak.value and n not in normed:
                     peak = Peak(n.name, str(getattr(n.target, "__name__", n.target)).split(".")[0], largest)
                 return moved(value)
@@ -84,6 +107,19 @@ class Trembling:
             results = Moving(self._module).run(*tensors)
         outputs = self._signature.outputs
         return {spec.name: result.numpy() for spec, result in zip(outputs, results, strict=True)}, peak
+
+
+def _largest(value: torch.Tensor) -> float:
+    """The largest finite magnitude in a tensor of any shape; 0 where there is none."""
+    import torch
+
+    if not value.numel():
+        return 0.0
+    low, high = (float(end) for end in torch.aminmax(value))
+    if math.isfinite(low) and math.isfinite(high):
+        return max(-low, high)
+    finite = value[torch.isfinite(value)]
+    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def _is_float(value: Any) -> bool:

@@ -10,6 +10,7 @@ from edgeship.core.model import Artifact
 from edgeship.core.passes import Context
 from edgeship.core.runtimes import Session, as_numpy
 from edgeship.errors import SourceError
+from edgeship.program.answers import Answers
 from edgeship.program.compare import Comparison, Reference
 from edgeship.program.conditioning import UNIT, Peak, Trembling
 from edgeship.program.routers import WITHIN
@@ -83,7 +84,7 @@ class Trial:
         not_asked: kinds that the original cannot run on, with its words.
         positions: of texts. close: those left out because experts are chosen by a hair. crowded: those that would have
             been, in texts with so many that all were compared.
-        by_hand: a limit is the user's own, and none is lowered.
+        by_hand: a limit is the user's own, and none is lowered. kept: what others have asked the original.
     """
 
     program: TorchProgram
@@ -103,6 +104,7 @@ class Trial:
     close: int = 0
     crowded: int = 0
     by_hand: bool = False
+    kept: Answers = field(default_factory=lambda: Answers(None))
     _plain: list[tuple[Batch, Any, Any]] = field(default_factory=list)
 
     @classmethod
@@ -114,19 +116,26 @@ class Trial:
         questions: Questions,
         *,
         by_hand: bool = False,
+        kept: tuple[Answers, Answers] | None = None,
     ) -> Trial:
-        """Open both references; a program too large for memory answers all usual inputs in one go."""
+        """Open both references; a program too large for memory answers all usual inputs in one go.
+
+        Args:
+            kept: what other steps of the build have asked the program and the original.
+        """
         from edgeship.program.streamed import is_large
 
         usual = questions.usual
+        ours, originals = kept or (Answers(None), Answers(None))
         return cls(
             program,
             original,
             arithmetic,
             is_large(program),
-            Reference(program, ahead=usual),
-            Reference(original, ahead=questions.given or usual),
+            Reference(program, ahead=usual, kept=ours),
+            Reference(original, ahead=questions.given or usual, kept=originals),
             by_hand=by_hand,
+            kept=originals,
         )
 
     @property
@@ -166,7 +175,7 @@ class Trial:
         self._ask_usual(session, model, questions, ctx, adapters)
         if self.large or self.program.record.decoder is not None:
             return
-        moved = Trembling(self.original)
+        moved = Trembling(self.original, self.kept)
         saturation = Saturation(self.program) if self.static else None
         if NOISE in self.kinds and not self.by_hand:
             self._condition_noise(questions.drawn[:FEW], moved)

@@ -12,7 +12,7 @@ from edgeship.core.model import OnnxModel, Signature, Source, TorchModel
 from edgeship.core.passes import Context, Pass
 from edgeship.core.plan import Plan, Step
 from edgeship.core.report import Verdict
-from edgeship.engine import executor
+from edgeship.engine import running as running_module
 from edgeship.engine.cache import Cache
 from edgeship.engine.chatter import Log
 from edgeship.engine.executor import Silence, execute
@@ -207,7 +207,7 @@ def test_what_the_disk_says_is_one_line(run, number, says):
 
 
 def test_an_odd_error_on_a_full_disk_is_the_disks(run, monkeypatch):
-    monkeypatch.setattr(executor, "FULL_BYTES", 1 << 62)
+    monkeypatch.setattr(running_module, "FULL_BYTES", 1 << 62)
     with pytest.raises(OutputError, match="no space left"):
         run(Lower("bug"))
 

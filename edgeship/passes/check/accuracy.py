@@ -88,6 +88,7 @@ class CheckAccuracy(Pass):
         from edgeship.core.runtimes import as_numpy
         from edgeship.data.batches import calibrated_keys, load_samples
         from edgeship.data.metrics import find_metric
+        from edgeship.program.answers import Answers
         from edgeship.program.compare import Reference
         from edgeship.program.program import TorchProgram
 
@@ -108,7 +109,7 @@ class CheckAccuracy(Pass):
                 )
             return Verdict(self.name, self.runtime, True, f"the evaluation data has no labels: no {metric.name}")
         runtime = runtimes()[self.runtime]
-        baseline = Reference(program, ahead=samples.inputs)
+        baseline = Reference(program, ahead=samples.inputs, kept=Answers(ctx.shared, original.digest))
         count = len(samples)
         with runtime.open(model) as session:
             for done, batch in enumerate(samples.inputs):

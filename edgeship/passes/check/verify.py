@@ -14,6 +14,7 @@ from edgeship.core.report import Measurement, Verdict
 from edgeship.core.runtimes import Runtime
 from edgeship.data.probes import ORDINARY
 from edgeship.errors import UsageError
+from edgeship.program.answers import Answers
 from edgeship.program.compare import MAX_SNR_DB
 from edgeship.program.judging import LEAST_DB, ROOM_DB, Finding, Scales, judge, unanswered
 from edgeship.program.ranges import outputs_of_shares
@@ -111,7 +112,8 @@ class VerifyArtifact(Pass):
         questions = self.questions(program)
         by_hand = self.min_snr_db is not None or self.min_total_db is not None
         arithmetic = self._arithmetic(model)
-        trial = Trial.start(program, TorchProgram.open(original), arithmetic, questions, by_hand=by_hand)
+        kept = Answers(ctx.shared, reference.digest), Answers(ctx.shared, original.digest)
+        trial = Trial.start(program, TorchProgram.open(original), arithmetic, questions, by_hand=by_hand, kept=kept)
         beside = {} if trial.large else runtime.read_adapters(model)
         seen = _Seen(problem, counted, len(questions.given), len(questions.usual))
         with runtime.open(model) as session:
