@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Self
 
 from edgeship.errors import ArtifactError, UsageError
 
+# What a layer keeps beside keys and values.
+StateForm = Literal["conv", "recurrent"]
 # How an engine keeps keys and values.
 CacheType = Literal["float32", "float16", "int8"]
 CACHE_BITS: Mapping[CacheType, int] = {"float32": 32, "float16": 16, "int8": 8}
@@ -29,6 +32,32 @@ class AttentionLayer:
     head_dim: int
     window: int | None = None
     number: int | None = None
+
+
+@dataclass(frozen=True)
+class FixedState:
+    """What a layer keeps from token to token in a tensor of fixed size, which is zero before a text.
+
+    Args:
+        form: ``conv`` for the last inputs of a convolution, ``recurrent`` for a sum over all tokens before.
+        layer: by which the model's own code names the layer. place: which of several of its form there.
+        shape: of the tensor, ``[1, ...]``.
+    """
+
+    form: StateForm
+    layer: int
+    place: int
+    shape: tuple[int, ...]
+
+    @property
+    def key(self) -> tuple[StateForm, int, int]:
+        """By which a model's code asks for it."""
+        return self.form, self.layer, self.place
+
+    @property
+    def numbers(self) -> int:
+        """How many it holds."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -75,6 +104,7 @@ class Decoder:
         masked: whether the model must be told that all of its cache counts, to know its length.
         fixed: why it does not run over caches of fixed length; empty when it does.
         growing: the same for caches that grow by what is new.
+        states: what layers keep beside keys and values. A model that has any takes one token at a time.
     """
 
     family: str
@@ -91,6 +121,7 @@ class Decoder:
     masked: bool = False
     fixed: str = ""
     growing: str = ""
+    states: tuple[FixedState, ...] = ()
 
     @property
     def numbers(self) -> dict[int, int]:
@@ -99,15 +130,16 @@ class Decoder:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every cache is read by exactly one attention that is understood."""
+        """Whether layers keep nothing but caches, each read by exactly one attention that is understood."""
         read = [call.cache for call in self.calls if not call.own and call.causal and not call.biased]
-        return read == list(range(len(self.layers))) and len(self.calls) == len(read)
+        return read == list(range(len(self.layers))) and len(self.calls) == len(read) and not self.states
 
     def cache_bytes(self, context: int, kept: CacheType = "float16") -> int:
         """Bytes of keys and values for ``context`` positions. Every layer keeps them all: runtimes' caches are not
-        shortened to a window."""
+        shortened to a window. States of fixed size are float32."""
         bits = CACHE_BITS[kept]
-        return sum(2 * layer.kv_heads * layer.head_dim * context * bits // 8 for layer in self.layers)
+        rows = sum(2 * layer.kv_heads * layer.head_dim * context * bits // 8 for layer in self.layers)
+        return rows + sum(4 * state.numbers for state in self.states)
 
 
 # More than this is asked for on purpose: a cache grows with every position.

@@ -7,7 +7,6 @@ names, pickles), transformers loads them instead, and they are kept with the pro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +53,7 @@ def load_decoder(
     import torch
 
     from edgeship.llm.attention import Engine
-    from edgeship.llm.models import REAL_ELEMENTS, build_hollow, describe, positions_of, read_config
+    from edgeship.llm.models import REAL_ELEMENTS, build_hollow, describe, positions_of, read_config, settings_of
     from edgeship.llm.step import Whole
     from edgeship.llm.understanding import understand
 
@@ -92,7 +91,7 @@ def load_decoder(
         history=(*((note,) if note else ()), *(f"{REMARK}{line}" for line in found.notes)),
         decoder=describe(config, found, folder),
     )
-    if "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+    if "auto_map" in settings_of(folder):
         remark = f"{REMARK}the folder's own model code was not run: this is transformers' {config.model_type}"
         record = replace(record, history=(*record.history, remark))
     program = TorchProgram(exported, floats, {}, record, folder)
@@ -259,7 +258,9 @@ def _compare(program: TorchProgram, folder: Path, example: torch.Tensor) -> None
     import torch
     import transformers
 
-    config = transformers.AutoConfig.for_model(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    from edgeship.llm.models import settings_of
+
+    config = transformers.AutoConfig.for_model(**settings_of(folder))
     model = _eager(folder, getattr(config, "text_config", config))
     with torch.no_grad():
         wanted = model(input_ids=example, use_cache=False).logits.double()

@@ -254,7 +254,8 @@ def _attend(
         None if written is None else own,
     )
     engine = _engines[-1] if _engines else Engine()
-    return engine.attend(asked), None
+    # Layers view the heads as one row, as transformers' own functions leave them.
+    return engine.attend(asked).contiguous(), None
 
 
 def _mask(

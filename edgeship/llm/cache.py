@@ -8,51 +8,80 @@ from typing import Any
 import torch
 from transformers import Cache
 
+from edgeship.core.decoder import StateForm
 from edgeship.errors import UnsupportedOpError
 
 # write(cache [1, H, L, D], new rows [1, H, T, D], position []) -> the cache with the rows at position ..
 Write = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+# Form, layer and place of a state, as `edgeship.core.decoder.FixedState` has them.
+Key = tuple[StateForm, int, int]
+
+
 class KeysAndValues(Cache):  # type: ignore[misc]
-    """A cache of keys and values alone. A model that keeps anything else there is refused in words.
+    """A cache of keys and values, and of states of fixed size where there are any. A model that keeps anything else
+    there is refused in words.
 
     Args:
         numbers: by which the model names its caches -> their places; as they are when None.
 
     Attributes:
         masked: whether the model must be told that all of it counts.
+        states: what layers keep beside keys and values; replaced when it is written.
     """
 
     masked = False
+    states: dict[Key, torch.Tensor]
 
     def __init__(self, numbers: Mapping[int, int] | None = None) -> None:
         super().__init__(layers=[])
         self.numbers = numbers
+        self.states = {}
 
     def place(self, layer_idx: int) -> int:
         """The place of the cache that a model names by a number."""
         return layer_idx if self.numbers is None else self.numbers[layer_idx]
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
-        """There is none."""
+        """Always where there are states: they begin as zeros, as before a text."""
+        return bool(self.states)
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        """Never: nothing is taken back."""
         return False
 
-    def get_conv_state(self, *_: Any, **__: Any) -> Any:
-        """Refused: see the class."""
-        raise _other_state("the last inputs of a convolution")
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        """The last inputs of a convolution, ``[1, channels, width]``. A model may change them in place."""
+        return self._held("conv", layer_idx, state_idx)
 
-    def update_conv_state(self, *_: Any, **__: Any) -> Any:
-        """Refused: see the class."""
-        raise _other_state("the last inputs of a convolution")
+    def update_conv_state(
+        self, conv_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **_: Any
+    ) -> torch.Tensor:
+        """Put new inputs ``[1, channels, T]`` behind the last ones; both together."""
+        held = self._held("conv", layer_idx, state_idx)
+        whole = torch.cat([held, conv_states], dim=-1)
+        self.states["conv", layer_idx, state_idx] = whole[..., -int(held.shape[-1]) :]
+        return whole
 
-    def get_recurrent_state(self, *_: Any, **__: Any) -> Any:
-        """Refused: see the class."""
-        raise _other_state("a recurrent state")
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        """A sum over all tokens before, of any shape."""
+        return self._held("recurrent", layer_idx, state_idx)
 
-    def update_recurrent_state(self, *_: Any, **__: Any) -> Any:
-        """Refused: see the class."""
-        raise _other_state("a recurrent state")
+    def update_recurrent_state(
+        self, recurrent_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **_: Any
+    ) -> torch.Tensor:
+        """Replace it."""
+        self._held("recurrent", layer_idx, state_idx)
+        self.states["recurrent", layer_idx, state_idx] = recurrent_states
+        return recurrent_states
+
+    def _held(self, form: StateForm, layer: int, place: int) -> torch.Tensor:
+        found = self.states.get((form, layer, place))
+        if found is None:
+            what = "the last inputs of a convolution" if form == "conv" else "a recurrent state"
+            raise _other_state(what)
+        return found
 
     def update_indexer(self, *_: Any, **__: Any) -> Any:
         """Refused: see the class."""
@@ -106,7 +135,7 @@ class FixedCache(KeysAndValues):
         super().__init__(numbers)
         self.keys, self.values = list(keys), list(values)
         self.position, self.write, self.counted = position, write, counted
-        self.length = self.keys[0].shape[2]
+        self.length = self.keys[0].shape[2] if self.keys else 1
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeship.core.decoder import DEFAULT_CONTEXT, AttentionCall, AttentionLayer, Decoder
+from edgeship.core.decoder import DEFAULT_CONTEXT, AttentionCall, AttentionLayer, Decoder, FixedState
 from edgeship.core.records import suggest
 from edgeship.errors import SourceError, UnsafeSourceError
 from edgeship.llm.chat import ChatTemplate
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 REAL_ELEMENTS = 1 << 16
 # Where configurations say how many positions there are.
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+SPECIAL = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 ORIGIN_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "tokenizer.model",
@@ -40,6 +41,7 @@ class Understanding:
     masked: bool = False
     fixed: str = ""
     growing: str = ""
+    states: tuple[FixedState, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -58,7 +60,7 @@ def read_config(folder: Path) -> Any:
     attention.register()
     openelm.register()
     try:
-        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        data = settings_of(folder)
         kind = str(data["model_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{folder / 'config.json'} cannot be read: {error!r}", fix="download it again") from None
@@ -76,9 +78,32 @@ def read_config(folder: Path) -> Any:
     except Exception as error:  # strict dataclasses raise errors of their own
         raise SourceError(f"{folder / 'config.json'}: {' '.join(str(error).split())[:200]}", fix="mend it") from None
     config = getattr(config, "text_config", config)
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise SourceError(
+            f"{folder}: transformers makes no model of the {config.model_type} inside of {kind} by itself",
+            fix="build the whole as a network, with --input",
+        )
     choose_attention(config, attention.NAME)
     choose_batched_experts(config)
     return config
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """``config.json`` as transformers reads it, which writes infinities as ``{"__float__": "Infinity"}``.
+
+    Raises:
+        OSError, ValueError: it cannot be read. TypeError: it holds no object.
+    """
+    read = json.loads((folder / "config.json").read_text(encoding="utf-8"), object_hook=_special_number)
+    if not isinstance(read, dict):
+        raise TypeError(f"a {type(read).__name__} where settings should be")
+    return read
+
+
+def _special_number(read: dict[str, Any]) -> Any:
+    """The number that an object stands for; other objects as they are."""
+    told = read.get("__float__")
+    return SPECIAL[told] if len(read) == 1 and told in SPECIAL else read
 
 
 def build_hollow(config: Any) -> torch.nn.Module:
@@ -145,6 +170,7 @@ def describe(config: Any, found: Understanding, folder: Path) -> Decoder:
         masked=found.masked,
         fixed=found.fixed,
         growing=found.growing,
+        states=found.states,
     )
 
 

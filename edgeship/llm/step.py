@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from edgeship.core.decoder import Decoder
+from edgeship.errors import UnsupportedOpError
 from edgeship.llm.attention import PLAIN, Engine, Form, computed_by
-from edgeship.llm.cache import FixedCache, KeysAndValues, Write, write_by_select
+from edgeship.llm.cache import FixedCache, Key, KeysAndValues, Write, write_by_select
 
 
 class Whole(torch.nn.Module):
@@ -56,12 +57,42 @@ class Step(torch.nn.Module):
 
 
 def fixed_cache(
-    decoder: Decoder, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor], position: torch.Tensor, write: Write
+    decoder: Decoder,
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    position: torch.Tensor,
+    write: Write,
+    states: Sequence[torch.Tensor] = (),
 ) -> FixedCache:
-    """A decoder's caches of fixed length, as its model names and counts them."""
+    """A decoder's caches of fixed length, as its model names and counts them.
+
+    Args:
+        states: those of `Decoder.states`, of their shapes.
+    """
     cache = FixedCache(keys, values, position, write, decoder.numbers, counted=decoder.counted)
     cache.masked = decoder.masked
+    cache.states = states_by_key(decoder, states)
     return cache
+
+
+def states_by_key(decoder: Decoder, states: Sequence[torch.Tensor]) -> dict[Key, torch.Tensor]:
+    """States as a cache has them, in copies: models change them in place.
+
+    Shapes are those of `Decoder.states`.
+    """
+    return {state.key: held.clone() for state, held in zip(decoder.states, states, strict=True)}
+
+
+def refuse_states(decoder: Decoder, engine: str) -> None:
+    """Raise `UnsupportedOpError` for a model whose layers keep more than keys and values, where ``engine`` holds only
+    those."""
+    if decoder.states:
+        what = "the last inputs of a convolution" if decoder.states[0].form == "conv" else "a recurrent state"
+        layer = f"layer {decoder.states[0].layer} of {decoder.family}"
+        raise UnsupportedOpError(
+            f"{engine} holds keys and values alone, and {layer} keeps {what}",
+            fix="build it for --runtime genai or litert-lm",
+        )
 
 
 def run(
@@ -76,7 +107,7 @@ def run(
     inputs: dict[str, Any] = {
         "input_ids": tokens,
         **takes_positions(model, places),
-        "past_key_values": cache,
+        cache_name(model): cache,
         "use_cache": True,
     }
     if cache.masked:
@@ -87,6 +118,11 @@ def run(
     base = getattr(model, model.base_model_prefix)
     base(**inputs)
     return None
+
+
+def cache_name(model: Any) -> str:
+    """By which a model takes its cache."""
+    return "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def takes_positions(model: Any, positions: torch.Tensor) -> dict[str, torch.Tensor]:

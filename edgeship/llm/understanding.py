@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from edgeship.compat.transformers_attention import EAGER, choose_attention
-from edgeship.core.decoder import AttentionCall, AttentionLayer
+from edgeship.core.decoder import AttentionCall, AttentionLayer, FixedState
 from edgeship.errors import EdgeshipError, SourceError, UnsupportedOpError
 from edgeship.llm.attention import NAME, Asked, Engine, additive_mask, computed_by, grouped
-from edgeship.llm.cache import FixedCache, GrowingCache, KeysAndValues, write_by_select
+from edgeship.llm.cache import FixedCache, GrowingCache, Key, KeysAndValues, write_by_select
 from edgeship.llm.models import Understanding, build_as_written, build_hollow, positions_of
 from edgeship.llm.modules import make_plain
 from edgeship.llm.probing import close, held_numbers, random_tensor, window_of
@@ -59,8 +59,9 @@ def understand(config: Any) -> Understanding:
                 f"{config.model_type} answers otherwise once its experts and attentions are written out",
                 fix="report the model",
             )
-        fixed = _first_that_holds(model, tokens, wanted, FIXED)
-        growing = _first_that_holds(model, tokens, wanted, GROWING)
+        states = _states_of(model, tokens)
+        fixed = _first_that_holds(model, tokens, wanted, FIXED, states)
+        growing = _first_that_holds(model, tokens, wanted, GROWING, states)
     best = growing if fixed.failure else fixed
     if best.failure:
         raise UnsupportedOpError(f"{config.model_type}: {fixed.failure}", fix=fixed.fix)
@@ -69,7 +70,9 @@ def understand(config: Any) -> Understanding:
     # What is not understood of the layers is why a kind of cache does not hold.
     why = "".join(f"{note}; " for note in notes)
     fails = [f"{why}{trial.failure}" if trial.failure else "" for trial in (fixed, growing)]
-    return Understanding(layers, calls, best.kind.counted, best.kind.masked, fails[0], fails[1], notes)
+    if states:
+        notes += ("its layers keep states of fixed size: it takes one token at a time, of a prompt too",)
+    return Understanding(layers, calls, best.kind.counted, best.kind.masked, fails[0], fails[1], states, notes)
 
 
 def _as_written(model: Any, tokens: torch.Tensor, config: Any) -> torch.Tensor:
@@ -364,6 +367,53 @@ class _Growing(GrowingCache, _Watched):
         return self.remembered(layer_idx, (key_states, value_states), answer)
 
 
+class _Asking(_Fixed):
+    """Holds no states, and writes down which are put there, by a model that begins a text.
+
+    Args:
+        found: their shapes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(counted=False)
+        self.found: dict[Key, tuple[int, ...]] = {}
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        return None
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        return None
+
+    def update_conv_state(
+        self,
+        conv_states: torch.Tensor,
+        layer_idx: int,
+        state_idx: int = 0,
+        conv_kernel_size: int | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        width = int(conv_states.shape[-1]) if conv_kernel_size is None else conv_kernel_size
+        self.found["conv", layer_idx, state_idx] = (*map(int, conv_states.shape[:-1]), width)
+        return conv_states
+
+    def update_recurrent_state(
+        self, recurrent_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **_: Any
+    ) -> torch.Tensor:
+        self.found["recurrent", layer_idx, state_idx] = tuple(map(int, recurrent_states.shape))
+        return recurrent_states
+
+
+def _states_of(model: Any, tokens: torch.Tensor) -> tuple[FixedState, ...]:
+    """What layers keep beside keys and values; nothing where the model does not run over a cache that asks."""
+    cache = _Asking()
+    try:
+        with computed_by(_Watching(cache)):
+            run(model, tokens[:, :CHUNK], cache, 0)
+    except Exception:  # what a model does there is said by the trials
+        return ()
+    return tuple(FixedState(*key, shape) for key, shape in sorted(cache.found.items(), key=lambda item: item[0][1:]))
+
+
 @dataclass(frozen=True)
 class _Kind:
     """A kind of cache, and what the model needs to be told beside it; see `Decoder`."""
@@ -384,11 +434,13 @@ FIXED = [
 GROWING = [_Kind(True, counted=True), _Kind(True, counted=True, masked=True)]
 
 
-def _first_that_holds(model: Any, tokens: torch.Tensor, wanted: torch.Tensor, kinds: Sequence[_Kind]) -> _Trial:
+def _first_that_holds(
+    model: Any, tokens: torch.Tensor, wanted: torch.Tensor, kinds: Sequence[_Kind], states: Sequence[FixedState]
+) -> _Trial:
     """The first kind that a text can be read through; what the first says when there is none."""
     first = None
     for kind in kinds:
-        trial = _trial(model, tokens, wanted, kind)
+        trial = _trial(model, tokens, wanted, kind, states)
         if not trial.failure:
             return trial
         first = first or trial
@@ -428,14 +480,17 @@ def _changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tenso
     return ""
 
 
-def _trial(model: Any, tokens: torch.Tensor, wanted: torch.Tensor, kind: _Kind) -> _Trial:
+def _trial(model: Any, tokens: torch.Tensor, wanted: torch.Tensor, kind: _Kind, states: Sequence[FixedState]) -> _Trial:
     cache: Any = _Growing() if kind.grows else _Fixed(kind.counted)
     cache.masked = kind.masked
+    cache.states = {state.key: torch.zeros(state.shape) for state in states}
+    # Models with states take one token at a time in every engine.
+    first = 1 if states else CHUNK
     watching = _Watching(cache)
     rows: list[torch.Tensor] = []
     kept = _tensors_of(model)
     try:
-        for start, stop in ((0, CHUNK), *((i, i + 1) for i in range(CHUNK, TOKENS))):
+        for start, stop in ((0, first), *((i, i + 1) for i in range(first, TOKENS))):
             watching = _Watching(cache)
             with computed_by(watching):
                 answer = run(model, tokens[:, start:stop], cache, start)
@@ -452,7 +507,7 @@ def _trial(model: Any, tokens: torch.Tensor, wanted: torch.Tensor, kind: _Kind) 
     except Exception as error:  # a model's own code, which may raise anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         return _Trial(kind, failure=f"it does not run over a cache {kind.name} ({reason})")
-    if not cache.rows:
+    if not cache.rows and not states:
         return _Trial(
             kind, failure="no layer puts keys and values into a cache, and what else it keeps is not known here"
         )

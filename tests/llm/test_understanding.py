@@ -101,16 +101,28 @@ def test_layers_that_share_a_cache_read_it_together():
     assert [(call.cache, call.causal) for call in found.calls] == [(None, True), (1, True), (None, True)]
 
 
-def test_states_of_other_kinds_are_refused_in_words():
+def test_states_of_fixed_size_are_found_with_their_shapes():
     layers = {
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 2,
         "linear_key_head_dim": 8,
         "linear_value_head_dim": 8,
     }
-    with pytest.raises(UnsupportedOpError, match=r"qwen3_5_text: a layer keeps .* from token to token"):
-        probed("Qwen3_5TextConfig", layer_types=["linear_attention", "full_attention"], **layers)
-    assert probed("Qwen3_5TextConfig", layer_types=["full_attention"] * 2, **layers).notes == ()
+    found = probed("Qwen3_5TextConfig", layer_types=["linear_attention", "full_attention"], **layers)
+    # Queries, keys and values through one convolution of four tokens; a sum of outer products for each head.
+    assert [(state.key, state.shape) for state in found.states] == [
+        (("conv", 0, 0), (1, 48, 4)),
+        (("recurrent", 0, 0), (1, 2, 8, 8)),
+    ]
+    assert [layer.number for layer in found.layers] == [1]
+    assert (found.fixed, found.growing) == ("", "")
+    plain = probed("Qwen3_5TextConfig", layer_types=["full_attention"] * 2, **layers)
+    assert (plain.states, plain.notes) == ((), ())
+
+
+def test_states_that_no_cache_is_asked_for_are_refused_in_words():
+    with pytest.raises(UnsupportedOpError, match="no layer puts keys and values into a cache"):
+        probed("RwkvConfig", attention_hidden_size=32, context_length=64)
 
 
 def test_an_attention_that_scores_otherwise_stays_as_it_is_written(monkeypatch):

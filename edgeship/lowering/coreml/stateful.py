@@ -16,7 +16,7 @@ from torch import nn
 from edgeship.errors import LoweringError, UnsupportedOpError
 from edgeship.llm.attention import Engine, Form, computed_by
 from edgeship.llm.probing import angles_of, root_norm_of, rotation_kinds
-from edgeship.llm.step import fixed_cache, run
+from edgeship.llm.step import fixed_cache, refuse_states, run
 
 if TYPE_CHECKING:
     from edgeship.core.decoder import Decoder
@@ -131,6 +131,7 @@ class StatefulStep(nn.Module):
 
     def __init__(self, model: nn.Module, decoder: Decoder, context: int, *, logits: bool) -> None:
         super().__init__()
+        refuse_states(decoder, "a Core ML or Core AI step")
         if decoder.fixed:
             raise UnsupportedOpError(f"states have a fixed length: {decoder.fixed}", fix="leave this runtime out")
         self.model, self.decoder, self.logits = model, decoder, logits

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from edgeship.program.program import TorchProgram
 
 DECODE = "decode"
+# Of a cache as the engine takes it.
+CACHE_AXES = 4
 _FIX = "leave out --runtime litert-lm"
 
 
@@ -103,6 +105,20 @@ def _drop_unused(graph: torch.fx.Graph) -> None:
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
+def _states(decoder: Decoder) -> list[TensorSpec]:
+    """Specifications of states, by names that the engine takes for those of caches; of four axes, as caches have.
+
+    Raises `UnsupportedOpError` for more axes.
+    """
+    specs = []
+    for place, state in enumerate(decoder.states, len(decoder.layers)):
+        if len(state.shape) > CACHE_AXES:
+            raise UnsupportedOpError(f"a state of {len(state.shape)} axes is no cache of LiteRT-LM", fix=_FIX)
+        ones = (1,) * (CACHE_AXES - len(state.shape))
+        specs.append(TensorSpec(f"kv_cache_k_{place}", "f32", (*ones, *state.shape)))
+    return specs
+
+
 def step_interface(decoder: Decoder, tokens: int, context: int, *, decode: bool) -> Signature:
     """Names, dtypes and shapes as LiteRT-LM expects them."""
     caches = tuple(
@@ -116,7 +132,8 @@ def step_interface(decoder: Decoder, tokens: int, context: int, *, decode: bool)
         TensorSpec("mask", "f32", (1, 1, tokens, context)),
     )
     logits = (TensorSpec("logits", "f32", (1, 1, decoder.vocabulary)),) if decode else ()
-    return Signature((*inputs, *caches), (*logits, *caches))
+    kept = (*caches, *_states(decoder))
+    return Signature((*inputs, *kept), (*logits, *kept))
 
 
 def _example(spec: TensorSpec) -> torch.Tensor:
@@ -134,10 +151,19 @@ class _Step(torch.nn.Module):
         self, tokens: torch.Tensor, input_pos: torch.Tensor, mask: torch.Tensor, *caches: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         count = len(self.decoder.layers)
-        cache = fixed_cache(self.decoder, caches[:count], caches[count:], input_pos[0], _write)
+        keys, values, given = caches[:count], caches[count : 2 * count], caches[2 * count :]
+        states = []
+        for state, held in zip(self.decoder.states, given, strict=True):
+            # The engine clears no caches between texts: what is beyond a text's beginning is masked, but no state is.
+            begun = torch.where(input_pos[0] == 0, torch.zeros(()), held)
+            states.append(begun.reshape(state.shape))
+        cache = fixed_cache(self.decoder, keys, values, input_pos[0], _write, states)
         with computed_by(_Masked(self.decoder, mask)):
             logits = run(self.model, tokens, cache, cache.position, logits=self.decode)
-        return (*(() if logits is None else (logits,)), *cache.keys, *cache.values)
+        kept = [
+            cache.states[state.key].reshape(held.shape) for state, held in zip(self.decoder.states, given, strict=True)
+        ]
+        return (*(() if logits is None else (logits,)), *cache.keys, *cache.values, *kept)
 
 
 class _Masked(Engine):

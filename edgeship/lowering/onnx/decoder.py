@@ -3,6 +3,9 @@
     input_ids [1, T], attention_mask [1, S + T], position_ids [1, T], past_key_values.N.key|value [1, KV, S, D]
     -> logits [1, 1, vocabulary] of the last token, present.N.key|value [1, KV, S + T, D]
 
+States of fixed size stand behind those (see `states`), and T is 1 then: the engine is told to feed prompts token by
+token.
+
 and for layers that adapters touch LAYER.lora_A [in, r], LAYER.lora_B [r, out], which have defaults.
 
 Positions are rotated as the model's authors wrote it, inside the graph; the operator only attends and keeps the cache.
@@ -22,10 +25,11 @@ from edgeship.llm.cache import GrowingCache, narrowed, widened
 from edgeship.llm.models import build_hollow, read_config
 from edgeship.llm.names import program_names
 from edgeship.llm.probing import root_norm_of
-from edgeship.llm.step import only_last, takes_positions
+from edgeship.llm.step import cache_name, only_last, states_by_key, takes_positions
 from edgeship.lowering.onnx.adapters import Matrices, default_matrices, example_matrices, matrix_names, open_layers
 from edgeship.lowering.onnx.export import OPSET, explained, forget_origins, quiet
 from edgeship.lowering.onnx.fuse import fuse
+from edgeship.lowering.onnx.states import empty_states, packed, state_names, unpacked
 from edgeship.program.collector import few_collections
 
 if TYPE_CHECKING:
@@ -111,23 +115,28 @@ class _Step(torch.nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, *rest: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        count = len(self.decoder.layers)
-        past = rest[: 2 * count]
+        count, kept = len(self.decoder.layers), len(state_names(self.decoder))
+        past, states, matrices = rest[: 2 * count], rest[2 * count : 2 * count + kept], rest[2 * count + kept :]
         operators = _Operators(past, attention_mask, self.decoder, self.grouped)
         inputs: dict[str, Any] = {"input_ids": input_ids, **takes_positions(self.model, position_ids)}
-        with computed_by(operators), Matrices(self.adapted, rest[2 * count :]):
-            if len(self.grouped) == count:
-                # The operator keeps all that a layer writes: the model sees no cache.
+        with computed_by(operators), Matrices(self.adapted, matrices):
+            if not kept and len(self.grouped) == count and not self.decoder.counted:
+                # The operator keeps all that a layer writes, and the model counts nothing: it sees no cache.
                 logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits
                 return (logits, *(tensor for place in range(count) for tensor in operators.present[place]))
             keys = {place: past[2 * place] for place in range(count)}
             values = {place: past[2 * place + 1] for place in range(count)}
-            cache = GrowingCache(keys, values, past[0].shape[2], self.decoder.numbers, self.grouped)
+            before = attention_mask.shape[1] - input_ids.shape[1] if not past else past[0].shape[2]
+            cache = GrowingCache(keys, values, before, self.decoder.numbers, self.grouped)
+            cache.states = states_by_key(self.decoder, unpacked(self.decoder, states))
             if self.decoder.masked:
-                inputs["attention_mask"] = torch.ones((1, past[0].shape[2] + input_ids.shape[1]), dtype=torch.int64)
-            logits = self.model(**inputs, past_key_values=cache, use_cache=True, **only_last(self.model)).logits
+                inputs["attention_mask"] = torch.ones((1, before + input_ids.shape[1]), dtype=torch.int64)
+            inputs |= {cache_name(self.model): cache, "use_cache": True}
+            logits = self.model(**inputs, **only_last(self.model)).logits
         present = {**{place: (keys[place], values[place]) for place in range(count)}, **operators.present}
-        return (logits[:, -1:], *(tensor for place in range(count) for tensor in present[place]))
+        rows = [tensor for place in range(count) for tensor in present[place]]
+        after = [cache.states[state.key] for state in self.decoder.states]
+        return (logits[:, -1:], *rows, *packed(self.decoder, after, states))
 
 
 class _Norm(torch.nn.Module):
@@ -220,12 +229,19 @@ def _tidy(graph: ir.Model) -> None:
 def input_names(decoder: Decoder) -> list[str]:
     """The graph's inputs, in order."""
     past = [f"past_key_values.{i}.{kind}" for i in range(len(decoder.layers)) for kind in ("key", "value")]
-    return ["input_ids", "attention_mask", "position_ids", *past]
+    return [
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        *past,
+        *(f"past_key_values.{name}" for name in state_names(decoder)),
+    ]
 
 
 def output_names(decoder: Decoder) -> list[str]:
     """The graph's outputs, in order."""
-    return ["logits", *(f"present.{i}.{kind}" for i in range(len(decoder.layers)) for kind in ("key", "value"))]
+    present = [f"present.{i}.{kind}" for i in range(len(decoder.layers)) for kind in ("key", "value")]
+    return ["logits", *present, *(f"present.{name}" for name in state_names(decoder))]
 
 
 def _examples(
@@ -234,12 +250,15 @@ def _examples(
     """Example inputs of lengths that no size of the model equals, and which of their sizes are free."""
     tokens, past, total = (torch.export.Dim(name) for name in ("tokens", "past", "total"))
     old = [torch.zeros(1, layer.kv_heads, 5, layer.head_dim) for layer in decoder.layers for _ in range(2)]
+    states = empty_states(decoder)
+    new = 1 if states else 3
     inputs = (
-        torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 8, dtype=torch.int64),
-        torch.zeros(1, 3, dtype=torch.int64), *old, *matrices,
+        torch.zeros(1, new, dtype=torch.int64), torch.ones(1, 5 + new, dtype=torch.int64),
+        torch.zeros(1, new, dtype=torch.int64), *old, *states, *matrices,
     )  # fmt: skip
     # One conversation at a time: each free size more is arithmetic on symbols throughout the export.
-    shapes = ({1: tokens}, {1: total}, {1: tokens}, (*({2: past} for _ in old), *ranks))
+    free: dict[int, Any] = {} if states else {1: tokens}
+    shapes = (free, {1: total}, free, (*({2: past} for _ in old), *({} for _ in states), *ranks))
     return inputs, shapes
 
 
@@ -260,7 +279,7 @@ def _name_sizes(model: ir.Model, decoder: Decoder) -> None:
     """
     import onnx_ir as ir
 
-    logits, *present = model.graph.outputs
+    logits, *present = model.graph.outputs[: 1 + 2 * len(decoder.layers)]
     logits.shape = ir.Shape((1, 1, decoder.vocabulary))
     for place, value in enumerate(present):
         layer = decoder.layers[place // 2]

@@ -32,7 +32,7 @@ def write_configuration(folder: Path, decoder: Decoder, origin: Path, context: i
     Args:
         origin: folder with the files of `Decoder.files`. context: positions of the cache.
     """
-    first = decoder.layers[0]
+    heads, kv_heads, head_dim = _sizes(decoder)
     eos = list(decoder.eos) or [decoder.pad or 0]
     settings: dict[str, Any] = {
         "model": {
@@ -45,11 +45,11 @@ def write_configuration(folder: Path, decoder: Decoder, origin: Path, context: i
             "decoder": {
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
                 "filename": GRAPH,
-                "head_size": first.head_dim,
+                "head_size": head_dim,
                 "hidden_size": decoder.hidden,
-                "num_attention_heads": first.heads,
-                "num_hidden_layers": len(decoder.layers),
-                "num_key_value_heads": first.kv_heads,
+                "num_attention_heads": heads,
+                "num_hidden_layers": max(len(decoder.layers), len(decoder.states)),
+                "num_key_value_heads": kv_heads,
                 "inputs": {
                     **{name: name for name in input_names(decoder)[:3]},
                     "past_key_names": "past_key_values.%d.key",
@@ -65,7 +65,8 @@ def write_configuration(folder: Path, decoder: Decoder, origin: Path, context: i
         "search": {
             "do_sample": False, "early_stopping": True, "max_length": context, "min_length": 0, "num_beams": 1,
             "num_return_sequences": 1, "past_present_share_buffer": shares_buffers(decoder), "repetition_penalty": 1.0,
-            **drawing(origin), "length_penalty": 1.0, "diversity_penalty": 0.0, "no_repeat_ngram_size": 0,
+            **drawing(origin), **token_by_token(decoder),
+            "length_penalty": 1.0, "diversity_penalty": 0.0, "no_repeat_ngram_size": 0,
         },
     }  # fmt: skip
     (folder / CONFIGURATION).write_text(json.dumps(settings, indent=1, sort_keys=True), encoding="utf-8")
@@ -89,8 +90,21 @@ def drawing(origin: Path) -> dict[str, float]:
     return {name: value if isinstance(value, int | float) else DRAWING[name] for name, value in found.items()}
 
 
+def token_by_token(decoder: Decoder) -> dict[str, int]:
+    """How the engine takes a prompt where the graph takes one token at a time."""
+    return {"chunk_size": 1} if decoder.states else {}
+
+
+def _sizes(decoder: Decoder) -> tuple[int, int, int]:
+    """Heads of queries, of keys, and their width; of a model that does not attend, numbers that nothing reads."""
+    first = next(iter(decoder.layers), None)
+    return (1, 1, 1) if first is None else (first.heads, first.kv_heads, first.head_dim)
+
+
 def shares_buffers(decoder: Decoder) -> bool:
-    """Whether the engine may keep the past and the present in one place: the operator keeps every cache, and all have
-    one shape, for the engine allocates them by the first."""
+    """Whether the engine may keep the past and the present in one place: the operator keeps every cache, all have one
+    shape, for the engine allocates them by the first, and the model does not count its positions in them."""
+    if decoder.states or decoder.counted:
+        return False
     shapes = {(layer.kv_heads, layer.head_dim) for layer in decoder.layers}
     return len(shapes) == 1 and len(grouped_places(decoder)) == len(decoder.layers)

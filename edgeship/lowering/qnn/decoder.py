@@ -28,6 +28,7 @@ from edgeship.llm.hosted import Host, mask_name
 from edgeship.llm.models import REAL_ELEMENTS, build_hollow, read_config
 from edgeship.llm.names import program_names
 from edgeship.llm.probing import angles_of, rotation_kinds
+from edgeship.llm.step import refuse_states
 from edgeship.program.inventory import take_inventory
 from edgeship.program.normalize import export_normalised
 from edgeship.program.program import ProgramRecord, TorchProgram
@@ -253,6 +254,7 @@ def step_program(program: TorchProgram, host: Host, tokens: int, *, logits: bool
     """
     decoder = program.record.decoder
     assert decoder is not None
+    refuse_states(decoder, "a step for Hexagon")
     model, names = _hollow(program)
     for name, module in list(model.named_modules()):
         if rotation_kinds(module):

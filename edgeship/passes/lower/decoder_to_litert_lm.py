@@ -54,7 +54,8 @@ class DecoderToLiteRTLM(Pass):
         program = TorchProgram.open(model).in_forms(forms_of(LiteRTLMModel))
         decoder, _ = program.language()
         context = context_of(decoder, self.context)
-        chunks = chunks_of(context, self.chunk)
+        # The engine fills a chunk's end with other tokens, which no mask hides from a state.
+        chunks = chunks_of(context, 1 if decoder.states else self.chunk)
         path = ctx.folder / "model.litertlm"
         placements, made_of = write_decoder(
             program, path, context=context, chunks=chunks, activations=self.activations, progress=ctx.progress,
