@@ -55,14 +55,27 @@ def measure(kind: str, name: str, runtimes: list[str], folder: Path) -> Row:
 
     work = {"decoder": _decoder, "seq2seq": _seq2seq, "timm": _timm}.get(kind, _network)
     try:
-        return work(kind, name, runtimes, folder)
+        return without_places(work(kind, name, runtimes, folder), folder)
     except NotMadeError as error:
         found = {"state": "not made", "line": line_of(error)}
     except EdgeshipError as error:
         found = {"state": "refused", "line": line_of(error)}
     except Exception as error:
         found = {"state": "failed", "line": f"load: {line_of(error)}", "trace": trace()}
-    return {runtime: dict(found) for runtime in runtimes}
+    return without_places({runtime: dict(found) for runtime in runtimes}, folder)
+
+
+def without_places(row: Row, folder: Path) -> Row:
+    """A row whose texts say nothing of where it was made."""
+    places = {str(folder): "FOLDER", str(Path(__file__).resolve().parents[1]): "."}
+    for cell in row.values():
+        for place, word in places.items():
+            cell["line"] = str(cell.get("line", "")).replace(place, word)
+            cell["trace"] = [line.replace(place, word) for line in cell.get("trace", [])]
+        for key in ("line", "trace"):
+            if not cell[key]:
+                del cell[key]
+    return row
 
 
 def line_of(error: Exception) -> str:
