@@ -7,6 +7,7 @@
     |  `- NoRouteError       2   no passes lead from the source to the artifact of a runtime
     |- SourceError           3   the model cannot be read
     |  |- UnsafeSourceError  3   reading it would run code, or leave its folder
+    |  |- OpenSizeError      3   a size or a branch depends on the values of an input
     |  `- WeightsError       3   a weight is missing, of another shape, or not finite
     |- ChangedError          3   a file changed while the build read it
     |- DataError             3   calibration or evaluation data does not fit the model
@@ -75,6 +76,10 @@ class SourceError(EdgeshipError):
 
 class UnsafeSourceError(SourceError):
     """Reading the model would run code or leave its folder."""
+
+
+class OpenSizeError(SourceError):
+    """A size or a branch of the model depends on the values of an input, and cannot be made fixed."""
 
 
 class WeightsError(SourceError):

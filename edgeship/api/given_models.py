@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,26 +70,40 @@ def _is_of_transformers(model: Any) -> bool:
     return getattr(transformers, type(model).__name__, None) is type(model)
 
 
-def find_model(given: GivenModel, outputs: tuple[str, ...], renames: tuple[str, ...], cache: Cache) -> Found:
+def find_model(
+    given: GivenModel,
+    outputs: tuple[str, ...],
+    renames: tuple[str, ...],
+    cache: Cache,
+    *,
+    cut: tuple[str, ...] = (),
+    candidates: int | None = None,
+) -> Found:
     """A model in memory as a source: exported, or written as a folder into the cache.
+
+    Args:
+        cut, candidates: see `edgeship.program.export.make_program`.
 
     Raises:
         SourceError: it cannot be exported, or written. UsageError: inputs that it does not take.
     """
     if given.folder:
-        return _folder_source(given, outputs, renames, cache)
+        found = _folder_source(given, outputs, renames, cache)
+        return replace(found, load={**found.load, "cut": cut})
     from edgeship.data.specs import parse_renames
     from edgeship.engine.sources import check_names
     from edgeship.frontends.exported import program_of_exported
     from edgeship.frontends.module import program_of_module
+    from edgeship.program.suppression import CANDIDATES, check_candidates
 
     notes = {old: {"name": new} for old, new in parse_renames(renames).items()}
     check_names(outputs)
     what = f"load/memory: {given.title}"
+    boxes = check_candidates(CANDIDATES if candidates is None else candidates)
     if hasattr(given.model, "graph_signature"):
-        program = program_of_exported(given.model, given.title, outputs, notes, note=what)
+        program = program_of_exported(given.model, given.title, outputs, notes, note=what, cut=cut, candidates=boxes)
     else:
-        program = program_of_module(given.model, given.inputs, outputs, notes, note=what)
+        program = program_of_module(given.model, given.inputs, outputs, notes, note=what, cut=cut, candidates=boxes)
     source = Source(
         Path(given.title),
         Signature((), ()),
@@ -98,13 +112,11 @@ def find_model(given: GivenModel, outputs: tuple[str, ...], renames: tuple[str, 
         reference=given.title,
         held=program,
     )
-    load = {"inputs": (), "outputs": outputs, "factory": None, "notes": notes, "trusted": False}
+    load = {"inputs": (), "outputs": outputs, "factory": None, "notes": notes, "trusted": False, "cut": cut}
     return Found(source, load)
 
 
 def _folder_source(given: GivenModel, outputs: tuple[str, ...], renames: tuple[str, ...], cache: Cache) -> Found:
-    from dataclasses import replace
-
     from edgeship.data.specs import spec_texts
     from edgeship.frontends.module import write_pretrained
 

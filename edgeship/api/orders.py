@@ -39,7 +39,8 @@ class Said(TypedDict, total=False):
         passes: options of passes, ``[Quantize(method="gptq")]``. options: the same by name.
         calibration, eval: data (`edgeship.data.memory`): arrays, tensors, dicts of them, a DataLoader, or a path.
         max_size: bytes, or a text such as ``"3MB"``. max_drop: a fraction, or ``"1%"``.
-        input_names: ``{"old": "new"}``. output_names: one for each output, in order.
+        input_names: ``{"old": "new"}``. output_names: one for each output, in order. cut: values (of an ONNX file) or
+            modules at which the model ends instead of at its outputs.
         adapters: ``{"name": folder}``. tokenizer: of a language model that is given as an object.
         weights_key: which set of weights of a checkpoint, where several fit the factory's module.
         output: the bundle's folder; ``<name>.edgeship`` here when left out. cache: False runs every step again.
@@ -68,6 +69,7 @@ class Said(TypedDict, total=False):
     adapters: Mapping[str, Place] | Sequence[str]
     input_names: Mapping[str, str] | Sequence[str]
     output_names: Names
+    cut: Names
     factory: str
     weights_key: str
     tokenizer: Any
@@ -85,7 +87,7 @@ class BuildOrder:
     Args:
         source: factory, file or folder; what to call a ``model`` that lies in memory.
         targets: names. runtimes: names; empty means each target's own list.
-        renames: names for inputs, each ``OLD=NEW``.
+        renames: names for inputs, each ``OLD=NEW``. cut: where the model ends instead of at its outputs.
         output: bundle folder; ``<name>.edgeship`` here when None. options: ``{"compress/quantize": {"bits": 8}}``.
         weights_key: which set of weights in a checkpoint. weights, activations: in place of the profile's.
         metric: see `edgeship.data.metrics`; accuracy when None.
@@ -108,6 +110,7 @@ class BuildOrder:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     renames: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
     factory: str | None = None
     weights_key: str | None = None
     weights: str | None = None
@@ -180,6 +183,7 @@ def make_order(model: Any, inputs: Any = None, **said: Unpack[Said]) -> BuildOrd
         output=_folder(said.get("output")),
         outputs=_names("output_names", said.get("output_names")),
         renames=_pairs("input_names", said.get("input_names")),
+        cut=_names("cut", said.get("cut")),
         factory=said.get("factory"),
         weights_key=said.get("weights_key"),
         weights=_weights(said.get("weights")),
@@ -266,7 +270,7 @@ def _names(name: str, value: Names | None) -> tuple[str, ...]:
             f"{option(name)} takes a name or a list of names, not {value!r}", fix='write "a" or ["a", "b"]'
         )
     # Names of inputs and outputs and patterns of weights may hold a comma; those of targets and runtimes do not.
-    whole = name in ("output_names", "keep", "input_names", "adapters")
+    whole = name in ("output_names", "cut", "keep", "input_names", "adapters")
     parts = [part.strip() for text in texts for part in ([text] if whole else text.split(","))]
     return tuple(part for part in parts if part or whole)
 

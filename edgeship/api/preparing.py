@@ -86,13 +86,15 @@ def _targets(order: BuildOrder) -> list[Target]:
 
 def _source(order: BuildOrder, cache: Cache) -> Found:
     if order.model is not None:
-        return find_model(order.model, order.outputs, order.renames, cache)
+        candidates = order.options.get("load/memory", {}).get("candidates")
+        return find_model(order.model, order.outputs, order.renames, cache, cut=order.cut, candidates=candidates)
     return find_source(
         order.source,
         inputs=order.inputs,
         outputs=order.outputs,
         factory=order.factory,
         renames=order.renames,
+        cut=order.cut,
         trust=order.trust,
     )
 

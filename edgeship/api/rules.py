@@ -142,6 +142,13 @@ RULES: tuple[Rule, ...] = (
         "leave it out; an engine names a language model's outputs",
     ),
     Rule(
+        "--cut",
+        lambda order: bool(order.cut),
+        lambda found: not found.language and found.order.part is None,
+        "is for networks",
+        "leave it out; an engine runs a language model whole",
+    ),
+    Rule(
         "--lora",
         lambda order: order.lora is not None,
         lambda found: found.form == "decoder",

@@ -83,6 +83,12 @@ def order_options(command: F) -> F:
             help="Name an output. Repeat, in the order of the outputs.",
         ),
         click.option(
+            "--cut",
+            multiple=True,
+            metavar="NAME",
+            help="End the model at this value or module, before what follows is converted. Repeat for several.",
+        ),
+        click.option(
             "--factory", metavar="FILE:FUNCTION", help="Function that returns the module for a file of weights."
         ),
         click.option(

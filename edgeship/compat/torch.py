@@ -26,7 +26,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from edgeship.compat.exchange import log_level
+from edgeship.compat.exchange import exchanged, log_level
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram, ExportGraphSignature, ModuleCallEntry
@@ -53,6 +53,7 @@ __all__ = [
     "on_meta_device",
     "onednn_linear",
     "operator_names",
+    "outside_of_tracing",
     "pair_operators",
     "quiet_shape_errors",
     "replaced",
@@ -216,6 +217,14 @@ def dtype_of_code(code: int) -> torch.dtype:
 def quiet_shape_errors() -> AbstractContextManager[None]:
     """Inside, torch logs no traceback for each shape that does not fit: it raises an error as well."""
     return log_level("torch._subclasses.fake_tensor", logging.CRITICAL)
+
+
+def outside_of_tracing() -> AbstractContextManager[None]:
+    """Inside, modules that are called while torch traces are plain calls: what one of them raises can be caught.
+
+    The tracer notes which module it is in, and loses count where an error leaves one.
+    """
+    return exchanged(torch.nn.Module, "__call__", torch.nn.Module._wrapped_call_impl)
 
 
 # Hooks are a table that torch walks while it makes modules: two blocks at once would change it meanwhile.

@@ -34,6 +34,7 @@ DECIDED: Mapping[str, str] = {
     "key": "--weights-key",
     "inputs": "--input",
     "outputs": "--output-name",
+    "cut": "--cut",
     "notes": "sample.toml",
     "data": "--calibration or --eval",
     "activations": "--profile",

@@ -61,6 +61,7 @@ class Sample:
     Args:
         source: as on the command line, seen from the folder; ``.`` is the folder itself. factory: of a file of weights.
         calibration, evaluation, metric: as on the command line; files are looked for in the folder.
+        cut: values or modules at which the model ends, as with ``--cut``.
         input: what is known of each input, by name.
     """
 
@@ -68,6 +69,7 @@ class Sample:
     factory: str | None = None
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
     calibration: str | None = None
     evaluation: str | None = None
     metric: str | None = None
@@ -92,6 +94,7 @@ def find_source(
     outputs: tuple[str, ...] = (),
     factory: str | None = None,
     renames: tuple[str, ...] = (),
+    cut: tuple[str, ...] = (),
     trust: bool = False,
 ) -> Found:
     """What ``reference`` is. Nothing is loaded or run.
@@ -100,7 +103,7 @@ def find_source(
     with it, and is taken with ``trust`` alone; so are files outside of the folder.
 
     Args:
-        renames: names for inputs, each ``OLD=NEW``.
+        renames: names for inputs, each ``OLD=NEW``. cut: where the model ends instead of at its outputs.
 
     Raises:
         SourceError: it does not exist, or is of no known form. UsageError: options that do not belong to its form.
@@ -112,6 +115,7 @@ def find_source(
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no path"
         raise SourceError(f"{reference[:200]!r} cannot be read: {reason}", fix="check the path") from None
+    found.load["cut"] = cut or found.load["cut"]
     check_names(found.load["outputs"])
     notes: dict[str, dict[str, Any]] = found.load["notes"]
     for note in notes.values():
@@ -130,7 +134,7 @@ def check_names(outputs: Sequence[str]) -> None:
 
 def _find(reference: str, inputs: tuple[str, ...], outputs: tuple[str, ...], factory: str | None, trust: bool) -> Found:
     load: dict[str, Any] = {
-        "inputs": inputs, "outputs": outputs, "factory": factory, "notes": {}, "trusted": trust
+        "inputs": inputs, "outputs": outputs, "factory": factory, "notes": {}, "trusted": trust, "cut": ()
     }  # fmt: skip
     path = Path(reference)
     if not reference:
@@ -220,6 +224,7 @@ def _from_sample(folder: Path, load: dict[str, Any]) -> Found:
         _refuse_code(folder, sample)
     load["inputs"] = load["inputs"] or sample.inputs
     load["outputs"] = load["outputs"] or sample.outputs
+    load["cut"] = sample.cut
     load["notes"] = {name: vars(notes) for name, notes in sample.input.items()}
 
     def beside(name: str | None) -> str | None:

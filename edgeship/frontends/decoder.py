@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgeship.core.model import Signature, TensorSpec
 from edgeship.errors import SourceError, UsageError, WeightsError
 from edgeship.frontends.huggingface import check_shards
-from edgeship.program.export import MIN_EXPORT_SNR_DB
+from edgeship.program.fixing import MIN_EXPORT_SNR_DB
 from edgeship.program.inventory import take_inventory
 from edgeship.program.normalize import export_normalised
 from edgeship.program.program import REMARK, ProgramRecord, TorchProgram

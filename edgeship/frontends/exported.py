@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeship.errors import SourceError
+from edgeship.program.suppression import CANDIDATES
 
 if TYPE_CHECKING:
     import torch
@@ -15,12 +16,20 @@ if TYPE_CHECKING:
 
 
 def program_of_exported(
-    exported: ExportedProgram, title: str, outputs: Sequence[str], notes: Mapping[str, Mapping[str, Any]], *, note: str
+    exported: ExportedProgram,
+    title: str,
+    outputs: Sequence[str],
+    notes: Mapping[str, Mapping[str, Any]],
+    *,
+    note: str,
+    cut: Sequence[str] = (),
+    candidates: int = CANDIDATES,
 ) -> TorchProgram:
     """The program with its own shapes and example inputs.
 
     Args:
         title: what messages call it. outputs: names for the outputs, in order. notes: what is known of each input.
+        cut, candidates: see `make_program`.
 
     Raises:
         SourceError: it has dynamic sizes, no example inputs, or weights that are not on the CPU.
@@ -56,4 +65,6 @@ def program_of_exported(
     # Exported modules refuse train() and eval(), and are in the latter already.
     setattr(inner, "eval", lambda: inner)  # noqa: B010
     setattr(inner, "train", lambda mode=True: inner)  # noqa: B010
-    return make_program(inner, specs, tensors, call=call, output_names=outputs, note=note)
+    return make_program(
+        inner, specs, tensors, call=call, output_names=outputs, note=note, cut=cut, candidates=candidates
+    )

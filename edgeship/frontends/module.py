@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeship.core.model import TensorSpec
 from edgeship.errors import SourceError, UsageError
+from edgeship.program.suppression import CANDIDATES
 
 if TYPE_CHECKING:
     import torch
@@ -21,13 +22,20 @@ _INPUTS = 'give inputs=example, inputs={"image": example}, or inputs="image:f32[
 
 
 def program_of_module(
-    module: torch.nn.Module, inputs: Any, outputs: Sequence[str], notes: Mapping[str, Mapping[str, Any]], *, note: str
+    module: torch.nn.Module,
+    inputs: Any,
+    outputs: Sequence[str],
+    notes: Mapping[str, Mapping[str, Any]],
+    *,
+    note: str,
+    cut: Sequence[str] = (),
+    candidates: int = CANDIDATES,
 ) -> TorchProgram:
     """Export a module on the user's own examples, or on drawn ones of the sizes that were given.
 
     Args:
         inputs: an example, several, a dict of them by name, or specifications as text. outputs: names, in order.
-        notes: what is known of each input, by name.
+        notes: what is known of each input, by name. cut, candidates: see `make_program`.
 
     Raises:
         SourceError: it cannot be copied or exported, or its weights lie nowhere. UsageError: inputs of another form.
@@ -38,7 +46,16 @@ def program_of_module(
     specs, examples = examples_of(module, inputs)
     call = _by_name(module, [spec.name for spec in specs])
     with for_export(module) as copied:
-        return make_program(copied, with_notes(specs, notes), examples, call=call, output_names=outputs, note=note)
+        return make_program(
+            copied,
+            with_notes(specs, notes),
+            examples,
+            call=call,
+            output_names=outputs,
+            note=note,
+            cut=cut,
+            candidates=candidates,
+        )
 
 
 def examples_of(module: torch.nn.Module, inputs: Any) -> tuple[list[TensorSpec], list[torch.Tensor]]:

@@ -7,6 +7,7 @@ converter; each converter has a table of its own. What is in no table is decompo
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import operator
@@ -16,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from edgeship.compat.torch import decomposition_of
+from edgeship.compat.torch import decomposition_of, replaced
 from edgeship.errors import UnsupportedOpError
 from edgeship.program.provenance import where
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
-    from torch.fx import Node
+    from torch.fx import Graph, Node
 
 aten = torch.ops.aten
 Rewrite = Callable[..., Any]
@@ -348,3 +349,51 @@ def ordered(x: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tensor,
     """``sort`` as ``topk`` of everything. Along ``dim``."""
     values, indices = torch.topk(x, x.shape[dim], dim, largest=descending)
     return values, indices
+
+
+def stable_top(x: Tensor, *, stable: bool | None, dim: int = -1, descending: bool = False) -> tuple[Tensor, Tensor]:
+    """``sort.stable`` as ``topk`` of everything, which engines compute with equal elements in their order."""
+    return ordered(x, dim, descending)
+
+
+def with_short_sorts(exported: ExportedProgram) -> ExportedProgram:
+    """The program with each stable sort of which only the start is read as a ``topk`` of that; itself without any."""
+    if not any(node.target == aten.sort.stable for node in exported.graph.nodes):
+        return exported
+    made = replaced(
+        exported,
+        graph_module=copy.deepcopy(exported.graph_module),
+        graph_signature=copy.deepcopy(exported.graph_signature),
+    )
+    shorten_sorts(made.graph)
+    made.graph_module.recompile()
+    return made
+
+
+def shorten_sorts(graph: Graph) -> None:
+    """Make each stable sort a ``topk`` of as many as are read; equal elements keep their order, as engines have it."""
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target != aten.sort.stable:
+            continue
+        x, value = node.args[0], node.args[0].meta["val"]
+        dim = node.kwargs.get("dim", -1) % max(value.dim(), 1)
+        count = max((_read(part, dim, value.shape[dim]) for part in node.users), default=1)
+        with graph.inserting_before(node):
+            top = graph.call_function(aten.topk.default, (x, count, dim, bool(node.kwargs.get("descending")), True))
+        made = [item.narrow(dim, 0, count) for item in node.meta["val"]]
+        top.meta = {**node.meta, "val": tuple(made)}
+        for part in node.users:
+            part.meta["val"] = made[int(part.args[1])]
+        node.replace_all_uses_with(top)
+        graph.erase_node(node)
+    graph.lint()
+
+
+def _read(part: Node, dim: int, size: int) -> int:
+    """How many elements of one result of a sort are read, from the first on."""
+    ends = []
+    for user in part.users:
+        start_only = user.target == aten.slice.Tensor and user.args[1] == dim and user.args[2] in (0, None)
+        end: Any = user.args[3] if start_only and len(user.args) == 4 else size
+        ends.append(min(int(end), size))
+    return max(ends, default=1)

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from edgeship.core.model import NUMPY_DTYPES, Dtype, Signature, TensorSpec
 from edgeship.core.names import clean_names, quoted
-from edgeship.errors import EdgeshipError, LimitError, SourceError, UsageError, WeightsError, meaning_of
+from edgeship.errors import EdgeshipError, LimitError, SourceError, WeightsError, meaning_of
+from edgeship.program.ends import check_ends, end_at
 from edgeship.program.expected import Expected
+from edgeship.program.fixing import export_whole
 from edgeship.program.inventory import take_inventory
-from edgeship.program.normalize import export_normalised
 from edgeship.program.program import REMARK, ProgramRecord, TorchProgram
 from edgeship.program.ranges import with_ranges
 from edgeship.program.sizes import guarded_sizes
+from edgeship.program.suppression import CANDIDATES, check_candidates
 
 if TYPE_CHECKING:
     import torch
 
-# Folding batch norms and constants moves float32 results by rounding only.
-MIN_EXPORT_SNR_DB = 80.0
 # Tracing takes milliseconds a layer, and passes walk the graph many times: with more it would take hours.
 MAX_LAYERS = 50_000
 
@@ -33,6 +33,8 @@ def make_program(
     call: Callable[..., Any] | None = None,
     output_names: Sequence[str] = (),
     note: str = "",
+    cut: Sequence[str] = (),
+    candidates: int = CANDIDATES,
 ) -> TorchProgram:
     """Export ``module`` in normal form and take stock of it.
 
@@ -42,10 +44,13 @@ def make_program(
         call: how to call the module: ``call(module, *tensors)`` returning a tensor or a tuple of tensors; by default
             ``module(*tensors)``.
         output_names: names for the outputs, in order; ``output``, ``output_1`` ... when not given.
+        cut: where the model ends instead of at its outputs: modules, or nodes of its graph (`ends`).
+        candidates: how many boxes go into one suppression (`suppression`).
 
     Raises:
         WeightsError: a weight is not finite. SourceError: not exportable, the model draws random numbers, or the export
-            answers differently.
+            answers differently. OpenSizeError: values decide a size or a branch, and it cannot be made fixed.
+        UsageError: ``cut`` names nothing of the model, or leaves nothing that depends on an input.
     """
     import torch
 
@@ -60,6 +65,10 @@ def make_program(
     layers = sum(1 for _ in module.modules())
     if layers > MAX_LAYERS:
         raise LimitError(f"the model has {layers} layers, {MAX_LAYERS} at most", fix="give a smaller model")
+    check_candidates(candidates)
+    if cut:
+        with guarded_sizes():
+            module, call = _ended(module, call, inputs, examples, cut)
     wrapper = _Wrapper(module, call)
     with torch.no_grad(), guarded_sizes():
         try:
@@ -67,25 +76,25 @@ def make_program(
             result = wrapper.answer(*(example.clone() for example in examples))
         except Exception as error:
             raise does_not_run(inputs, error) from error
-    wanted = _tensors(result)
-    if not wanted:
+    if not _tensors(result):
         raise SourceError("the model returns no tensor", fix="let forward return a tensor, or a tuple or dict of them")
-    dtypes = [dtype_of(value) for value in wanted]
+    for value in _tensors(result):
+        dtype_of(value)
     expected: dict[str, Expected] = {}
     names = tuple(spec.name for spec in inputs)
-    exported = export_normalised(wrapper, tuple(examples), names, prefix="model", expected=expected)
+    whole = export_whole(wrapper, result, examples, names, candidates, expected)
+    exported, wanted = whole.exported, whole.wanted
+    if cut:
+        check_ends(_uses_inputs(exported), cut)
     with torch.no_grad():
         found = exported.module()(*examples)
-    made = list(output_names) or _keys(result) or ["output" if i == 0 else f"output_{i}" for i in range(len(wanted))]
-    if len(made) != len(wanted):
-        raise UsageError(f"{len(made)} output names for {len(wanted)} outputs", fix="give one name an output")
-    if len(set(made)) != len(made):
-        raise UsageError("two outputs have the same name", fix="give each --output-name once")
-    for index, (name, want, have) in enumerate(zip(made, wanted, found, strict=True)):
-        if not _same(name, want, have):
+    made = whole.names(output_names or _keys(result))
+    for index, name in enumerate(made[: len(wanted)]):
+        if not whole.same(name, index, found):
             raise _changed(name, index, wrapper, examples)
+    dtypes = [dtype_of(value) for value in (*wanted, *found[len(wanted) :])]
     outputs = tuple(
-        TensorSpec(name, dtype, tuple(value.shape)) for name, dtype, value in zip(made, dtypes, wanted, strict=True)
+        TensorSpec(name, dtype, tuple(value.shape)) for name, dtype, value in zip(made, dtypes, found, strict=True)
     )
     signature = _with_clean_names(Signature(tuple(inputs), outputs), set(exported.state_dict))
     record = ProgramRecord(
@@ -93,7 +102,7 @@ def make_program(
         take_inventory(exported),
         aliases=_aliases(exported),
         expected=expected,
-        history=(*((note,) if note else ()), *_renamed(signature)),
+        history=(*((note,) if note else ()), *_renamed(signature), *whole.remarks(signature)),
     )
     weights = {name: value.detach() for name, value in exported.state_dict.items() if name not in record.aliases}
     return TorchProgram(exported, weights, {}, record)
@@ -173,12 +182,40 @@ def _tensors(result: Any) -> tuple[torch.Tensor, ...]:
 
 
 def _keys(result: Any) -> list[str]:
-    """The module's own names of its outputs: keys of a dict, fields of a named tuple; none where it nests further."""
-    named = result if isinstance(result, Mapping) else getattr(result, "_asdict", dict)()
+    """The module's own names of its outputs: keys of a dict, fields of a named tuple, keys of each dict in a list; none
+    where it nests further."""
+    if isinstance(result, (list, tuple)) and result and all(isinstance(item, Mapping) for item in result):
+        several = len(result) > 1
+        named: Mapping[Any, Any] = {}
+        for place, item in enumerate(result):
+            named = {**named, **{f"{key}_{place}" if several else key: value for key, value in item.items()}}
+    else:
+        named = result if isinstance(result, Mapping) else getattr(result, "_asdict", dict)()
     held = {key: _tensors(value) for key, value in named.items()}
     if any(not isinstance(key, str) or (found and found[0] is not named[key]) for key, found in held.items()):
         return []
     return [key for key, found in held.items() if found]
+
+
+def _uses_inputs(exported: torch.export.ExportedProgram) -> bool:
+    """Whether a result of a program depends on an input."""
+    inputs = set(exported.graph_signature.user_inputs)
+    return any(node.op == "placeholder" and node.name in inputs and node.users for node in exported.graph.nodes)
+
+
+def _ended(
+    module: torch.nn.Module,
+    call: Callable[..., Any] | None,
+    inputs: Sequence[TensorSpec],
+    examples: Sequence[torch.Tensor],
+    cut: Sequence[str],
+) -> tuple[torch.nn.Module, Callable[..., Any] | None]:
+    try:
+        return end_at(module, call, examples, cut)
+    except EdgeshipError:
+        raise
+    except Exception as error:
+        raise does_not_run(inputs, error) from error
 
 
 def _aliases(exported: torch.export.ExportedProgram) -> dict[str, str]:
@@ -193,20 +230,6 @@ def _aliases(exported: torch.export.ExportedProgram) -> dict[str, str]:
             aliases[name] = first[key]
         first.setdefault(key, name)
     return aliases
-
-
-def _same(name: str, want: torch.Tensor, have: torch.Tensor) -> bool:
-    """Whether two outputs of one shape agree: integers exactly, floats to `MIN_SNR_DB`."""
-    import torch
-
-    if not want.is_floating_point():
-        return torch.equal(want, have)
-    want, have = want.double(), have.double()
-    if not torch.isfinite(want).all():
-        raise SourceError(f"output {name} of the model is not finite on example inputs", fix="check weights and inputs")
-    noise = float((want - have).pow(2).mean())
-    signal = float(want.pow(2).mean())
-    return noise <= signal * 10 ** (-MIN_EXPORT_SNR_DB / 10)
 
 
 def _changed(name: str, index: int, wrapper: Any, examples: Sequence[torch.Tensor]) -> SourceError:

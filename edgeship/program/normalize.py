@@ -14,7 +14,7 @@ import keyword
 import re
 from typing import TYPE_CHECKING, Any, cast
 
-from edgeship.errors import SourceError
+from edgeship.errors import EdgeshipError, OpenSizeError, SourceError
 from edgeship.program.collector import few_collections
 from edgeship.program.expected import Expected
 from edgeship.program.factors import fold_factors
@@ -56,16 +56,47 @@ def export_normalised(
         expected: filled with what the batch norms behind the first layers remember of training, see `looks`.
 
     Raises:
-        SourceError: the module cannot be exported, with torch's own reason in one line; or a size depends on values.
+        SourceError: the module cannot be exported, with torch's own reason in one line.
+        OpenSizeError: a size or a branch depends on values.
     """
+    program = traced(module, inputs)
+    open_sizes = _open_size(program.graph)
+    try:
+        return _normal_form(program, inputs, input_names, prefix, expected)
+    except EdgeshipError:
+        raise
+    except Exception as error:
+        if not open_sizes:
+            raise
+        raise OpenSizeError(open_sizes) from error
+
+
+def traced(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
+    """What torch traces of a module on ``inputs``, in their own shapes. Raises `SourceError`, `OpenSizeError`."""
     import torch
 
     try:
         with torch.no_grad(), few_collections():
-            program = torch.export.export(module, inputs, strict=False)
+            return torch.export.export(module, inputs, strict=False)
+    except EdgeshipError:
+        raise
     except Exception as error:
+        if _asks_values(error):
+            raise OpenSizeError(f"the model asks for values that only a run tells: {_first_line(error)}") from error
         raise SourceError(f"torch.export could not trace the model: {_first_line(error)}", fix=_EXPORT_FIX) from error
-    flat = _flatten_signature(program.module(check_guards=False), input_names, prefix)
+
+
+def _normal_form(
+    program: ExportedProgram,
+    inputs: tuple[torch.Tensor, ...],
+    input_names: tuple[str, ...],
+    prefix: str,
+    expected: dict[str, Expected] | None,
+) -> ExportedProgram:
+    """What `export_normalised` makes of a traced program. ``inputs`` in their own shapes."""
+    import torch
+
+    flat = flattened(program.module(check_guards=False), input_names, prefix)
     refuse_state(flat.graph)
     protect_inputs(flat.graph)
     _loosen_views(flat.graph)
@@ -107,18 +138,29 @@ def export_normalised(
 _EXPORT_FIX = "the model must run on tensors of fixed shapes without Python branches on their values"
 
 
+def _asks_values(error: BaseException) -> bool:
+    """Whether torch says that a size or a branch depends on values."""
+    told = f"{type(error).__name__} {error}".lower()
+    return any(word in told for word in ("data-dependent", "datadependent", "dynamicoutputshape", "unbacked"))
+
+
 def _refuse_open_sizes(graph: Graph) -> None:
-    """Raise `SourceError` for a size that only a run tells, such as how many elements a mask takes."""
+    """Raise `OpenSizeError` for a size that only a run tells, such as how many elements a mask takes."""
+    found = _open_size(graph)
+    if found:
+        raise OpenSizeError(found, fix="choose with torch.where or a fixed topk instead, or leave that step to the app")
+
+
+def _open_size(graph: Graph) -> str:
+    """What returns a size that only a run tells, in words; empty where nothing does."""
     import torch
 
     for node in graph.nodes:
         value = node.meta.get("val")
         for part in value if isinstance(value, (tuple, list)) else [value]:
             if isinstance(part, torch.Tensor) and any(isinstance(size, torch.SymInt) for size in part.shape):
-                raise SourceError(
-                    f"what {node.target} returns has a size that depends on the values of the input",
-                    fix="choose with torch.where or a fixed topk instead, or leave that step to the app",
-                )
+                return f"what {node.target} returns has a size that depends on the values of the input"
+    return ""
 
 
 def _first_line(error: BaseException) -> str:
@@ -126,7 +168,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def _flatten_signature(module: GraphModule, names: tuple[str, ...], prefix: str) -> GraphModule:
+def flattened(module: GraphModule, names: tuple[str, ...], prefix: str) -> GraphModule:
     """A plain ``forward(names...) -> tuple`` with weights named without ``prefix``."""
     import torch
     from torch.fx import Graph, GraphModule

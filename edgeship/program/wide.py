@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgeship.program.decided import deciding_nodes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -47,6 +49,7 @@ def wide_nodes(graph: Graph) -> dict[Node, None]:
             if kind in LOGARITHMS or any(_is_dangerous(item) for item in (node, *before)):
                 found |= {node, *before}
     waiting = [(node, 0) for node in found]
+    found |= deciding_nodes(graph)
     while waiting:
         node, steps = waiting.pop()
         if steps == REACH or kind_of(node) in LOGARITHMS or _is_applied(node, found):

@@ -270,6 +270,33 @@ def test_random_numbers_go_on_as_if_none_had_been_drawn(fails) -> None:
     assert torch.equal(torch.rand(4), first)
 
 
+def test_an_error_that_leaves_a_module_can_be_caught_in_a_trace() -> None:
+    class Stops(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU())
+
+        def forward(self, x):
+            kept = []
+
+            def hook(module, given, answer):
+                kept.append(answer)
+                raise ZeroDivisionError
+
+            handle = self.net[0].register_forward_hook(hook)
+            try:
+                with compat.outside_of_tracing():
+                    self.net(x)
+            except ZeroDivisionError:
+                pass
+            finally:
+                handle.remove()
+            return kept[0]
+
+    program = torch.export.export(Stops(), (torch.ones(1, 3),), strict=False)
+    assert not any("relu" in node.name for node in program.graph.nodes)
+
+
 @pytest.mark.parametrize("name", compat.__all__)
 def test_everything_is_there(name) -> None:
     assert callable(getattr(compat, name))

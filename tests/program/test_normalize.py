@@ -325,7 +325,7 @@ def test_answers_that_no_artifact_gives_are_refused(function, says):
 
 
 def test_an_export_that_answers_otherwise_is_our_own_fault(monkeypatch):
-    monkeypatch.setattr("edgeship.program.export.MIN_EXPORT_SNR_DB", 500.0)
+    monkeypatch.setattr("edgeship.program.fixing.MIN_EXPORT_SNR_DB", 500.0)
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     model[1].running_mean.uniform_(-1, 1)
     with pytest.raises(SourceError, match="output output changed when the model was exported; report this as a bug"):

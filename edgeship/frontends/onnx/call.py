@@ -15,6 +15,7 @@ from edgeship.frontends.onnx.constants import ConstantStore
 from edgeship.frontends.onnx.dtypes import ELEM_TYPE
 from edgeship.frontends.onnx.tensors import read_sparse, read_tensor
 from edgeship.frontends.onnx.values import Cause, Grid, Product, Quantized, Rounded, Scaled, Value, is_constant
+from edgeship.program.rows import ChosenRows
 
 #: Larger tensors are not computed at import: a damaged file can ask for any size.
 MAX_ELEMENTS = 1 << 31
@@ -38,6 +39,7 @@ class OpCall:
     quantize: Callable[[torch.Tensor, Grid], Quantized]
     dynamic: MutableMapping[torch.Tensor, Rounded | Scaled | Product]
     note_dynamic: Callable[[], None]
+    chosen: ChosenRows
 
     # Declining
 

@@ -15,10 +15,13 @@ from edgeship.core.names import quoted
 from edgeship.core.weights import AffineTensor
 from edgeship.errors import EdgeshipError, SourceError
 from edgeship.frontends.onnx.dtypes import STORED_DTYPE, numpy_name, type_name
+from edgeship.frontends.onnx.ends import end_at
 from edgeship.frontends.onnx.graph import GraphInput, check_tensor_type, graph_inputs, load_model, opset_versions
 from edgeship.frontends.onnx.interpreter import Interpreter
 from edgeship.frontends.onnx.values import Recorder
+from edgeship.program.rows.mode import count_names
 from edgeship.program.sizes import guarded_sizes
+from edgeship.program.suppression import CANDIDATES
 
 CHECK = "check the file with onnx.checker, or export it again"
 
@@ -64,6 +67,8 @@ def import_onnx(
     *,
     sizes: Mapping[str, tuple[int, ...]] | None = None,
     values: Mapping[str, Any] | None = None,
+    cut: Sequence[str] = (),
+    candidates: int = CANDIDATES,
 ) -> ImportedOnnx:
     """Read an ONNX file into torch.
 
@@ -76,8 +81,11 @@ def import_onnx(
         path: the ``.onnx`` file; external data is looked for beside it.
         sizes: concrete shapes, by input name or its clean spelling, for inputs with symbolic dimensions.
         values: numbers, or nested lists of them, for inputs that become constants.
+        cut: values at which the graph ends instead of at its outputs.
+        candidates: how many boxes, best first, go into one non-maximum suppression.
 
     Raises:
+        UsageError: ``cut`` names no value, or leaves none that depends on an input.
         SourceError: not an ONNX file, damaged, contradictory, or a dimension without a size.
         UnsafeSourceError: external data outside the model's folder.
         WeightsError: a weight is missing, too short, NaN or infinite.
@@ -85,30 +93,33 @@ def import_onnx(
         LimitError: more nodes, or a larger tensor, than any artifact can hold.
     """
     model = load_model(Path(path))
-    recorder = Recorder()
+    if cut:
+        end_at(model, cut)
+    recorder = Recorder(candidates)
     with torch.no_grad(), quiet_shape_errors(), guarded_sizes(Path(path).name):
         try:
             feeds = graph_inputs(model.graph, sizes or {}, values or {})
-            results = _run(model, Path(path), feeds, recorder)
+            results, counted = _run(model, Path(path), feeds, recorder)
         except EdgeshipError:
             raise
         except Exception as error:
             # Damage can sit in any field, names that are no text included; the cause stays chained for the log.
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise SourceError(f"{Path(path).name} contradicts itself: {reason}", fix=CHECK) from error
-        module = recorder.finish(results)
+        module = recorder.finish([*results, *counted.values()])
     inputs: list[TensorInfo] = []
     fixed: list[TensorInfo] = []
     for feed in feeds:
         stored = numpy_name(STORED_DTYPE[feed.elem_type])
         info = TensorInfo(feed.name, numpy_name(feed.dtype), feed.shape, stored)
         (fixed if feed.is_fixed else inputs).append(info)
+    names = [*(info.name for info in model.graph.output), *counted]
     outputs = tuple(
-        TensorInfo(info.name, numpy_name(value.dtype), tuple(value.shape))
-        for info, value in zip(model.graph.output, results, strict=True)
+        TensorInfo(name, numpy_name(value.dtype), tuple(value.shape))
+        for name, value in zip(names, [*results, *counted.values()], strict=True)
     )
     opset = opset_versions(model).get("", 1)
-    remarks = tuple(_remarks(model, feeds))
+    remarks = (*_remarks(model, feeds), *recorder.chosen.remarks())
     return ImportedOnnx(
         module,
         tuple(inputs),
@@ -121,8 +132,10 @@ def import_onnx(
     )
 
 
-def _run(model: ModelProto, path: Path, feeds: Sequence[GraphInput], recorder: Recorder) -> list[torch.Tensor]:
-    """What the graph makes of its inputs. Each output in its own shape."""
+def _run(
+    model: ModelProto, path: Path, feeds: Sequence[GraphInput], recorder: Recorder
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """What the graph makes of its inputs, and how many rows of it count, by name. Each output in its own shape."""
     for info in model.graph.output:
         if info.type.WhichOneof("value") is not None:
             check_tensor_type(info)
@@ -130,9 +143,14 @@ def _run(model: ModelProto, path: Path, feeds: Sequence[GraphInput], recorder: R
         feed.name: recorder.input(feed.name, feed.shape, feed.dtype) if feed.value is None else feed.value
         for feed in feeds
     }
+    chosen = recorder.chosen
     with recorder:
-        results = Interpreter(model, path, recorder).run_main(model.graph, values)
-        return [value.to(torch.float32) if value.dtype == torch.float64 else value for value in results]
+        with chosen:
+            results = Interpreter(model, path, recorder).run_main(model.graph, values)
+            results = [value.to(torch.float32) if value.dtype == torch.float64 else value for value in results]
+        found, counts, which = chosen.settled(results)
+    names = count_names([info.name for info in model.graph.output], which)
+    return found, dict(zip(names, counts, strict=True))
 
 
 def _remarks(model: ModelProto, feeds: Sequence[GraphInput]) -> Iterator[str]:

@@ -12,7 +12,8 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 import edgeship.frontends.onnx.ops  # noqa: F401 - fills the registry
 from edgeship.compat.torch import DataDependentOutputException, DynamicOutputShapeException, WeakIdKeyDictionary
-from edgeship.errors import EdgeshipError, SourceError
+from edgeship.core.names import in_shell
+from edgeship.errors import EdgeshipError, OpenSizeError, SourceError, UnsupportedOpError
 from edgeship.frontends.onnx import registry
 from edgeship.frontends.onnx.call import OpCall
 from edgeship.frontends.onnx.counting import MAX_NODES, check_node_count
@@ -102,7 +103,12 @@ class Interpreter:
             if name not in keep:
                 dying.setdefault(index, []).append(name)
         for index, node in enumerate(nodes):
-            self._run_node(node, index, scope)
+            try:
+                self._run_node(node, index, scope)
+            except (UnsupportedOpError, OpenSizeError) as error:
+                if self._depth == 1:
+                    error = self._with_end(error, node, index, scope)
+                raise error from error.__cause__
             # Large weights in their ONNX layout would otherwise live until the import ends.
             for name in dying.get(index, ()):
                 scope.values.pop(name, None)
@@ -124,6 +130,18 @@ class Interpreter:
         else:
             outputs = self._run_operator(node, domain, where, inputs, attributes, scope)
         self._bind(node, outputs, scope, where)
+
+    def _with_end(
+        self, error: UnsupportedOpError | OpenSizeError, node: NodeProto, index: int, scope: Scope
+    ) -> UnsupportedOpError | OpenSizeError:
+        """The refusal of a node of the main graph, with a value before it at which the graph can end."""
+        what = error.what
+        if isinstance(error, OpenSizeError):
+            what = f'{node.op_type} "{node.name}" (node {index} of {scope.label}): {what}'
+        given = {info.name for info in self._model.graph.input}
+        made = [name for name in node.input if name and name not in given and not is_constant(self._peek(name, scope))]
+        ends = f"end the graph before it with {in_shell(f'--cut={made[0]}')}" if made else ""
+        return type(error)(what, fix="; or ".join(part for part in (error.fix, ends) if part))
 
     def _run_operator(
         self,
@@ -164,7 +182,7 @@ class Interpreter:
         call = OpCall(
             node, opset, where, inputs, attributes, self._recorder.constants, self._elem_types, self._path,
             run_subgraph, self._recorder.cause, expand, self._recorder.quantize,
-            self._recorder.dynamic, self._recorder.note_dynamic,
+            self._recorder.dynamic, self._recorder.note_dynamic, self._recorder.chosen,
         )  # fmt: skip
         try:
             result = operator(call) if operator is not None else expand()

@@ -23,6 +23,8 @@ from edgeship.data.specs import in_command
 from edgeship.frontends.onnx.constants import ConstantStore, is_real
 from edgeship.frontends.onnx.dtypes import TORCH_DTYPE, integer_range
 from edgeship.frontends.onnx.fusions import SHAPE, fuse
+from edgeship.program.rows import ChosenRows
+from edgeship.program.suppression import CANDIDATES
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,11 @@ def is_constant(value: Value) -> bool:
 class Recorder(TorchFunctionMode):
     """While active, records each torch call that touches a graph value; calls on constants just run."""
 
-    def __init__(self) -> None:
+    def __init__(self, candidates: int = CANDIDATES) -> None:
         super().__init__()
         self.graph = fx.Graph()
+        #: Which rows of graph values count, where values choose them; a mode inside this one.
+        self.chosen = ChosenRows(candidates, is_constant)
         self.constants = ConstantStore()
         self.label = ""
         self._fake_mode = FakeTensorMode(allow_non_fake_inputs=True)

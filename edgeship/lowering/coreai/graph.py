@@ -9,6 +9,7 @@ import torch
 from edgeship.compat.torch import pair_operators
 from edgeship.lowering.coreai.rewrites import in_coreai_operators
 from edgeship.lowering.grids import quantized, quantizers
+from edgeship.lowering.operators import with_short_sorts
 from edgeship.program.activations import insert_pairs
 from edgeship.program.hollow import fit_scalars, hollow
 from edgeship.program.provenance import keep_places
@@ -35,7 +36,7 @@ def decomposed(program: TorchProgram, compute: Compute) -> ExportedProgram:
     keep the dtypes of the signature.
     """
     half = compute == "float16"
-    exported = hollow(program, torch.float16 if half else torch.float32, for_float16=half)
+    exported = with_short_sorts(hollow(program, torch.float16 if half else torch.float32, for_float16=half))
     if program.activations:
         exported = insert_pairs(exported, program.activations)
     activations = quantized(exported.graph)

@@ -15,7 +15,7 @@ from edgeship.errors import EdgeshipError, EncodingError, LoweringError, Unsuppo
 from edgeship.lowering.coreml.rewrites import in_coreml_operators
 from edgeship.lowering.coreml.store import PASS, order
 from edgeship.lowering.grids import quantized, quantizers
-from edgeship.lowering.operators import separate_outputs
+from edgeship.lowering.operators import separate_outputs, with_short_sorts
 from edgeship.program.activations import insert_pairs
 from edgeship.program.hollow import fit_scalars, hollow
 from edgeship.program.inventory import weight_nodes
@@ -67,7 +67,7 @@ def convert(program: TorchProgram, target: str, compute: Compute) -> tuple[Any, 
         EncodingError: the target has no form for an encoding.
     """
     half = compute == "float16"
-    exported = hollow(program, torch.float32, for_float16=half, keep_floats=True)
+    exported = with_short_sorts(hollow(program, torch.float32, for_float16=half, keep_floats=True))
     if program.activations:
         _check_activations(program, compute, target)
         exported = insert_pairs(exported, program.activations)

@@ -66,6 +66,7 @@ def open_weights(program: TorchProgram, names: Iterable[str]) -> OpenedProgram:
     for node in placeholders:
         if node not in by_node:
             mapping[node] = graph.placeholder(node.name)
+            mapping[node].meta = dict(node.meta)
     opened: dict[str, torch.fx.Node] = {}
     for node in placeholders:
         name = by_node.get(node)

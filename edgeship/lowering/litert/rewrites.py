@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgeship.lowering.operators import index_put, transposed_convolution
+from edgeship.lowering.operators import index_put, shorten_sorts, transposed_convolution
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,7 @@ def rewrite_for_litert(module: GraphModule) -> None:
         aten.conv_transpose1d.default: transposed_convolution,
         aten.conv_transpose2d.input: transposed_convolution,
     }
+    shorten_sorts(module.graph)
     for node in list(module.graph.nodes):
         replace = table.get(node.target) if node.op == "call_function" else None
         if replace is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgeship.compat.exchange import log_level
 from edgeship.errors import LoweringError, UnsupportedOpError
 from edgeship.lowering.onnx.optimizer import optimize
+from edgeship.lowering.operators import with_short_sorts
 from edgeship.program.activations import insert_pairs
 from edgeship.program.collector import few_collections
 
@@ -62,7 +63,7 @@ def _hollow(program: TorchProgram) -> ExportedProgram:
     state: dict[str, Any] = {}
     for name, value in program.exported.state_dict.items():
         state[name] = program.weight(name) if _visible(program, name, value) else value
-    hollow = replaced(program.exported, state_dict=state)
+    hollow = with_short_sorts(replaced(program.exported, state_dict=state))
     if program.activations:
         return insert_pairs(hollow, program.activations)
     from edgeship.lowering.onnx.rewrites import in_onnx_operators

@@ -9,6 +9,7 @@ from edgeship.core.model import Source, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
 from edgeship.data.specs import parse_inputs
+from edgeship.program.suppression import CANDIDATES, check_candidates
 
 if TYPE_CHECKING:
     from edgeship.frontends.huggingface import LoadedFolder
@@ -21,6 +22,8 @@ class LoadHuggingFace(Pass):
     Args:
         part: of an encoder-decoder: ``encoder``, ``decoder`` (one step of it), or all of it when empty.
         context: positions that the step's cache has; the model's own, at most 2048, when None.
+        cut: where the model ends instead of at its outputs: modules, or nodes of its graph.
+        candidates: how many boxes, best first, go into one non-maximum suppression.
     """
 
     name: ClassVar[str] = "load/huggingface"
@@ -32,6 +35,8 @@ class LoadHuggingFace(Pass):
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     part: str = ""
     context: int | None = None
+    cut: tuple[str, ...] = ()
+    candidates: int = CANDIDATES
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
@@ -42,10 +47,12 @@ class LoadHuggingFace(Pass):
             return Skip(f"{request.source.reference} is not a Hugging Face folder")
         load = request.load
         part, context = str(load.get("part") or ""), load.get("context")
-        return cls(tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]), part, context)
+        ends = tuple(load.get("cut") or ())
+        return cls(tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]), part, context, ends)
 
     def confirm(self, request: Request) -> None:
         """Refuse inputs that nobody can read before anything is imported."""
+        check_candidates(self.candidates)
         parse_inputs(self.inputs)
 
     def run(self, model: Source, ctx: Context) -> TorchModel:
@@ -72,7 +79,15 @@ class LoadHuggingFace(Pass):
                 raise does_not_run(specs, error) from error
         note = f"{self.name}: {type(loaded.model).__name__} {loaded.task}".strip()
         program = make_program(
-            loaded.model, specs, examples, call=call_by_name(names), output_names=self.outputs or found, note=note
+            loaded.model,
+            specs,
+            examples,
+            call=call_by_name(names),
+            # What the model ends at instead has names of its own.
+            output_names=self.outputs or ([] if self.cut else found),
+            note=note,
+            cut=self.cut,
+            candidates=self.candidates,
         )
         program.save(ctx.folder / "program")
         return TorchModel(ctx.folder / "program", program.signature)

@@ -8,14 +8,21 @@ from typing import ClassVar, Self
 from edgeship.core.model import Source, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
+from edgeship.program.suppression import CANDIDATES
 
 
 @dataclass(frozen=True)
 class LoadMemory(Pass):
-    """Take a model from memory, which was exported when it was given."""
+    """Take a model from memory, which was exported when it was given.
+
+    Args:
+        candidates: how many boxes, best first, went into one non-maximum suppression.
+    """
 
     name: ClassVar[str] = "load/memory"
     tools: ClassVar[tuple[str, ...]] = ("torch",)
+
+    candidates: int = CANDIDATES
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:

@@ -12,6 +12,7 @@ from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import Request
 from edgeship.data.specs import in_command, split_inputs
 from edgeship.errors import SourceError, UsageError
+from edgeship.program.suppression import CANDIDATES, check_candidates
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +27,8 @@ class LoadOnnx(Pass):
     Args:
         inputs: sizes (``name:f32[1,3,224,224]``) and fixed values (``name=16000``), by the file's names or their clean
             spelling.
+        cut: values of the graph at which it ends instead of at its outputs.
+        candidates: how many boxes, best first, go into one non-maximum suppression.
     """
 
     name: ClassVar[str] = "load/onnx"
@@ -34,6 +37,8 @@ class LoadOnnx(Pass):
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cut: tuple[str, ...] = ()
+    candidates: int = CANDIDATES
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
@@ -41,10 +46,11 @@ class LoadOnnx(Pass):
         if request.source.form != "onnx":
             return Skip(f"{request.source.reference} is not an ONNX file")
         load = request.load
-        return cls(tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]))
+        return cls(tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]), tuple(load.get("cut") or ()))
 
     def confirm(self, request: Request) -> None:
         """Refuse inputs that nobody can read before anything is imported."""
+        check_candidates(self.candidates)
         split_inputs(self.inputs)
 
     def run(self, model: Source, ctx: Context) -> TorchModel:
@@ -63,6 +69,8 @@ class LoadOnnx(Pass):
                 model.path,
                 sizes={spec.name: spec.shape for spec in specs},
                 values={item.name: item.values for item in fixed},
+                cut=self.cut,
+                candidates=self.candidates,
             )
         short = {name: code for code, name in NUMPY_DTYPES.items()}
         for spec in specs:

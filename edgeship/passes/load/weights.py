@@ -11,6 +11,7 @@ from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.data.specs import parse_inputs
 from edgeship.errors import UsageError
+from edgeship.program.suppression import CANDIDATES, check_candidates
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,8 @@ class LoadWeights(Pass):
 
     Args:
         key: which of the sets of weights in the file, where several fit.
+        cut: where the model ends instead of at its outputs: modules, or nodes of its graph.
+        candidates: how many boxes, best first, go into one non-maximum suppression.
     """
 
     name: ClassVar[str] = "load/weights"
@@ -34,6 +37,8 @@ class LoadWeights(Pass):
     outputs: tuple[str, ...] = ()
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     key: str = ""
+    cut: tuple[str, ...] = ()
+    candidates: int = CANDIDATES
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
@@ -44,11 +49,12 @@ class LoadWeights(Pass):
             return Skip(f"{request.source.reference} is not a weights file")
         load = request.load
         factory = DataRef(str(load["factory"]), script_digest(str(load["factory"])))
-        key = str(load.get("weights_key") or "")
-        return cls(factory, tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]), key)
+        key, cut = str(load.get("weights_key") or ""), tuple(load.get("cut") or ())
+        return cls(factory, tuple(load["inputs"]), tuple(load["outputs"]), dict(load["notes"]), key, cut)
 
     def confirm(self, request: Request) -> None:
         """Ask for inputs before anything is imported."""
+        check_candidates(self.candidates)
         if not self.inputs:
             raise UsageError("weights do not say what the inputs are", fix="add --input name:f32[1,3,224,224]")
         parse_inputs(self.inputs)
@@ -68,7 +74,15 @@ class LoadWeights(Pass):
         remarks = fill(module, sets, model.path.name, self.key)
         specs = with_notes(parse_inputs(self.inputs), self.notes)
         note = f"{self.name}: {model.path.name} into {self.factory.reference}"
-        program = make_program(module, specs, example_tensors(specs), output_names=self.outputs, note=note)
+        program = make_program(
+            module,
+            specs,
+            example_tensors(specs),
+            output_names=self.outputs,
+            note=note,
+            cut=self.cut,
+            candidates=self.candidates,
+        )
         history = (*program.record.history, *(f"{REMARK}{remark}" for remark in remarks))
         program = replace(program, record=replace(program.record, history=history))
         program.save(ctx.folder / "program")

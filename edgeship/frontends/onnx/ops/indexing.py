@@ -169,19 +169,35 @@ def trilu(call: OpCall) -> Tensor:
 
 @op("Compress")
 def compress(call: OpCall) -> Tensor:
-    """What a constant condition keeps. [...] -> [kept], or [..., kept, ...] along ``axis``."""
-    x, condition = call.x(0), call.const(1, "the condition").to(torch.bool)
+    """What a condition keeps. [...] -> [kept], or [..., kept, ...] along ``axis``."""
+    x, condition = call.x(0), call.x(1).to(torch.bool)
+    if not is_constant(condition):
+        return _chosen(call, x, condition)
     chosen = torch.nonzero(condition).reshape(-1)
     if not call.has("axis"):
         return select(torch.reshape(x, (x.numel(),)), 0, chosen)
     return select(x, call.axis(call.attr_int("axis"), x.dim()), chosen)
 
 
+def _chosen(call: OpCall, x: Tensor, condition: Tensor) -> Tensor:
+    """What a condition keeps that only a run tells: all of it, of which some counts. Along the first axis."""
+    if not call.has("axis"):
+        x = torch.reshape(x, (x.numel(),))
+    elif call.axis(call.attr_int("axis"), x.dim()):
+        raise call.refuse("its condition depends on the data, and chooses along another axis than the first")
+    if condition.shape[0] != x.shape[0]:
+        x = torch.narrow(x, 0, 0, condition.shape[0])
+    return x[condition]
+
+
 @op("NonZero")
 def nonzero(call: OpCall) -> Tensor:
-    """Places that are not 0, of a constant. [rank, count]."""
-    x = call.const(0, "its input (the result has a data-dependent shape)")
-    return torch.nonzero(x.reshape(1) if x.dim() == 0 else x).t().contiguous()
+    """Places that are not 0; of what is known at run time all places, of which some count. [rank, count]."""
+    x = call.x(0)
+    if is_constant(x):
+        return torch.nonzero(x.reshape(1) if x.dim() == 0 else x).t().contiguous()
+    found = torch.nonzero(torch.reshape(x, (1,)) if x.dim() == 0 else x)
+    return torch.transpose(found, 0, 1)
 
 
 @op("Unique")

@@ -1,0 +1,126 @@
+"""Functions that order rows that values chose, keep the best, or make one value of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from edgeship.program.rows.carrying import by_element
+from edgeship.program.rows.mode import ALWAYS, ChosenRows, Rows, nothing, plain_name, rule, spread
+from edgeship.program.rows.order import in_order
+from edgeship.program.suppression import LOWEST, suppress
+
+Tensor = torch.Tensor
+Kwargs = dict[str, Any]
+Function = Callable[..., Any]
+
+ALWAYS |= {"nms", "topk", "sort", "argsort"}
+
+
+@rule("topk", "sort", "argsort")
+def best(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwargs) -> Any:
+    """The best rows of those that count, best first; along another axis, row by row."""
+    x, rows = args[0], mode.rows(args[0])
+    if rows is None:
+        return func(*args, **kwargs) if mode.is_known(x) else in_order(func, args, kwargs)
+    name = plain_name(func)
+    place = 2 if name == "topk" else 1
+    dim = kwargs.get("dim", args[place] if len(args) > place else -1)
+    largest = kwargs.get("largest", args[3] if len(args) > 3 else True)
+    if name != "topk":
+        largest = kwargs.get("descending", args[2] if len(args) > 2 else False)
+    if dim % x.dim() != rows.axis:
+        result = in_order(func, args, kwargs)
+        for part in [result] if isinstance(result, Tensor) else result:
+            mode.marked(part, dataclasses.replace(rows, places=False))
+        return result
+    if x.dim() != 1 or not x.is_floating_point():
+        raise mode.refused(func, "orders rows that values chose by more than one number each")
+    ranked = torch.where(rows.mask, x if largest else -x, torch.full((1,), LOWEST))
+    values, order = torch.sort(ranked, stable=True, dim=0, descending=True)
+    count = min(int(kwargs.get("k", args[1] if len(args) > 1 else 0)), x.shape[0]) if name == "topk" else x.shape[0]
+    values, order = torch.narrow(values, 0, 0, count), torch.narrow(order, 0, 0, count)
+    counted = Rows(torch.index_select(rows.mask, 0, order), first=True)
+    mode.marked(order, counted)
+    if name == "argsort":
+        return order
+    found = torch.return_types.topk if name == "topk" else torch.return_types.sort
+    return found((mode.marked(values if largest else -values, counted), order))
+
+
+@rule("nms")
+def nms(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwargs) -> Any:
+    """``torchvision.ops.nms``."""
+    given = dict(zip(("boxes", "scores", "iou_threshold"), args, strict=False))
+    given = {**given, **{{"dets": "boxes"}.get(name, name): value for name, value in kwargs.items()}}
+    return suppressed(mode, given["boxes"], given["scores"], given["iou_threshold"])
+
+
+def suppressed(
+    mode: ChosenRows, boxes: Tensor, scores: Tensor, threshold: float, classes: Tensor | None = None
+) -> Tensor:
+    """What a suppression keeps, best first, as places; rows that count first. ``[K]``."""
+    found = [rows for rows in map(mode.rows, (boxes, scores)) if rows is not None]
+    if len({id(rows.mask) for rows in found}) > 1 or any(rows.axis for rows in found):
+        raise mode.refused(suppressed, "takes boxes and scores that were chosen apart")
+    mask = found[0].mask if found else None
+    mode.given.append(scores.shape[0])
+    with mode.at_rest():
+        kept = suppress(boxes, scores, threshold, valid=mask, classes=classes, candidates=mode.candidates)
+    return mode.marked(kept.index, Rows(kept.valid, first=True))
+
+
+@rule("max", "amax", "min", "amin", "sum", "any", "all", "mean", "argmax", "argmin", "prod")
+def reduced(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwargs) -> Any:
+    """Over rows that values chose only those that count; along another axis, row by row."""
+    x, rows = args[0], mode.rows(args[0])
+    name = plain_name(func)
+    dims = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
+    if isinstance(dims, Tensor):
+        return by_element(mode, func, args, kwargs)
+    assert rows is not None
+    axes = [dims] if isinstance(dims, int) else list(range(x.dim()) if dims is None else dims)
+    axes = [axis % x.dim() for axis in axes]
+    if rows.axis not in axes:
+        kept = kwargs.get("keepdim", args[2] if len(args) > 2 else False)
+        axis = rows.axis if kept else rows.axis - sum(1 for item in axes if item < rows.axis)
+        result = func(*args, **kwargs)
+        for part in [result] if isinstance(result, Tensor) else result:
+            mode.marked(part, dataclasses.replace(rows, axis=axis, places=False))
+        return result
+    fills = {"sum": 0, "any": 0, "all": 1, "prod": 1, "max": LOWEST, "amax": LOWEST, "min": -LOWEST, "amin": -LOWEST}
+    if name not in fills or (name in ("max", "min", "amax", "amin") and not x.is_floating_point()):
+        raise mode.refused(func, "is taken over rows that values chose")
+    other = nothing(x) if not fills[name] else torch.full([1] * x.dim(), fills[name], dtype=x.dtype)
+    return func(torch.where(spread(rows, x.dim()), x, other), *args[1:], **kwargs)
+
+
+@rule("pad")
+def pad(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwargs) -> Any:
+    """Filled up to a fixed number of rows, what does not count is part of the filling, and all rows count."""
+    x, rows = args[0], mode.rows(args[0])
+    assert rows is not None
+    widths = list(kwargs.get("pad", args[1] if len(args) > 1 else ()))
+    fill = kwargs.get("value", args[3] if len(args) > 3 else 0) or 0
+    behind = 2 * (x.dim() - 1 - rows.axis)
+    if len(widths) <= behind:
+        return mode.marked(func(*args, **kwargs), dataclasses.replace(rows, places=False))
+    if widths[behind] or kwargs.get("mode", args[2] if len(args) > 2 else "constant") != "constant":
+        raise mode.refused(func)
+    front = mode.in_front(x)
+    counted = mode.rows(front)
+    assert counted is not None
+    filled = torch.where(spread(counted, x.dim()), front, torch.full([1] * x.dim(), fill, dtype=x.dtype))
+    return func(filled, *args[1:], **kwargs)
+
+
+@rule("roi_align", "roi_pool", "ps_roi_align")
+def regions(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwargs) -> Any:
+    """One result for each region."""
+    rows = mode.rows(args[1])
+    if rows is None or mode.rows(args[0]) is not None:
+        raise mode.refused(func)
+    return mode.marked(func(*args, **kwargs), dataclasses.replace(rows, places=False))
