@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgeship.core.names import quoted
 from edgeship.errors import EdgeshipError, UsageError
 
 if TYPE_CHECKING:
@@ -37,13 +38,13 @@ def end_at(
     """
     from torch.fx import GraphModule
 
-    known = dict(module.named_modules())
-    if not isinstance(module, GraphModule) and all(name and name in known for name in names):
+    known = {name: part for name, part in module.named_modules() if name}
+    if not isinstance(module, GraphModule) and all(name in known for name in names):
         return module, _stopping(module, call, examples, names)
     try:
         flat = _traced(module, call, examples)
     except EdgeshipError as error:
-        lost = next(name for name in names if name not in known)
+        lost = quoted(next(name for name in names if name not in known))
         raise UsageError(
             f"--cut {lost}: no module of the model has that name, and the whole of it has no graph: {error.what}",
             fix=near(lost, known),
@@ -56,7 +57,7 @@ def near(name: str, known: Iterable[str]) -> str:
     """The way out for a name that is not there: the nearest real ones."""
     names = [item for item in known if item]
     found = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    found = found or [item for item in names if name.lower() in item.lower()][:3]
+    found = found or [item for item in names if name and name.lower() in item.lower()][:3]
     if found:
         return f"did you mean {' or '.join(found)}?"
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -184,7 +185,9 @@ def _end_graph(flat: GraphModule, names: Sequence[str], modules: Iterable[str]) 
         node = _node_of(flat.graph, name)
         if node is None:
             known = [*modules, *(item.name for item in flat.graph.nodes if item.op == "call_function")]
-            raise UsageError(f"--cut {name}: no module and no node of the graph has that name", fix=near(name, known))
+            raise UsageError(
+                f"--cut {quoted(name)}: no module and no node of the graph has that name", fix=near(name, known)
+            )
         if not isinstance(node.meta.get("val"), torch.Tensor):
             parts = ", ".join(user.name for user in node.users)
             raise UsageError(f"--cut {name}: that node makes no single tensor", fix=f"name one of its parts: {parts}")

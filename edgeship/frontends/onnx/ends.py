@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
+from edgeship.core.names import quoted
 from edgeship.errors import UsageError
 from edgeship.program.ends import check_ends, near
 
@@ -20,7 +21,7 @@ def end_at(model: ModelProto, names: Sequence[str]) -> None:
     makers = {name: node for node in graph.node for name in node.output if name}
     for name in names:
         if name not in makers:
-            raise UsageError(f"--cut {name}: no node of the graph makes that value", fix=near(name, makers))
+            raise UsageError(f"--cut {quoted(name)}: no node of the graph makes that value", fix=near(name, makers))
     wanted = _needed(makers, names)
     nodes = [node for node in graph.node if wanted.intersection(node.output)]
     held = {tensor.name for tensor in graph.initializer}
