@@ -48,7 +48,7 @@ def open_ended():
     torch.manual_seed(0)
     return Model()
 """
-INPUTS = ("--input", "boxes:f32[12,4]", "--input", "scores:f32[12]")
+INPUTS = ("--input", "raw:f32[12,4]", "--input", "sure:f32[12]")
 
 
 @pytest.fixture
@@ -72,12 +72,12 @@ def test_a_detector_is_built_whole(cli: Callable[..., Any], source: str, tmp_pat
         generator = np.random.default_rng(5)
         for _ in range(5):
             feeds = {
-                "boxes": generator.random((12, 4), np.float32) * 9,
-                "scores": generator.random(12, np.float32),
+                "raw": generator.random((12, 4), np.float32) * 9,
+                "sure": generator.random(12, np.float32),
             }
             found = session.run(feeds)
             count = int(found["count"][0])
-            scores = torch.from_numpy(feeds["scores"])
+            scores = torch.from_numpy(feeds["sure"])
             assert 0 < count <= int((scores > 0.4).sum())
             boxes = torch.from_numpy(found["boxes"][:count])
             # What is kept suppresses nothing of itself.
