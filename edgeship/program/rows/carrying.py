@@ -96,7 +96,9 @@ def squeeze(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwarg
     x, rows = args[0], mode.rows(args[0])
     assert rows is not None
     dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    axes = range(x.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
+    if isinstance(dims, int):
+        dims = [dims]
+    axes = range(x.dim()) if dims is None else dims
     gone = [axis % x.dim() for axis in axes if x.shape[axis] == 1]
     if rows.axis in gone:
         raise mode.refused(func)

@@ -41,7 +41,9 @@ def best(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwargs) 
         raise mode.refused(func, "orders rows that values chose by more than one number each")
     ranked = torch.where(rows.mask, x if largest else -x, torch.full((1,), LOWEST))
     values, order = torch.sort(ranked, stable=True, dim=0, descending=True)
-    count = min(int(kwargs.get("k", args[1] if len(args) > 1 else 0)), x.shape[0]) if name == "topk" else x.shape[0]
+    count = x.shape[0]
+    if name == "topk":
+        count = min(int(kwargs["k"] if "k" in kwargs else args[1]), count)
     values, order = torch.narrow(values, 0, 0, count), torch.narrow(order, 0, 0, count)
     counted = Rows(torch.index_select(rows.mask, 0, order), first=True)
     mode.marked(order, counted)
@@ -82,8 +84,9 @@ def reduced(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwarg
     if isinstance(dims, Tensor):
         return by_element(mode, func, args, kwargs)
     assert rows is not None
-    axes = [dims] if isinstance(dims, int) else list(range(x.dim()) if dims is None else dims)
-    axes = [axis % x.dim() for axis in axes]
+    single = isinstance(dims, int)
+    given = [dims] if isinstance(dims, int) else dims
+    axes = [axis % x.dim() for axis in (range(x.dim()) if given is None else given)]
     if rows.axis not in axes:
         kept = kwargs.get("keepdim", args[2] if len(args) > 2 else False)
         axis = rows.axis if kept else rows.axis - sum(1 for item in axes if item < rows.axis)
@@ -92,6 +95,8 @@ def reduced(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwarg
             mode.marked(part, dataclasses.replace(rows, axis=axis, places=False))
         return result
     fills = {"sum": 0, "any": 0, "all": 1, "prod": 1, "max": LOWEST, "amax": LOWEST, "min": -LOWEST, "amin": -LOWEST}
+    if single and name in ("max", "min"):
+        raise mode.refused(func, "tells a place among rows that values chose")
     if name not in fills or (name in ("max", "min", "amax", "amin") and not x.is_floating_point()):
         raise mode.refused(func, "is taken over rows that values chose")
     other = nothing(x) if not fills[name] else torch.full([1] * x.dim(), fills[name], dtype=x.dtype)
