@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.api import checking
-from edgeship.api.table import failures, first_failure, report_html, report_lines
+from edgeship.api.table import failed_runtimes, failures, first_failure, report_html, report_lines
 from edgeship.core.artifact import REPORT, ArtifactRecord
 from edgeship.core.model import TensorSpec
 from edgeship.core.records import read_json, suggest
@@ -68,6 +68,8 @@ class Bundle:
         if self.passed:
             return self
         what, fix = first_failure(self.report)
+        others = dict.fromkeys(name for name in failed_runtimes(self.report)[1:])
+        what += f"; {', '.join(others)} failed too (reasons says why)" if others else ""
         shipped = ", ".join(dict.fromkeys(row.runtime for row in self.report.rows if row.passed))
         rest = f"{shipped} published without it" if self.published else "nothing was published"
         faults = any(refusal.exit_code == BUG for refusal in self.report.refused)

@@ -63,13 +63,22 @@ def _runs(artifact: Artifact, log: Log | None) -> str:
 
 
 def bench(
-    bundle_path: Path, *, seconds: float = 2.0, device: str = "host", text: TextOrder | None = None, only: str = ""
+    bundle_path: Path,
+    *,
+    seconds: float = 2.0,
+    device: str = "host",
+    text: TextOrder | None = None,
+    only: str = "",
+    said: tuple[str, ...] = ("text",),
 ) -> list[tuple[str, Measurement]]:
     """The figures of every artifact of a bundle on a device: ``host``, ``estimate:TARGET``, or a plug-in's.
 
     Args:
         seconds: how long a network is timed. text: what a language model is timed on.
-        only: the main file of the one artifact to time; all when empty.
+        only: the main file of the one artifact to time; all when empty. said: what ``text`` is called in messages.
+
+    Raises:
+        UsageError: a device nobody knows, or ``text`` for a bundle of networks. ArtifactError: a file has changed.
 
     Returns:
         (artifact, measurement) pairs; artifacts that cannot be timed here say why in the note.
@@ -80,6 +89,8 @@ def bench(
         raise UsageError(f"{seconds:g} seconds is no time to measure for", fix=f"give 1 to {MAX_BENCH_SECONDS}")
     bundle = read_bundle(bundle_path)
     check_whole(bundle)
+    if text is not None and not any(item.language for item in bundle.manifest.artifacts):
+        raise UsageError(f"{', '.join(said)} is for language models, and {bundle_path} has none", fix="leave it out")
     name, _, argument = device.partition(":")
     place = find("device", devices(), name)
     if bool(argument) != bool(place.argument):

@@ -164,7 +164,11 @@ def make_order(model: Any, inputs: Any = None, **said: Unpack[Said]) -> BuildOrd
     """
     strange = [name for name in said if name not in Said.__annotations__]
     if strange:
-        raise UsageError(f"build takes no {strange[0]}", fix=suggest(strange[0], Said.__annotations__))
+        own = strange[0] in ("progress", "log")
+        raise UsageError(
+            f"{strange[0]} is for build alone" if own else f"there is no argument {strange[0]}",
+            fix="leave it out" if own else suggest(strange[0], Said.__annotations__),
+        )
     _refuse_empty(said)
     _refuse_kinds(said)
     given = is_in_memory(model)
@@ -245,6 +249,8 @@ def option(name: str) -> str:
 def _source(model: Any) -> str:
     if isinstance(model, (str, os.PathLike)):
         return os.fspath(model) if isinstance(os.fspath(model), str) else os.fsdecode(model)
+    if isinstance(model, type):
+        raise UsageError(f"{model.__name__} is a class, not a model", fix=f"give one of it: {model.__name__}(...)")
     raise UsageError(
         f"{type(model).__name__} is not a model",
         fix="give an nn.Module, an ExportedProgram, a transformers model, or a path",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from edgeship.core.report import ArtifactRow, Measurement, Report
-from edgeship.core.units import human_bytes
+from edgeship.core.units import counted, human_bytes
 
 # A slice this far behind the whole output is told apart.
 BEHIND_DB = 3.0
@@ -95,7 +95,7 @@ def sample_counts(rows: Sequence[ArtifactRow]) -> str:
         if found is not None:
             name = METRIC_TITLES.get(found.name, found.name)
             by_count.setdefault(found.runs, []).append(row.runtime)
-    parts = [f"{count} samples ({', '.join(runtimes)})" for count, runtimes in by_count.items()]
+    parts = [f"{counted(count, 'sample')} ({', '.join(runtimes)})" for count, runtimes in by_count.items()]
     return f"{name} on {', '.join(parts)}" if parts else ""
 
 
@@ -125,6 +125,12 @@ def failures(report: Report) -> list[str]:
 def first_failure(report: Report) -> tuple[str, str]:
     """What is missing first and why, and the way out, of a report that did not pass."""
     return _failures(report)[0]
+
+
+def failed_runtimes(report: Report) -> list[str]:
+    """The runtimes of which something is missing, each once, in the order of `failures`."""
+    short = [row.runtime for row in report.rows if not row.passed]
+    return list(dict.fromkeys([*short, *(item.runtime for item in report.refused)]))
 
 
 def _failures(report: Report) -> list[tuple[str, str]]:

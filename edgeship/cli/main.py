@@ -15,7 +15,7 @@ import click
 
 from edgeship.cli import interrupt
 from edgeship.core.decoder import CACHE_BITS
-from edgeship.errors import BUG, EdgeshipError, GateError, UsageError, meaning_of
+from edgeship.errors import BUG, ArtifactError, EdgeshipError, UsageError, meaning_of
 from edgeship.version import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -256,6 +256,7 @@ def inspect(artifact: str, as_json: bool) -> None:
 def verify(bundle: str, no_run: bool, as_json: bool) -> None:
     """Check a bundle: that its files match the manifest, and that every artifact runs on this machine."""
     from edgeship import api
+    from edgeship.shipping.bundle import REPLACED, told_of
 
     problems = api.verify(Path(bundle), run=not no_run, log=api.side_log())
     if as_json:
@@ -266,7 +267,7 @@ def verify(bundle: str, no_run: bool, as_json: bool) -> None:
         if not problems:
             click.echo(f"{bundle} is whole" + ("" if no_run else ", and every artifact runs"))
     if problems:
-        raise GateError(f"{bundle} does not hold: {problems[0]}", fix="build it again")
+        raise ArtifactError(f"{bundle}: {told_of(problems)}", fix=REPLACED)
 
 
 @cli.command()
@@ -297,8 +298,9 @@ def bench(
     from edgeship.core.device import TextOrder
     from edgeship.core.records import to_plain
 
-    text = TextOrder(prompt, new, _depths(depth), runs)
-    rows = api.bench(Path(bundle), seconds=seconds, device=device, text=text)
+    said = _said("prompt", "new", "depth", "runs")
+    text = TextOrder(prompt, new, _depths(depth), runs) if said else None
+    rows = api.bench(Path(bundle), seconds=seconds, device=device, text=text, said=said)
     if as_json:
         plain = [{"artifact": name, **to_plain(item)} for name, item in rows]
         click.echo(json.dumps(plain, indent=2))
@@ -306,6 +308,13 @@ def bench(
         print_text_bench(rows)
     else:
         print_bench(rows)
+
+
+def _said(*names: str) -> tuple[str, ...]:
+    """Those of some options that the command line gives, as it writes them."""
+    source = click.get_current_context().get_parameter_source
+    given = click.core.ParameterSource.COMMANDLINE
+    return tuple(f"--{name}" for name in names if source(name) is given)
 
 
 def _depths(text: str) -> tuple[int, ...]:

@@ -144,6 +144,8 @@ class Decoder:
 
 # More than this is asked for on purpose: a cache grows with every position.
 DEFAULT_CONTEXT = 2048
+# With one position there is nothing to go on with.
+LEAST_CONTEXT = 2
 
 
 def context_of(decoder: Decoder, asked: int | None) -> int:
@@ -153,10 +155,10 @@ def context_of(decoder: Decoder, asked: int | None) -> int:
     """
     if asked is None:
         return min(DEFAULT_CONTEXT, decoder.context)
-    if not 1 < asked <= decoder.context:
+    if not LEAST_CONTEXT <= asked <= decoder.context:
         raise UsageError(
             f"--context {asked} is not among the {decoder.context} positions that the model was made for",
-            fix=f"give 2 to {decoder.context}",
+            fix=f"give {LEAST_CONTEXT} to {decoder.context}",
         )
     return asked
 

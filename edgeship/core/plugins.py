@@ -40,6 +40,14 @@ def loaded(group: str) -> Iterator[tuple[str, Any]]:
             yield point.name, value
 
 
+def packages_of(group: str) -> dict[str, str]:
+    """Distributions with entry points of a group, and their versions."""
+    if os.environ.get("EDGESHIP_NO_PLUGINS"):
+        return {}
+    found = (point.dist for point in metadata.entry_points(group=group))
+    return {dist.name: dist.version for dist in found if dist is not None}
+
+
 def refuse(group: str, name: str, reason: str) -> None:
     """Keep a plug-in as broken, for ``doctor``."""
     _broken[group, name] = Broken(group, name, reason)

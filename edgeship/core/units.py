@@ -7,6 +7,7 @@ import re
 from edgeship.errors import UsageError
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_UP = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 # More than any disk: a number of 400 digits is a slip of the keyboard.
 _MOST_BYTES = 10**15
 
@@ -18,6 +19,14 @@ def human_bytes(count: float) -> str:
         if abs(count) >= 0.9995 * size:
             return f"{count / size:.3g} {unit}" if abs(count) < 999.5 * size else f"{count / size:.0f} {unit}"
     return f"{count:.0f} B"
+
+
+def rounded_up(count: int) -> str:
+    """A size as `parse_bytes` reads it, in three figures and no smaller: ``3.46MB``. What is proposed must do."""
+    size, unit = next(((size, unit) for unit, size in _UP if count >= size), (1, ""))
+    # In hundredths, tenths or wholes of the unit, rounded up.
+    parts = next((parts for parts in (100, 10) if count * parts < 1000 * size), 1)
+    return f"{-(-count * parts // size) / parts:.15g}{unit}"
 
 
 def parse_bytes(text: str) -> int:

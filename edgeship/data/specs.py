@@ -23,6 +23,7 @@ MAX_DIMENSIONS = 32
 ITEM_BYTES = {"f32": 4, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u16": 2, "u8": 1, "bool": 1}
 # A name is what stands before the last ":dtype[sizes]"; quotes around it are no part of it.
 _SPEC = re.compile(r"^(?P<name>.*[^\s:].*?)\s*:\s*(?P<dtype>\w+)\s*\[(?P<sizes>[^\]]*)\]$", re.DOTALL)
+_BETWEEN = re.compile(r"(?<=\])\s*[,;]\s*(?=\S)")
 _FIXED = re.compile(r"^(?P<name>\"[^\"]+\"|'[^']+'|[^=]*[^=\s])\s*=\s*(?P<value>\S.*)$", re.DOTALL)
 _EXAMPLE = "write name:f32[1,3,224,224]"
 MAX_FIXED = 4096
@@ -87,7 +88,7 @@ def split_inputs(texts: Sequence[str]) -> tuple[list[TensorSpec], list[Fixed]]:
     """Sizes and fixed values, each in order. Raises `UsageError` for a form nobody reads, or a name given twice."""
     specs: list[TensorSpec] = []
     fixed: list[Fixed] = []
-    for text in texts:
+    for text in [part for given in texts for part in several(given)]:
         found = None if _SPEC.match(text.strip()) else _FIXED.match(text.strip())
         if found is None:
             specs.append(parse_input(text))
@@ -98,6 +99,16 @@ def split_inputs(texts: Sequence[str]) -> tuple[list[TensorSpec], list[Fixed]]:
     if twice is not None:
         raise UsageError(f"two inputs are called {twice}", fix="give each --input a name of its own")
     return specs, fixed
+
+
+def several(text: str) -> tuple[str, ...]:
+    """The inputs that one text names with commas between, ``a:f32[1],b:f32[1]``; the text itself where it names one."""
+    parts = tuple(_BETWEEN.split(text.strip().rstrip(",")))
+    found = [_SPEC.match(part) for part in parts]
+    known = all(match is not None and match["dtype"] in get_args(Dtype) for match in found)
+    # Quotes that open in one part and close in another belong to a name with a comma in it.
+    whole = all(part.count('"') % 2 == 0 and part.count("'") % 2 == 0 for part in parts)
+    return parts if known and whole else (text,)
 
 
 def spec_texts(inputs: Any) -> tuple[str, ...]:
@@ -112,7 +123,7 @@ def spec_texts(inputs: Any) -> tuple[str, ...]:
     if inputs is None:
         return ()
     if isinstance(inputs, str):
-        return (inputs,)
+        return several(inputs)
     if isinstance(inputs, Mapping):
         return tuple(_spec_text(str(name), value) for name, value in inputs.items())
     if isinstance(inputs, Sequence) and all(isinstance(item, str) for item in inputs):
@@ -179,7 +190,7 @@ def with_notes(specs: Sequence[TensorSpec], notes: Mapping[str, Mapping[str, Any
     for name, values in notes.items():
         if name not in known:
             listed = ", ".join(spec.name for spec in specs)
-            raise UsageError(f"notes for an input {name}, which the model does not have", fix=f"it has {listed}")
+            raise UsageError(f"the model has no input {name}", fix=f"it has {listed}")
         told.setdefault(known[name], {}).update({key: _tuple(value) for key, value in values.items()})
     found = tuple(_noted(spec, told.get(spec.name, {})) for spec in specs)
     names = [spec.name for spec in found]

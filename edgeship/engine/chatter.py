@@ -9,10 +9,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from edgeship.errors import OutputError
 
@@ -52,6 +52,11 @@ class Log:
                 ) from None
             raise OutputError(f"{self.path} and {NAMES} more are not logs of edgeship's", fix="choose another -o")
         return self._file
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something was written to it."""
+        return self._file is not None
 
     def line(self, text: str) -> None:
         """Write one line. A full disk is for the step to report that needs it."""
@@ -176,23 +181,42 @@ def is_log(path: Path) -> bool:
 def silenced(log: Log) -> Iterator[None]:
     """Send file descriptors 1 and 2, Python's own streams, warnings and logging to the log while a step runs.
 
-    The streams apart from the descriptors: in a notebook they are something else.
+    The streams apart from the descriptors: in a notebook they are something else. A log that nothing was written to
+    yet is begun only when something is said: a command that is refused leaves no file.
     """
+    part = None if log.is_open else PartLog()
+    try:
+        with _redirected((part or log).file().fileno()):
+            yield
+    finally:
+        text = part.taken() if part is not None else b""
+        if text:
+            log.write(text)
+
+
+@contextmanager
+def _redirected(target: int) -> Iterator[None]:
+    """Send all that is said inside to an open file."""
     _flush()
     saved = os.dup(1), os.dup(2)
     root = logging.getLogger()
-    handlers = root.handlers
-    target = log.file().fileno()
+    handlers, streams = root.handlers, (sys.stdout, sys.stderr)
+    moved: list[tuple[logging.StreamHandler[Any], Any]] = []
     stream = os.fdopen(os.dup(target), "w", encoding="utf-8", errors="replace", buffering=1)
     try:
         os.dup2(target, 1)
         os.dup2(target, 2)
         with redirect_stdout(stream), redirect_stderr(stream), warnings.catch_warnings():
             root.handlers = [logging.StreamHandler(stream)]
+            moved = _move_handlers(streams, stream)
             warnings.simplefilter("ignore")
             yield
     finally:
         root.handlers = handlers
+        for handler, before in moved:
+            handler.setStream(before)
+        # Those that were made meanwhile.
+        _move_handlers((stream,), streams[1])
         _flush()
         # On a full disk this fails, and the terminal must come back all the same.
         with suppress(OSError):
@@ -200,6 +224,18 @@ def silenced(log: Log) -> Iterator[None]:
         for number, old in zip((1, 2), saved, strict=True):
             os.dup2(old, number)
             os.close(old)
+
+
+def _move_handlers(old: Sequence[Any], new: Any) -> list[tuple[logging.StreamHandler[Any], Any]]:
+    """Let libraries that log through handlers of their own (torch does) write to another stream; the handlers that were
+    moved, each with its stream before."""
+    found = []
+    loggers = [item for item in logging.root.manager.loggerDict.values() if isinstance(item, logging.Logger)]
+    for handler in [handler for logger in loggers for handler in logger.handlers]:
+        if isinstance(handler, logging.StreamHandler) and any(handler.stream is stream for stream in old):
+            found.append((handler, handler.stream))
+            handler.setStream(new)
+    return found
 
 
 @contextmanager

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeship.core.artifact import BuiltArtifact, EncodingRecord, Gathered, total_bytes
+from edgeship.core.encodings.families import GROUP as ENCODINGS
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.plan import Plan, Step
+from edgeship.core.plugins import packages_of
 from edgeship.core.profile import Request
 from edgeship.core.registry import runtimes
 from edgeship.core.report import SNR_OF, ArtifactRow, Measurement, Measurements, Refusal, Report, Verdict
@@ -277,4 +279,6 @@ def _versions(requests: Sequence[Request]) -> dict[str, str]:
     found = {"edgeship": __version__, "torch": metadata.version("torch")}
     for request in requests:
         found.update(runtimes()[request.runtime].versions())
+    # Who opens the bundle needs the packages whose encodings are in it.
+    found.update(packages_of(ENCODINGS))
     return dict(sorted(found.items()))

@@ -12,7 +12,7 @@ from edgeship.core.profile import Request
 from edgeship.core.registry import runtimes
 from edgeship.core.report import LOSS_OF, ArtifactRow
 from edgeship.core.speed import predicted, slower
-from edgeship.core.units import human_bytes
+from edgeship.core.units import counted, human_bytes
 from edgeship.core.weights import MXFP4, Affine
 from edgeship.program.program import REMARK, ProgramRecord
 
@@ -137,9 +137,10 @@ def _ungrouped(requests: Sequence[Request], row: ArtifactRow, record: ProgramRec
     ]
     if not names:
         return []
+    layers = counted(len(names), "layer")
     return [
-        f"{row.runtime}: groups of {size} do not divide the inputs of {len(names)} layers, which have {instead} and "
-        f"{'take' if isinstance(wanted, MXFP4) else 'lose'} more for it: {_some(names)}"
+        f"{row.runtime}: groups of {size} do not divide the inputs of {layers}: {instead} instead, "
+        f"which {'takes' if isinstance(wanted, MXFP4) else 'loses'} more: {_some(names)}"
     ]
 
 
@@ -164,9 +165,10 @@ def _unpacked(requests: Sequence[Request], row: ArtifactRow, record: ProgramReco
     share = macs / max(record.inventory.macs, 1)
     if share < UNPACKED_SHARE:
         return []
+    is_ = "is" if len(slow) == 1 else "are"
     return [
-        f"{row.runtime}: {len(slow)} layers with {share:.0%} of the arithmetic are unpacked at every run, which is "
-        "slower than float: --profile fast is quicker, at a larger size"
+        f"{row.runtime}: {counted(len(slow), 'layer')} with {share:.0%} of the arithmetic {is_} unpacked at every run, "
+        "which is slower than float: --profile fast is quicker, at a larger size"
     ]
 
 
@@ -178,7 +180,7 @@ def _widened(row: ArtifactRow, record: ProgramRecord) -> list[str]:
             encoding = record.encodings[use.name]
             counts[encoding.bits, runtime.container_bits(use.op, encoding)] += 1
     return [
-        f"{row.runtime}: {count} layers of {bits} bits take {room} in the file: it has no {bits}-bit form for them"
+        f"{row.runtime}: {counted(count, 'layer')} of {bits} bits, stored in {room}: the file has no {bits}-bit form"
         for (bits, room), count in sorted(counts.items())
         if room > bits
     ]
@@ -210,7 +212,7 @@ def _pruning(row: ArtifactRow, record: ProgramRecord) -> str:
 
 def _given_back(request: Request) -> str:
     shown = _some([f"{name} {text}" for name, text in request.raised])
-    return f"{request.runtime}: the accuracy gate gave {len(request.raised)} layers more bits: {shown}"
+    return f"{request.runtime}: the accuracy gate gave {counted(len(request.raised), 'layer')} more bits: {shown}"
 
 
 def _budget(request: Request) -> str:

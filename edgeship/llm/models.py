@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeship.core.decoder import DEFAULT_CONTEXT, AttentionCall, AttentionLayer, Decoder, FixedState
+from edgeship.core.decoder import DEFAULT_CONTEXT, LEAST_CONTEXT, AttentionCall, AttentionLayer, Decoder, FixedState
 from edgeship.core.records import suggest
 from edgeship.errors import SourceError, UnsafeSourceError
 from edgeship.llm.chat import ChatTemplate
@@ -177,8 +177,14 @@ def describe(config: Any, found: Understanding, folder: Path) -> Decoder:
 def positions_of(config: Any) -> int:
     """How many positions a model was made for: what its configuration says under one of the names for it. Models that
     bias scores by distance may say nothing; they get the usual context."""
-    told = (getattr(config, name, None) for name in POSITIONS)
-    return next((int(count) for count in told if isinstance(count, int) and count > 0), DEFAULT_CONTEXT)
+    told = {name: getattr(config, name, None) for name in POSITIONS}
+    found = {name: count for name, count in told.items() if isinstance(count, int) and count > 0}
+    name, count = next(iter(found.items()), ("", DEFAULT_CONTEXT))
+    if count < LEAST_CONTEXT:
+        raise SourceError(
+            f"config.json says that {name} is {count}, which leaves no text to go on with", fix="correct it there"
+        )
+    return count
 
 
 def _ends(told: Sequence[Any], folder: Path) -> tuple[int, ...]:

@@ -31,11 +31,14 @@ from edgeship.core.artifact import (
     list_files,
 )
 from edgeship.core.decoder import LanguageFacts
+from edgeship.core.encodings import encoding_named
+from edgeship.core.installed import is_installed
 from edgeship.core.model import Artifact
 from edgeship.core.owned import alone_in
 from edgeship.core.records import read_json, to_plain, write_json
 from edgeship.core.registry import runtimes
-from edgeship.errors import ArtifactError, ChangedError, OutputError
+from edgeship.core.units import counted
+from edgeship.errors import ArtifactError, ChangedError, OutputError, UsageError
 from edgeship.shipping.plots import layer_bars, trade_off_curve
 from edgeship.shipping.replacing import (
     check_place,
@@ -48,6 +51,8 @@ from edgeship.shipping.replacing import (
 )
 from edgeship.version import __version__
 
+# What helps where files are not what the manifest says.
+REPLACED = "copy it again from where it was built, or move it away and build it again"
 # Of an input or output of an artifact: 2 GB of the smallest numbers.
 MAX_ELEMENTS, MAX_DIMENSIONS = 2**31, 32
 
@@ -227,12 +232,34 @@ def _check_record(path: Path, record: ArtifactRecord) -> None:
             raise ArtifactError(f"{path}: {str(spec)[:80]} is larger than any input", fix="build it again")
 
 
+def _refuse_unknown_encodings(path: Path) -> None:
+    """Raise `ArtifactError` for an encoding that a package brings which is not here; all else is for the reader."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        choices = [item["choice"] for item in manifest["artifacts"]]
+        names = [name for choice in choices for name in (choice.get("weights"), choice.get("embeddings")) if name]
+        versions = {str(name): str(version) for name, version in manifest["versions"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return
+    for name in filter(lambda name: isinstance(name, str) and name != "auto", names):
+        try:
+            encoding_named(name)
+        except UsageError:
+            lacking = [f"{item} {version}" for item, version in versions.items() if not is_installed(item)]
+            from_where = f"install {', '.join(lacking)}, which it was built with" if lacking else ""
+            raise ArtifactError(
+                f"{path}: weights are stored as {name[:40]}, an encoding that nothing here knows",
+                fix=from_where or "install the package that brings the encoding",
+            ) from None
+
+
 def read_bundle(path: Path) -> Bundle:
     """Read a bundle's manifest and check it against the published schema. Raises `ArtifactError`."""
     if not path.is_dir():
         raise ArtifactError(f"{path} is not a bundle", fix="give the folder that edgeship build wrote")
     if not (path / MANIFEST).is_file():
         raise ArtifactError(f"{path} holds no {MANIFEST}", fix="give the folder that edgeship build wrote")
+    _refuse_unknown_encodings(path)
     manifest = read_json(Manifest, path / MANIFEST)
     if manifest.schema_version not in READABLE_VERSIONS:
         shown = " and ".join(map(str, READABLE_VERSIONS))
@@ -256,7 +283,24 @@ def check_whole(bundle: Bundle) -> None:
     """Raise `ArtifactError` with the first of `changed_files`."""
     problems = changed_files(bundle)
     if problems:
-        raise ArtifactError(f"{bundle.path}: {problems[0]}", fix="move it away and build it again")
+        raise ArtifactError(f"{bundle.path}: {told_of(problems)}", fix=REPLACED)
+
+
+def check_there(bundle: Bundle, records: Sequence[ArtifactRecord]) -> None:
+    """Raise `ArtifactError` when a file of some artifacts is missing or has another size; nothing is read."""
+    for file in (file for record in records for file in record.files):
+        path = bundle.path / file.path
+        if not path.is_file():
+            raise ArtifactError(f"{bundle.path}: {file.path} is missing", fix=REPLACED)
+        if path.stat().st_size != file.bytes:
+            size = path.stat().st_size
+            raise ArtifactError(f"{bundle.path}: {file.path} has {size} bytes, {file.bytes} recorded", fix=REPLACED)
+
+
+def told_of(problems: Sequence[str]) -> str:
+    """The first of several problems, and how many more there are."""
+    more = f", and {counted(len(problems) - 1, 'more problem')}" if len(problems) > 1 else ""
+    return f"{problems[0]}{more}"
 
 
 def changed_files(bundle: Bundle) -> list[str]:

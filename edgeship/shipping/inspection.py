@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeship.core.artifact import MANIFEST, ArtifactRecord
 from edgeship.errors import ArtifactError
-from edgeship.shipping.bundle import read_bundle
+from edgeship.shipping.bundle import check_there, read_bundle
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
             f"{inner} is not an artifact of {folder}",
             fix="give one of " + ", ".join(r.main for r in bundle.manifest.artifacts),
         )
+    check_there(bundle, records)
     return {
         "bundle": str(folder),
         "source": bundle.manifest.source.reference,

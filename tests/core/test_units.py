@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeship.core.units import human_bytes, parse_bytes, parse_fraction
+from edgeship.core.units import human_bytes, parse_bytes, parse_fraction, rounded_up
 from edgeship.errors import UsageError
 
 
@@ -51,3 +51,9 @@ def test_shares_that_people_write(text, share):
 def test_what_is_no_share_is_refused_with_an_example(text):
     with pytest.raises(UsageError, match="write 1%"):
         parse_fraction(text)
+
+
+@given(st.integers(1, 10**14))
+def test_a_size_that_is_rounded_up_is_no_smaller_and_hardly_larger(count):
+    found = parse_bytes(rounded_up(count))
+    assert count <= found <= count * 1.011 + 1

@@ -1,5 +1,6 @@
 """What libraries print goes to the log, and the terminal comes back whatever happens."""
 
+import io
 import logging
 import os
 import subprocess
@@ -182,3 +183,40 @@ def test_old_crashes_go_and_files_of_others_stay(tmp_path):
     assert (tmp_path / "crash-mine.log").read_bytes() == THEIRS
     assert (tmp_path / "other.log").read_bytes() == HEAD
     assert (tmp_path / "crash-link.log").is_symlink()
+
+
+def test_silence_begins_no_log_until_something_is_said(tmp_path):
+    log = Log(tmp_path / "x.log")
+    with silenced(log):
+        pass
+    with pytest.raises(ValueError, match="refused"), silenced(log):
+        raise ValueError("refused")
+    assert not (tmp_path / "x.log").exists()
+    with silenced(log):
+        print("said")
+    assert (tmp_path / "x.log").read_bytes() == HEAD + b"said\n"
+
+
+def test_libraries_with_handlers_of_their_own_go_to_the_log_too(tmp_path, monkeypatch):
+    """As in a notebook, where Python's streams are not descriptors 1 and 2, and a library keeps the one it found."""
+    notebook = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", notebook)
+    loud = logging.getLogger("library_with_a_handler")
+    handler = logging.StreamHandler()
+    loud.addHandler(handler)
+    loud.propagate = False
+    elsewhere = logging.StreamHandler(io.StringIO())
+    loud.addHandler(elsewhere)
+    try:
+        with silenced(Log(tmp_path / "x.log")):
+            loud.error("inside")
+            later = logging.StreamHandler()
+            loud.addHandler(later)
+        assert handler.stream is later.stream is notebook
+        loud.removeHandler(later)
+        loud.error("outside")
+    finally:
+        loud.handlers.clear()
+    assert notebook.getvalue() == "outside\n"
+    assert elsewhere.stream.getvalue() == "inside\noutside\n"
+    assert "inside" in (tmp_path / "x.log").read_text()

@@ -30,9 +30,9 @@ def notes(runtime="onnx", weights="int3-g32", **options):
 
 def test_groups_that_do_not_divide_and_widths_that_a_format_lacks_are_said():
     assert notes() == (
-        "onnx: groups of 32 do not divide the inputs of 1 layers, which have one scale a channel and lose more for it: "
+        "onnx: groups of 32 do not divide the inputs of 1 layer: one scale a channel instead, which loses more: "
         "odd (172)",
-        "onnx: 3 layers of 3 bits take 4 in the file: it has no 3-bit form for them",
+        "onnx: 3 layers of 3 bits, stored in 4: the file has no 3-bit form",
     )
 
 
@@ -40,12 +40,12 @@ def test_nothing_is_said_where_it_is_as_asked():
     assert [note for note in notes(weights="int3") if "groups" in note] == []
     # Core ML has 3 bits in lists of numbers, but not for groups.
     (said,) = [note for note in notes(runtime="coreml", weights="int3") if "no 3-bit" in note]
-    assert said.startswith("coreml: 1 layers")
+    assert said.startswith("coreml: 1 layer of")
 
 
 def test_the_group_is_the_one_asked_for_by_hand():
     asked = notes(weights="int8", **{"compress/quantize": {"bits": 3, "granularity": "group", "group_size": 64}})
-    assert asked[0].startswith("onnx: groups of 64 do not divide the inputs of 1 layers")
+    assert asked[0].startswith("onnx: groups of 64 do not divide the inputs of 1 layer: ")
 
 
 def test_layers_that_are_unpacked_at_every_run_are_said_where_they_are_much_of_the_arithmetic():
@@ -61,7 +61,7 @@ def test_layers_that_are_unpacked_at_every_run_are_said_where_they_are_much_of_t
         return [note for note in notes_of([request], [row], [record]) if "unpacked" in note]
 
     assert told(100) == [
-        "onnx: 1 layers with 50% of the arithmetic are unpacked at every run, which is slower than float: --profile fast "
+        "onnx: 1 layer with 50% of the arithmetic is unpacked at every run, which is slower than float: --profile fast "
         "is quicker, at a larger size"
     ]
     assert told(5) == told(100, "tflite") == told(100, weights="int8") == []

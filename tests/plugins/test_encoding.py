@@ -86,3 +86,12 @@ def test_mxfp4_is_refused_elsewhere_with_the_reason(ran):
 
 def test_doctor_finds_nothing_broken(ran):
     assert json.loads(ran.said["doctor"].out)["broken_plugins"] == []
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect", "bench"])
+def test_a_bundle_opened_without_the_package_names_it_and_the_encoding(ran, cli, command):
+    """This process has edgeship alone."""
+    said = cli(command, ran.bundle)
+    assert said.code == 8
+    assert "weights are stored as nf4-c2, an encoding that nothing here knows" in said.errors[0]
+    assert said.errors[0].endswith("install edgeship-nf4 1.0, which it was built with")

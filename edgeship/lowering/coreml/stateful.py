@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
+from edgeship.core.decoder import LEAST_CONTEXT
 from edgeship.errors import LoweringError, UnsupportedOpError
 from edgeship.llm.attention import Engine, Form, computed_by
 from edgeship.llm.probing import angles_of, root_norm_of, rotation_kinds
@@ -46,6 +47,26 @@ def write_tokens(cache: torch.Tensor, rows: torch.Tensor, position: torch.Tensor
     return cast("torch.Tensor", write_rows(cache, rows, position, 2))
 
 
+def _is_steady(rotary: nn.Module, context: int, kind: str | None) -> bool:
+    """Whether the angles of a position are the same in texts of half the length."""
+    whole = angles_of(rotary, torch.arange(context), kind)
+    half = angles_of(rotary, torch.arange(max(context // 2, 1)), kind)
+    return all(torch.equal(one[: len(other)], other) for one, other in zip(whole, half, strict=True))
+
+
+def _longest_steady(rotary: nn.Module, context: int, kind: str | None) -> int:
+    """The longest context below one that is not steady which is; 0 where none is found. Halving finds the end of what a
+    model was first trained for, up to which all are."""
+    low, high = 0, context
+    while high - low > 1:
+        middle = (low + high) // 2
+        if middle < LEAST_CONTEXT or _is_steady(rotary, middle, kind):
+            low = middle
+        else:
+            high = middle
+    return low if low >= LEAST_CONTEXT else 0
+
+
 class Tables(nn.Module):
     """A rotary module whose cosines and sines are looked up by position.
 
@@ -62,11 +83,11 @@ class Tables(nn.Module):
         self.kinds: Sequence[str | None] = rotation_kinds(rotary)
         for kind in self.kinds:
             cos, sin = angles_of(rotary, torch.arange(context), kind)
-            few = angles_of(rotary, torch.arange(max(context // 2, 1)), kind)
-            if not all(torch.equal(whole[: len(half)], half) for whole, half in zip((cos, sin), few, strict=True)):
+            if not _is_steady(rotary, context, kind):
+                longest = _longest_steady(rotary, context, kind)
                 raise LoweringError(
-                    f"{type(rotary).__name__} rotates by other angles in longer texts than {context // 2} tokens",
-                    fix="give a --context that the model was first trained for",
+                    f"{type(rotary).__name__} rotates by other angles in longer texts",
+                    fix=f"--context {longest} has the same ones throughout" if longest else "name other runtimes",
                 )
             self.register_buffer(f"cos_{kind}", cos)
             self.register_buffer(f"sin_{kind}", sin)

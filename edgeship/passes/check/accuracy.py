@@ -12,6 +12,7 @@ from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.report import Measurement, Verdict
 from edgeship.core.runtimes import Engine
+from edgeship.core.units import counted
 from edgeship.errors import DataError, UsageError
 
 # How many samples follows from the engine and the model's arithmetic, never from the time it takes: a busy machine must
@@ -128,7 +129,7 @@ class CheckAccuracy(Pass):
                 (f"{metric.name}_drop", score.drop, "fraction"),
             )
         )
-        summary = f"{metric.describe(score)}, on {count} samples{seen}"
+        summary = f"{metric.describe(score)}, on {counted(count, 'sample')}{seen}"
         if self.max_drop is not None and score.drop > self.max_drop + 1e-9:
             summary = f"{summary}: a drop of {score.drop:.2%}, {self.max_drop:.2%} allowed"
             return Verdict(

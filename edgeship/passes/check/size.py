@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from edgeship.core.choice import Choice
-from edgeship.core.decoder import CacheType, Decoder, context_of
+from edgeship.core.decoder import LEAST_CONTEXT, CacheType, Decoder, context_of
 from edgeship.core.forms import ActivationMode
 from edgeship.core.model import Artifact, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
@@ -18,6 +18,9 @@ from edgeship.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeship.program.program import ProgramRecord
+
+# What is predicted before a build is counted after it; so much more it may be.
+ROOM = 1.1
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class CheckSize(Pass):
 
         others = {name: request.choice_of(profile) for name, profile in profiles().items()}
         others.pop(request.profile.name, None)
+        others = {name: choice for name, choice in others.items() if _holds(request, choice)}
         return cls(
             request.runtime,
             request.target.name,
@@ -83,14 +87,26 @@ class CheckSize(Pass):
         }
         least = min(needs, key=lambda name: needs[name])
         # What is predicted here is counted at the end; a tenth is left for what a prediction cannot know.
-        if needs[least] > 1.1 * self.limit_bytes:
-            longest = self._longest_context(needs[least] - cache, self.cache)
+        if needs[least] > ROOM * self.limit_bytes:
             words = f", of which {human_bytes(cache)} for {self._positions()} positions" if cache else ""
             raise UsageError(
                 f"{request.source.reference} needs {human_bytes(needs[least])} on {self.target} even with --profile "
                 f"{least}{words}; an app gets {human_bytes(self.limit_bytes)}",
-                fix=f"--context {longest} would fit" if longest else "choose a smaller model, or a larger target",
+                fix=self._way_out({name: need - cache for name, need in needs.items()}, request, least),
             )
+
+    def _way_out(self, needs: Mapping[str, int], request: Request, least: str) -> str:
+        """A context that fits beside what the model needs without its cache: with the order's profile, or with the one
+        that needs least; one that is proposed would not be refused.
+
+        Args:
+            needs: by profile, without caches.
+        """
+        for name in (request.profile.name, least):
+            longest = self._longest_context(round(ROOM * needs[name]), self.cache)
+            if longest:
+                return f"{'' if name == request.profile.name else f'--profile {name} '}--context {longest} would fit"
+        return "choose a smaller model, or a larger target"
 
     def _positions(self) -> int:
         return context_of(self.decoder, self.context) if self.decoder else 0
@@ -104,11 +120,15 @@ class CheckSize(Pass):
         return runtimes()[self.runtime].engine.cache_copies
 
     def _longest_context(self, without_cache: int, kept: CacheType | None) -> int:
-        """The most positions, of those the model has, whose cache fits beside the rest; 0 when none do."""
+        """The most positions, of those the model has, whose cache fits beside the rest; 0 when none do that an order
+        may ask for."""
         if self.decoder is None or kept is None:
             return 0
         each = self._copies() * self.decoder.cache_bytes(1, kept)
-        return max(0, min(self.decoder.context, (self.limit_bytes - without_cache) // each))
+        if not each:
+            return self.decoder.context  # states of a fixed size
+        longest = min(self.decoder.context, (self.limit_bytes - without_cache) // each)
+        return longest if longest >= LEAST_CONTEXT else 0
 
     def run(self, model: Artifact, reference: TorchModel, ctx: Context) -> Verdict:
         """Files as they are; memory from what was decided: weights as the engine keeps them, activations, engine."""
@@ -155,21 +175,21 @@ class CheckSize(Pass):
                 cache = f"{human_bytes(needs.cache)} of it for {self._positions()} positions in {kept}"
                 summary += f", {cache}; the longest context that fits is {longest}"
             return Verdict(self.name, self.runtime, True, summary, figures)
-        fitting = []
-        for name, choice in self.profiles.items():
-            other = predict(record.inventory, runtime, choice, tied=tied)
-            small_enough = self.max_size_bytes is None or other.stored <= self.max_size_bytes
-            if other.memory + needs.cache <= self.limit_bytes and small_enough:
-                fitting.append((other.stored, name))
-        smallest = min(
-            predict(record.inventory, runtime, choice, tied=tied).stored for choice in self.profiles.values()
-        )
-        shorter = f"--context {longest} or " if needs.memory > self.limit_bytes and longest else ""
-        fix = shorter + (
-            f"--profile {' or '.join(name for _, name in sorted(fitting, reverse=True))} would fit"
-            if fitting
-            else f"no profile fits; the smallest makes about {human_bytes(smallest)}"
-        )
+        others = {name: predict(record.inventory, runtime, item, tied=tied) for name, item in self.profiles.items()}
+        # What the file holds besides weights is in every other one too.
+        graph = max(0, files - needs.stored)
+        sizes = {name: other.stored + graph for name, other in others.items()}
+        fitting = [
+            name
+            for name, other in others.items()
+            if other.memory + needs.cache <= self.limit_bytes
+            and (self.max_size_bytes is None or sizes[name] <= self.max_size_bytes)
+        ]
+        proposals = [f"--profile {name}" for name in sorted(fitting, key=lambda name: -sizes[name])]
+        if longest and (self.max_size_bytes is None or files <= self.max_size_bytes):
+            proposals.insert(0, f"--context {longest}")
+        least = f"; the smallest makes about {human_bytes(min(sizes.values()))}" if sizes else ""
+        fix = f"{' or '.join(proposals)} would fit" if proposals else f"no profile fits{least}"
         return Verdict(self.name, self.runtime, False, f"{self.runtime} artifact {' and '.join(over)}", figures, fix)
 
     def _activations(self, record: ProgramRecord) -> ActivationMode:
@@ -177,3 +197,22 @@ class CheckSize(Pass):
         if record.activations:
             return "int16" if next(iter(record.activations.values())).bits == 16 else "int8"
         return "dynamic" if self.choice.activations == "dynamic" else "float"
+
+
+def _holds(request: Request, choice: Choice) -> bool:
+    """Whether a runtime stores every weight as another profile has it: what would be refused is not proposed."""
+    from edgeship.core.memory import planned
+    from edgeship.core.registry import runtimes
+
+    runtime = runtimes()[request.runtime]
+    if request.inventory is None or choice.weights == "auto":
+        return True
+    for use in request.inventory.weights:
+        if use.op == "other":
+            continue
+        encoding = planned(choice, use)
+        if runtime.holds(use.op, encoding, choice.activations):
+            return False
+        if runtime.refused_by_system(encoding, request.target, request.options):
+            return False
+    return True

@@ -12,6 +12,7 @@ from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
 from edgeship.core.report import Measurement, Verdict
 from edgeship.core.runtimes import Runtime
+from edgeship.core.units import counted
 from edgeship.data.probes import ORDINARY
 from edgeship.errors import UsageError
 from edgeship.program.answers import Answers
@@ -168,7 +169,7 @@ class VerifyArtifact(Pass):
         lowering, total = trial.lowering, trial.total
         inputs = seen.inputs(trial)
         summary = (
-            f"{seen.counted} weights read back equal, {lowering.snr_db:.1f} dB to the reference, "
+            f"{counted(seen.counted, 'weight')} read back equal, {lowering.snr_db:.1f} dB to the reference, "
             f"{total.snr_db:.1f} dB to the original"
         )
         if findings.worst is not None:
@@ -407,12 +408,12 @@ class _Seen:
 
     def inputs(self, trial: Trial) -> str:
         """How many inputs, where from, and what of them was not compared."""
-        text = f"{self.samples} inputs"
+        text = counted(self.samples, "input")
         if 0 < self.given < self.samples:
             text += f" ({self.given} given, {self.samples - self.given} generated)"
         probes = len([name for name, kind in trial.kinds.items() if kind.own is not None and name != NOISE])
         if probes:
-            text += f" and {probes} kinds of probes"
+            text += f" and {counted(probes, 'kind')} of probes"
         if trial.close:
             text += f" without {trial.close} of {trial.positions} positions where experts are chosen by a hair"
         if trial.crowded:

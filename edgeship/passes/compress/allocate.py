@@ -12,6 +12,7 @@ from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.planning import Candidates, held_candidates, sparse_ops, ways_to_store
 from edgeship.core.profile import Request
+from edgeship.core.units import human_bytes, parse_bytes, rounded_up
 from edgeship.errors import GateError, UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # What a file holds besides weights, at least; where it takes more, the size gate shrinks the budget.
 FILE_BYTES = 2_000
 OPERATOR_BYTES = 100
+# What an operator takes beyond that in any file: Core ML's has a kilobyte for each of MobileNetV3's.
+MOST_OPERATOR_BYTES = 1_100
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,25 @@ class AllocateBits(Pass):
         for use in uses:
             smallest += min(self._bytes(use, way) for way in ways_to_store(self.candidates, use))
         if smallest > self.max_bytes:
-            from edgeship.core.units import human_bytes
+            raise self._too_small(request, smallest)
 
-            rest = (request.max_size_bytes or self.max_bytes) - self.max_bytes
-            raise GateError(
-                f"no choice of encodings fits {request.runtime} into {human_bytes(self.max_bytes + max(rest, 0))}",
-                fix=f"the smallest takes about {human_bytes(smallest + max(rest, 0))}",
-            )
+    def _too_small(self, request: Request, smallest: int) -> GateError:
+        """That the smallest encodings, of ``smallest`` bytes, do not fit; the way out has been tried by `_budget`."""
+        if "max_bytes" in request.options.get(self.name, {}):
+            what = f"no choice of encodings fits {request.runtime} into {self.name}.max_bytes={self.max_bytes}"
+            return GateError(what, fix=f"--set {self.name}.max_bytes={smallest} would fit")
+        limit = int(request.target.app_memory_bytes.value)
+        if request.max_size_bytes is None:
+            what = f"no choice of encodings fits {request.runtime} into the {human_bytes(limit)} of an app"
+            return GateError(f"{what} on {request.target.name}", fix="choose a smaller model, or a larger target")
+        operators = len(request.inventory.ops) if request.inventory else 0
+        missing = smallest - self.max_bytes + MOST_OPERATOR_BYTES * operators
+        wanted = rounded_up(request.max_size_bytes + missing)
+        what = f"no choice of encodings fits {request.runtime} into {human_bytes(request.max_size_bytes)}"
+        if _budget(replace(request, max_size_bytes=parse_bytes(wanted))) >= smallest:
+            return GateError(what, fix=f"--max-size {wanted} would fit")
+        memory = f"nor into the {human_bytes(limit)} of an app on {request.target.name}"
+        return GateError(f"{what}, {memory}", fix="choose a smaller model, or a larger target")
 
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Write the program with ``record.assignment`` and ``record.curve``."""

@@ -87,5 +87,8 @@ def test_angles_that_depend_on_the_length_of_the_text_are_refused():
         },
     )
     assert Tables(Phi3RotaryEmbedding(config), 32).kinds == [None]
-    with pytest.raises(LoweringError, match="longer texts"):
-        Tables(Phi3RotaryEmbedding(config), 64)
+    for context in (64, 48, 33):
+        with pytest.raises(LoweringError, match="longer texts") as told:
+            Tables(Phi3RotaryEmbedding(config), context)
+        # The size that is proposed is the longest that is taken.
+        assert told.value.fix == "--context 32 has the same ones throughout"

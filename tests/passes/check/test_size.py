@@ -1,15 +1,20 @@
 """Sizes against limits: by how much it is too large, and which profile would fit."""
 
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from edgeship.core.choice import Choice
-from edgeship.core.decoder import AttentionLayer, Decoder, LanguageFacts
+from edgeship.core.decoder import AttentionLayer, Decoder, LanguageFacts, context_of
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
 from edgeship.core.memory import predict
-from edgeship.core.model import OnnxModel, Signature, TorchModel
+from edgeship.core.model import OnnxModel, Signature, Source, TorchModel
 from edgeship.core.passes import Context
+from edgeship.core.profile import Request
 from edgeship.core.records import write_json
-from edgeship.core.registry import runtimes
+from edgeship.core.registry import profiles, runtimes, targets
 from edgeship.core.weights import ActivationEncoding, Affine, Float
 from edgeship.errors import UsageError
 from edgeship.passes.check.size import CheckSize
@@ -189,3 +194,92 @@ def test_caches_that_are_read_and_written_count_twice(engine, copies, tmp_path):
     decoder = Decoder("llama", (AttentionLayer(4, 2, 16),), 64, 256, 4096)
     task = CheckSize(engine, "pixel8", 10**9, decoder=decoder, context=1000, cache="float32")
     assert task._cache_bytes("float32") == copies * 2 * 2 * 16 * 4 * 1000
+
+
+def order(limit, profile="exact", layers=2, **fields) -> Request:
+    """A decoder of a million weights on a device where an app gets ``limit`` bytes."""
+    decoder = Decoder("llama", (AttentionLayer(4, 2, 16),) * layers, 64, 256, 4096)
+    target = targets()["pixel8"]
+    target = replace(target, app_memory_bytes=replace(target.app_memory_bytes, value=limit))
+    source = Source(Path("folder"), Signature((), ()), reference="folder", form="decoder")
+    return Request(source, target, "genai", profiles()[profile], INVENTORY, decoder=decoder, **fields)
+
+
+def proposed(request: Request) -> str:
+    """The way out of a request that is refused; empty when it is not."""
+    try:
+        CheckSize.plan(request).confirm(request)
+    except UsageError as error:
+        return error.fix
+    return ""
+
+
+@pytest.mark.parametrize("profile", ["exact", "small", "balanced"])
+@pytest.mark.parametrize("layers", [2, 24, 200])
+@pytest.mark.parametrize("limit", [61, 64, 66, 67, 68, 71, 80, 100, 400])
+def test_a_context_that_is_proposed_is_taken_and_leaves_the_room_that_is_asked_for(profile, layers, limit):
+    request = order(limit * MILLION, profile, layers, context=4096)
+    fix = proposed(request)
+    if not fix:
+        return
+    found = re.fullmatch(r"(?:--profile (\w+) )?--context (\d+) would fit", fix)
+    if found is None:
+        assert fix == "choose a smaller model, or a larger target"
+        # Nor would the fewest positions do, with any profile.
+        fewest = [replace(request, context=2, profile=other) for other in (profiles()[profile], profiles()["small"])]
+        task = [CheckSize.plan(item) for item in fewest]
+        needs = [
+            predict(INVENTORY, runtimes()["genai"], item.choice).memory + item._cache_bytes(item.cache) for item in task
+        ]
+        assert min(1.1 * need for need in needs) > limit * MILLION
+        return
+    changed = replace(request, context=int(found[2]), profile=profiles()[found[1] or profile])
+    assert proposed(changed) == ""
+    task = CheckSize.plan(changed)
+    needs = predict(INVENTORY, runtimes()["genai"], task.choice)
+    assert needs.memory + task._cache_bytes(task.cache) <= limit * MILLION
+    assert context_of(request.decoder, int(found[2])) == int(found[2])
+
+
+def test_one_more_position_than_is_proposed_is_too_many():
+    request = order(100 * MILLION, "exact", 200, context=4096)
+    longest = int(re.search(r"--context (\d+)", proposed(request))[1])
+    needs = predict(INVENTORY, runtimes()["genai"], CheckSize.plan(request).choice)
+    each = 200 * 2 * 2 * 16 * 4
+    assert 1.1 * needs.memory + each * longest <= 100 * MILLION < 1.1 * needs.memory + each * (longest + 1)
+
+
+def test_a_profile_is_proposed_with_what_the_file_holds_besides_weights(check, tmp_path):
+    """Weights alone would fit; with the graph, which is in every file, they do not."""
+    (tmp_path / "model.onnx").write_bytes(b"0" * 3 * MILLION)
+    graph = 3 * MILLION - predict(INVENTORY, runtimes()["onnx"], OTHERS["exact"]).stored
+    tiny = predict(INVENTORY, runtimes()["onnx"], OTHERS["tiny"]).stored
+    (tmp_path / "model.onnx").write_bytes(b"0" * 3 * MILLION)
+    fits, short = check(max_size_bytes=tiny + graph), check(max_size_bytes=tiny + graph - 1)
+    assert fits.fix == "--profile tiny would fit" or "no profile fits" in fits.fix
+    assert "no profile fits" in short.fix
+
+
+def test_a_shorter_context_is_not_proposed_for_a_file_that_is_too_large(check):
+    decoder = Decoder("llama", (AttentionLayer(4, 2, 16),) * 500, 64, 256, 4096)
+    language = LanguageFacts(4000, "float32")
+    both = check(decoder=decoder, context=4000, language=language, limit_bytes=100 * MILLION, max_size_bytes=1000)
+    assert "--context" not in both.fix
+    memory = check(decoder=decoder, context=4000, language=language, limit_bytes=100 * MILLION)
+    longest = int(re.match(r"--context (\d+) ", memory.fix)[1])
+    again = check(
+        decoder=decoder, context=longest, language=LanguageFacts(longest, "float32"), limit_bytes=100 * MILLION
+    )
+    assert again.passed
+
+
+def test_a_profile_that_the_runtime_cannot_store_is_not_proposed(monkeypatch):
+    runtime = runtimes()["genai"]
+    every = CheckSize.plan(order(10**9)).profiles
+    assert "small" in every
+    monkeypatch.setattr(
+        type(runtime), "holds", lambda self, op, encoding, activations: "no" if encoding.bits < 8 else ""
+    )
+    left = CheckSize.plan(order(10**9)).profiles
+    assert "small" not in left
+    assert "balanced" in left

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -9,6 +10,7 @@ from edgeship.core.encodings import encoding_named
 from edgeship.core.passes import Context, Skip
 from edgeship.core.planning import rounding_method
 from edgeship.core.registry import runtimes
+from edgeship.core.units import parse_bytes
 from edgeship.errors import GateError
 from edgeship.passes.compress.allocate import AllocateBits
 from edgeship.passes.compress.quantize import QuantizeWeights
@@ -111,9 +113,47 @@ def test_with_a_quarter_more_bytes_than_four_bits_it_loses_less(planned, measure
 
 def test_a_budget_that_nothing_fits_says_the_smallest_that_would(planned, request_for):
     request = request_for(profile="auto", max_size_bytes=3000)
-    with pytest.raises(GateError, match="no choice of encodings fits onnx into") as error:
+    with pytest.raises(GateError, match="no choice of encodings fits onnx into 3 kB") as error:
         AllocateBits.plan(request).confirm(request)
-    assert "the smallest takes about" in error.value.fix
+    found = re.fullmatch(r"--max-size (\S+) would fit", error.value.fix)
+    changed = dataclasses.replace(request, max_size_bytes=parse_bytes(found[1]))
+    AllocateBits.plan(changed).confirm(changed)
+
+
+def test_a_budget_by_hand_gets_the_least_that_would(planned, request_for):
+    request = request_for(profile="auto", options={"compress/allocate": {"max_bytes": 10}})
+    with pytest.raises(GateError, match="max_bytes=10") as error:
+        dataclasses.replace(planned, max_bytes=10).confirm(request)
+    least = int(re.fullmatch(r"--set compress/allocate.max_bytes=(\d+) would fit", error.value.fix)[1])
+    dataclasses.replace(planned, max_bytes=least).confirm(request)
+    with pytest.raises(GateError):
+        dataclasses.replace(planned, max_bytes=least - 1).confirm(request)
+
+
+def test_no_size_is_proposed_where_memory_is_what_lacks(request_for):
+    request = request_for(profile="auto")
+    target = request.target
+    tight = dataclasses.replace(target, app_memory_bytes=dataclasses.replace(target.app_memory_bytes, value=1000))
+    for limit in (None, 3000):
+        changed = dataclasses.replace(request, target=tight, max_size_bytes=limit)
+        with pytest.raises(GateError, match=r"into the 1 kB of an app on") as error:
+            AllocateBits.plan(changed).confirm(changed)
+        assert error.value.fix == "choose a smaller model, or a larger target"
+
+
+def test_the_size_that_is_proposed_builds(cli, tmp_path):
+    """With the command's own words, down to the file on disk."""
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef model():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()\n"
+    )
+    order = ["build", "net.py:model", "--input", "x:f32[1,8,8]", "--target", "linux-x86", "--runtime", "onnx",
+             "--profile", "auto", "--set", "compress/sensitivity.samples=2", "-o", "b"]  # fmt: skip
+    ran = cli(*order, "--max-size", "1kB")
+    assert ran.code == 1, ran.err
+    (size,) = re.findall(r"--max-size (\S+) would fit", ran.errors[0])
+    again = cli(*order, "--max-size", size)
+    assert again.code == 0, again.err
 
 
 def test_pruned_layers_are_counted_without_their_zeros(request_for, saved, calibration, tmp_path):
