@@ -214,7 +214,7 @@ def _redirected(target: int) -> Iterator[None]:
     finally:
         root.handlers = handlers
         for handler, before in moved:
-            handler.setStream(before)
+            _set_stream(handler, before)
         # Those that were made meanwhile.
         _move_handlers((stream,), streams[1])
         _flush()
@@ -234,8 +234,15 @@ def _move_handlers(old: Sequence[Any], new: Any) -> list[tuple[logging.StreamHan
     for handler in [handler for logger in loggers for handler in logger.handlers]:
         if isinstance(handler, logging.StreamHandler) and any(handler.stream is stream for stream in old):
             found.append((handler, handler.stream))
-            handler.setStream(new)
+            _set_stream(handler, new)
     return found
+
+
+def _set_stream(handler: logging.StreamHandler[Any], new: Any) -> None:
+    try:
+        handler.setStream(new)
+    except ValueError:  # the old one is closed already, and cannot be flushed
+        handler.stream = new
 
 
 @contextmanager

@@ -220,3 +220,19 @@ def test_libraries_with_handlers_of_their_own_go_to_the_log_too(tmp_path, monkey
     assert notebook.getvalue() == "outside\n"
     assert elsewhere.stream.getvalue() == "inside\noutside\n"
     assert "inside" in (tmp_path / "x.log").read_text()
+
+
+def test_a_handler_that_cannot_be_flushed_stops_nothing(tmp_path):
+    """One of absl's keeps the flush of the stream that it was made with."""
+    closed = io.StringIO()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.flush = closed.flush
+    closed.close()
+    loud = logging.getLogger("library_that_cannot_flush")
+    loud.addHandler(handler)
+    try:
+        with silenced(Log(tmp_path / "x.log")):
+            assert handler.stream is sys.stderr
+        assert handler.stream is sys.stderr
+    finally:
+        loud.handlers.clear()
