@@ -124,10 +124,10 @@ class CheckSize(Pass):
         may ask for."""
         if self.decoder is None or kept is None:
             return 0
-        each = self._copies() * self.decoder.cache_bytes(1, kept)
-        if not each:
-            return self.decoder.context  # states of a fixed size
-        longest = min(self.decoder.context, (self.limit_bytes - without_cache) // each)
+        fixed = self._copies() * self.decoder.cache_bytes(0, kept)
+        each = self._copies() * self.decoder.cache_bytes(1, kept) - fixed
+        left = self.limit_bytes - without_cache - fixed
+        longest = min(self.decoder.context, left // each) if each else self.decoder.context * (left >= 0)
         return longest if longest >= LEAST_CONTEXT else 0
 
     def run(self, model: Artifact, reference: TorchModel, ctx: Context) -> Verdict:

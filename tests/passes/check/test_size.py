@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeship.core.choice import Choice
-from edgeship.core.decoder import AttentionLayer, Decoder, LanguageFacts, context_of
+from edgeship.core.decoder import AttentionLayer, Decoder, FixedState, LanguageFacts, context_of
 from edgeship.core.inventory import Inventory, OpCost, WeightUse
 from edgeship.core.memory import predict
 from edgeship.core.model import OnnxModel, Signature, Source, TorchModel
@@ -283,3 +283,14 @@ def test_a_profile_that_the_runtime_cannot_store_is_not_proposed(monkeypatch):
     left = CheckSize.plan(order(10**9)).profiles
     assert "small" not in left
     assert "balanced" in left
+
+
+@pytest.mark.parametrize("layers", [0, 4])
+def test_states_of_fixed_size_take_no_more_by_longer_texts(layers, check):
+    state = FixedState("recurrent", 0, 0, (1, 1000, 1000))
+    decoder = Decoder("hybrid", (AttentionLayer(4, 2, 16),) * layers, 64, 256, 4096, states=(state,))
+    facts = {"decoder": decoder, "context": 100, "language": LanguageFacts(100, "float32")}
+    plain = check(**facts).measurement("memory_bytes").value
+    assert check(**facts).measurement("memory_cache").value == 4 * MILLION + layers * 2 * 2 * 16 * 4 * 100
+    assert check(**facts, limit_bytes=plain).measurement("longest_context").value == (100 if layers else 4096)
+    assert check(**facts, limit_bytes=plain - 1).measurement("longest_context").value == (99 if layers else 0)
