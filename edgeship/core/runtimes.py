@@ -151,6 +151,25 @@ class Engine:
         """Whether it runs language models."""
         return self.runs == "language models"
 
+    def of_texts(
+        self,
+        eval_samples: int,
+        computes: tuple[ActivationMode, ...] = (),
+        caches: tuple[CacheType, ...] = ("float32",),
+    ) -> Engine:
+        """The engine of the same packages, on the same devices, for language models."""
+        return Engine(
+            "language models",
+            packages=self.packages,
+            extra=self.extra,
+            execution=self.execution,
+            untimed=self.untimed,
+            eval_samples=eval_samples,
+            roofline=self.roofline,
+            computes=computes,
+            caches=caches,
+        )
+
 
 class Runtime(ABC):
     """An engine on this machine that runs one kind of artifact, and reads its weights back.

@@ -35,17 +35,7 @@ class CoreAILanguage(Runtime):
     title: ClassVar[str] = "Core AI (language models)"
     artifact: ClassVar[type[Artifact]] = CoreAIDecoder
     format: ClassVar[Format] = FAMILY.format
-    engine: ClassVar[Engine] = Engine(
-        "language models",
-        packages=FAMILY.engine.packages,
-        extra=FAMILY.engine.extra,
-        execution=FAMILY.engine.execution,
-        untimed=FAMILY.engine.untimed,
-        eval_samples=200 if ON_MAC else 8,
-        computes=(),
-        caches=("float16", "float32"),
-        roofline=FAMILY.engine.roofline,
-    )
+    engine: ClassVar[Engine] = FAMILY.engine.of_texts(200 if ON_MAC else 8, caches=("float16", "float32"))
 
     def open(self, artifact: Artifact) -> LanguageSession:
         """Load an asset. Raises `ArtifactError` when it is damaged."""

@@ -53,17 +53,7 @@ class CoreMLLanguage(Runtime):
     title: ClassVar[str] = "Core ML (language models)"
     artifact: ClassVar[type[Artifact]] = CoreMLDecoder
     format: ClassVar[Format] = FAMILY.format
-    engine: ClassVar[Engine] = Engine(
-        "language models",
-        packages=FAMILY.engine.packages,
-        extra=FAMILY.engine.extra,
-        execution=FAMILY.engine.execution,
-        untimed=FAMILY.engine.untimed,
-        eval_samples=200 if ON_MAC else 8,
-        computes=(),
-        caches=("float16",),
-        roofline=FAMILY.engine.roofline,
-    )
+    engine: ClassVar[Engine] = FAMILY.engine.of_texts(200 if ON_MAC else 8, caches=("float16",))
 
     def open(self, artifact: Artifact) -> LanguageSession:
         """Load a package. Raises `ArtifactError` when it is damaged."""

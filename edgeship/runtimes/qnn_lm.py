@@ -10,12 +10,17 @@ from edgeship.core.weights import same_numbers
 from edgeship.errors import ArtifactError, EdgeshipError
 from edgeship.llm.hosted import Host, HostedStepper
 from edgeship.llm.session import LanguageSession
+from edgeship.runtimes.qnn.forms import refuses_scales
 from edgeship.runtimes.qnn.runtime import RUNTIME as FAMILY
 from edgeship.runtimes.qnn.runtime import chip_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edgeship.core.encodings.family import Encoding
     from edgeship.core.inventory import WeightOp
     from edgeship.core.profile import Choice
+    from edgeship.core.target import Target
     from edgeship.core.weights import EncodedTensor
     from edgeship.runtimes.qnn.emulator import Emulator
 
@@ -30,16 +35,11 @@ class QnnLanguage(Runtime):
     title: ClassVar[str] = "QNN (language models)"
     artifact: ClassVar[type[Artifact]] = QnnDecoder
     format: ClassVar[Format] = FAMILY.format
-    engine: ClassVar[Engine] = Engine(
-        "language models",
-        packages=FAMILY.engine.packages,
-        extra=FAMILY.engine.extra,
-        execution=FAMILY.engine.execution,
-        untimed=FAMILY.engine.untimed,
-        eval_samples=4,
-        computes=("int16",),
-        roofline=FAMILY.engine.roofline,
-    )
+    engine: ClassVar[Engine] = FAMILY.engine.of_texts(4, computes=("int16",))
+
+    def refused_by_system(self, encoding: Encoding, target: Target, options: Mapping[str, Mapping[str, Any]]) -> str:
+        """Groups whose scales Hexagon does not hold, as they will be rounded."""
+        return refuses_scales(encoding, options)
 
     def open(self, artifact: Artifact) -> LanguageSession:
         """Load the contexts in emulator processes; graphs without contexts run on this machine's CPU.

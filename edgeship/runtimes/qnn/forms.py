@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from edgeship.core.encodings.family import Encoding
 from edgeship.core.forms import ActivationMode, Form, Forms, Lacks
@@ -69,6 +70,19 @@ def _group_refusal(op: WeightOp, encoding: Affine, activations: ActivationMode) 
     if encoding.group_size not in GROUP_SIZES:
         return f"group sizes are {', '.join(map(str, GROUP_SIZES))}"
     return ""
+
+
+def refuses_scales(encoding: Encoding, options: Mapping[str, Mapping[str, Any]]) -> str:
+    """Why groups are not held as they will be rounded; empty when they are, or when there are none.
+
+    Args:
+        options: ``--set`` values by pass name and field.
+    """
+    dense = encoding.dense
+    grouped = isinstance(dense, Affine) and dense.granularity == "group"
+    if not grouped or options.get("compress/quantize", {}).get("npu_block"):
+        return ""
+    return "scales of groups must be 1 to 15 times one a channel; add --set compress/quantize.npu_block=true"
 
 
 FORMS = Forms((Floats(), Integers(), Lacks(Palette, _NO_FORM), Lacks(MXFP4, _NO_FORM), Lacks(Sparse, _NO_FORM)))

@@ -8,13 +8,17 @@ from edgeship.core.model import Artifact, OnnxModel, QnnModel
 from edgeship.core.runtimes import ActivationMode, Arrays, Engine, Format, Roofline, Runtime, Session, as_numpy
 from edgeship.core.weights import EncodedTensor
 from edgeship.errors import ArtifactError, DataError
-from edgeship.runtimes.qnn.forms import FORMS
+from edgeship.runtimes.qnn.forms import FORMS, refuses_scales
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
 
+    from edgeship.core.encodings.family import Encoding
     from edgeship.core.inventory import WeightOp
     from edgeship.core.profile import Choice
+    from edgeship.core.target import Target
     from edgeship.runtimes.qnn.emulator import Emulator
 
 GRAPH = "model.qdq.onnx"
@@ -79,6 +83,10 @@ class QnnRuntime(Runtime):
         roofline=Roofline("npu", 0.5, 5.0e-5, int16="f16"),
     )
     through: ClassVar[tuple[type[Artifact], ...]] = (OnnxModel,)
+
+    def refused_by_system(self, encoding: Encoding, target: Target, options: Mapping[str, Mapping[str, Any]]) -> str:
+        """Groups whose scales Hexagon does not hold, as they will be rounded."""
+        return refuses_scales(encoding, options)
 
     def open(self, artifact: Artifact) -> QnnSession:
         """Load the context in an emulator process. Raises `ArtifactError` when it is damaged or not for its chip."""

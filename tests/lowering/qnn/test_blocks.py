@@ -65,3 +65,29 @@ def test_products_in_groups_are_exact_on_hexagon(tmp_path):
 def test_scales_off_its_grid_are_refused_with_the_way_out(tmp_path):
     with pytest.raises(EncodingError, match="npu_block"):
         lowered(quantize_nearest, tmp_path)
+
+
+@pytest.mark.parametrize("runtime", ["qnn", "qnn-lm"])
+def test_groups_are_refused_while_planning_unless_their_scales_are_rounded_for_hexagon(runtime, tmp_path):
+    """One line before anything is converted, with the option that helps."""
+    from edgeship.core.encodings import encoding_named
+    from edgeship.core.registry import runtimes, targets
+
+    hexagon, phone = runtimes()[runtime], targets()["galaxy-s24"]
+    groups, channels = encoding_named("int4-g32"), encoding_named("int4")
+    refused = hexagon.refused_by_system(groups, phone, {})
+    assert "--set compress/quantize.npu_block=true" in refused
+    assert hexagon.refused_by_system(groups, phone, {"compress/quantize": {"npu_block": True}}) == ""
+    assert hexagon.refused_by_system(channels, phone, {}) == ""
+
+
+def test_a_plan_with_groups_for_hexagon_ends_in_that_line(tmp_path, monkeypatch):
+    import edgeship
+
+    monkeypatch.chdir(tmp_path)
+    network = torch.nn.Sequential(torch.nn.Linear(64, 32)).eval()
+    order = {"target": "galaxy-s24", "runtime": "qnn", "weights": "int4-g32"}
+    with pytest.raises(EncodingError, match="npu_block=true"):
+        edgeship.plan(network, torch.zeros(1, 64), **order)
+    plan = edgeship.plan(network, torch.zeros(1, 64), **order, passes=[edgeship.Quantize(npu_block=True)])
+    assert [step for step in plan.steps if step.name == "lower/onnx_to_qnn"]
