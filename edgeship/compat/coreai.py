@@ -7,6 +7,11 @@ It ends when ``coreai.authoring`` can make constants and operations itself, with
 
 from __future__ import annotations
 
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
 import coreai.authoring  # noqa: F401  before its dialects, which import it in a circle
@@ -30,8 +35,11 @@ from coreai._compiler.ir import (
     Type,
     Value,
 )
+from coreai.authoring import func, graph_builder
 from coreai_torch import TorchConverter
 from coreai_torch._aten_to_core import _aten_to_core_resolver
+
+from edgeship.compat.exchange import exchanged
 
 if TYPE_CHECKING:
     from coreai.authoring import AIProgram
@@ -59,12 +67,31 @@ __all__ = [
     "ir",
     "knows_aten",
     "module_of",
+    "numbered_names",
 ]
 
 
 def module_of(program: AIProgram) -> Any:
     """The MLIR module of a program: what it computes, operation by operation."""
     return program._module._mlir_module
+
+
+@contextmanager
+def numbered_names() -> Iterator[None]:
+    """Inside, in this thread, names that get eight letters drawn at random get the next eight instead: aaaaaaaa,
+    aaaaaaab. Without it no two conversions give the same bytes."""
+    numbers, here, plain = itertools.count(), threading.get_ident(), func._randomize_fn_name
+
+    def numbered(name: str) -> str:
+        if threading.get_ident() != here:
+            return str(plain(name))
+        number = next(numbers)
+        letters = (ascii_lowercase[number // 26**place % 26] for place in reversed(range(8)))
+        return f"{name}_{''.join(letters)}"
+
+    name = "_randomize_fn_name"
+    with exchanged(func, name, numbered), exchanged(graph_builder, name, numbered):
+        yield
 
 
 def knows_aten(key: str) -> bool:
@@ -77,6 +104,11 @@ class Converter(TorchConverter):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__(mode=TorchConverter.Mode.RELEASE)
+
+    def to_coreai(self, *given: Any, **options: Any) -> AIProgram:
+        """The program; operators that the converter makes of others have the same names each time."""
+        with numbered_names():
+            return super().to_coreai(*given, **options)
 
     def begin(self, name: str, **options: Any) -> Any:
         """Begin the graph of an entry point; the graph's operation."""

@@ -133,3 +133,41 @@ def test_the_types_of_mxfp4_are_spelled_as_files_are_read():
         assert str(compat.Float4E2M1FNType.get()) == "f4E2M1FN"
         assert str(compat.Float8E8M0FNUType.get()) == "f8E8M0FNU"
         assert float(compat.FloatAttr.get(compat.Float4E2M1FNType.get(), 1.5).value) == 1.5
+
+
+def test_names_that_the_library_draws_are_numbered_inside_and_drawn_outside() -> None:
+    from coreai.authoring import func, graph_builder
+
+    for module in (func, graph_builder):
+        assert module._randomize_fn_name("f") != module._randomize_fn_name("f")
+    for _ in range(2):
+        with compat.numbered_names():
+            names = [func._randomize_fn_name("f"), graph_builder._randomize_fn_name("g"), func._randomize_fn_name("f")]
+        assert names == ["f_aaaaaaaa", "g_aaaaaaab", "f_aaaaaaac"]
+    with compat.numbered_names():
+        names = [func._randomize_fn_name("f") for _ in range(30)]
+    assert len(set(names)) == 30
+    assert all(len(name) == 10 for name in names)
+
+
+def test_two_conversions_give_the_same_bytes(tmp_path) -> None:
+    """A hard sigmoid is an operator that the converter makes of others, under a name that it draws."""
+    from edgeship.lowering.coreai.convert import convert, save
+
+    network = torch.nn.Sequential(
+        torch.nn.Linear(4, 4), torch.nn.Hardsigmoid(), torch.nn.Linear(4, 2), torch.nn.Hardsigmoid()
+    )
+    digests = set()
+    for number in range(2):
+        from coreai_torch import get_decomp_table
+
+        from edgeship.core.model import Signature, TensorSpec
+
+        exported = torch.export.export(network.eval(), (torch.ones(1, 4),)).run_decompositions(get_decomp_table())
+        signature = Signature((TensorSpec("x", "f32", (1, 4)),), (TensorSpec("y", "f32", (1, 2)),))
+        program, _ = convert(exported, {}, {}, signature)
+        save(program, tmp_path / f"{number}.aimodel")
+        data = (tmp_path / f"{number}.aimodel" / "main.mlirb").read_bytes()
+        assert b"hard_sigmoid_aaaaaaaa" in data
+        digests.add(data)
+    assert len(digests) == 1
