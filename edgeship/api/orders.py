@@ -39,8 +39,8 @@ class Said(TypedDict, total=False):
         passes: options of passes, ``[Quantize(method="gptq")]``. options: the same by name.
         calibration, eval: data (`edgeship.data.memory`): arrays, tensors, dicts of them, a DataLoader, or a path.
         max_size: bytes, or a text such as ``"3MB"``. max_drop: a fraction, or ``"1%"``.
-        input_names: ``{"old": "new"}``. output_names: one for each output, in order. cut: values (of an ONNX file) or
-            modules at which the model ends instead of at its outputs.
+        input_names: ``{"old": "new"}``. output_names: the same, or one for each output in order.
+        cut: values (of an ONNX file) or modules at which the model ends instead of at its outputs.
         adapters: ``{"name": folder}``. tokenizer: of a language model that is given as an object.
         weights_key: which set of weights of a checkpoint, where several fit the factory's module.
         output: the bundle's folder; ``<name>.edgeship`` here when left out. cache: False runs every step again.
@@ -68,7 +68,7 @@ class Said(TypedDict, total=False):
     lora: Place
     adapters: Mapping[str, Place] | Sequence[str]
     input_names: Mapping[str, str] | Sequence[str]
-    output_names: Names
+    output_names: Names | Mapping[str, str]
     cut: Names
     factory: str
     weights_key: str
@@ -185,7 +185,7 @@ def make_order(model: Any, inputs: Any = None, **said: Unpack[Said]) -> BuildOrd
         runtimes=_either(said, "runtime", "runtimes"),
         profile=_path(said.get("profile")) or "balanced",
         output=_folder(said.get("output")),
-        outputs=_names("output_names", said.get("output_names")),
+        outputs=_pairs("output_names", said.get("output_names")),
         renames=_pairs("input_names", said.get("input_names")),
         cut=_names("cut", said.get("cut")),
         factory=said.get("factory"),

@@ -79,8 +79,8 @@ def order_options(command: F) -> F:
             "--output-name",
             "output_names",
             multiple=True,
-            metavar="NAME",
-            help="Name an output. Repeat, in the order of the outputs.",
+            metavar="[OLD=]NEW",
+            help="Rename an output, or name each in order. Repeat for several.",
         ),
         click.option(
             "--cut",

@@ -16,6 +16,7 @@ from edgeship.core.model import Signature, Source
 from edgeship.core.names import clean_name
 from edgeship.core.owned import is_ours
 from edgeship.core.records import read_toml, suggest
+from edgeship.core.renames import parse_output_renames
 from edgeship.data.specs import check_name, parse_renames
 from edgeship.engine.chatter import is_log
 from edgeship.engine.torch_files import form_of_torch
@@ -128,7 +129,8 @@ def find_source(
 
 def check_names(outputs: Sequence[str]) -> None:
     """Refuse names for outputs that some runtime does not take."""
-    for name in outputs:
+    renamed = any("=" in text for text in outputs)
+    for name in parse_output_renames(outputs).values() if renamed else outputs:
         check_name("--output-name", name, clean_name(name, "output"))
 
 
@@ -213,8 +215,8 @@ def _writes_text(folder: Path) -> bool:
 
 
 _KNOWN = (
-    "give file.py:function, package.module:function, a .pt2, a Hugging Face folder, an .onnx, "
-    "a llama2.c .bin, or .safetensors with --factory"
+    "give file.py:function, package.module:function, a .pt2, a TorchScript archive, a Hugging Face folder, an .onnx, "
+    "a llama2.c .bin, or a file of weights with --factory"
 )
 
 

@@ -153,7 +153,10 @@ def for_export(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
     title = type(module).__name__
     if isinstance(module, torch.jit.ScriptModule):
-        raise SourceError(f"{title} is TorchScript, which torch.export does not take", fix="give the module it is from")
+        raise SourceError(
+            f"{title} is TorchScript, which torch.export does not take",
+            fix="give the module it is from, or save it with torch.jit.save and give the file",
+        )
     memo: dict[int, Any] = {}
     moved = False
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:

@@ -126,7 +126,8 @@ def read_checkpoint(file: BinaryIO, what: str, *, inert: bool = False) -> Checkp
     return _sequence(file, what, inert)
 
 
-def _storage_of(pid: tuple[Any, ...], what: str) -> Storage:
+def storage_of(pid: tuple[Any, ...], what: str) -> Storage:
+    """What a pickle means by a storage. Raises `SourceError` for what torch did not write."""
     match pid:
         case ("storage", Name(path), str(key), _, int(count), *rest) if not any(rest):
             dtype = _STORAGES.get(path.rpartition(".")[2])
@@ -138,7 +139,7 @@ def _storage_of(pid: tuple[Any, ...], what: str) -> Storage:
 def _zipped(file: BinaryIO, what: str, inert: bool) -> Checkpoint:
     entries = Zipped(file, what)
     if "constants.pkl" in entries:
-        raise SourceError(f"{what} is a TorchScript archive", fix="give its state_dict, or the model as a factory")
+        raise SourceError(f"{what} is a TorchScript archive", fix="name it alone as the source, without --factory")
     if "data.pkl" not in entries:
         raise SourceError(f"{what} is not a readable checkpoint: it lacks data.pkl", fix="download it again")
     if "byteorder" in entries and entries.read("byteorder", 16) != b"little":
@@ -146,7 +147,7 @@ def _zipped(file: BinaryIO, what: str, inert: bool) -> Checkpoint:
     content = read_pickle(
         io.BytesIO(entries.read("data.pkl", MAX_BYTES)),
         what,
-        storage=lambda pid: _storage_of(pid, what),
+        storage=lambda pid: storage_of(pid, what),
         inert=inert,
     )
     places = {name.removeprefix("data/"): entries.place(name) for name in entries.names() if name.startswith("data/")}
@@ -163,7 +164,7 @@ def _sequence(file: BinaryIO, what: str, inert: bool) -> Checkpoint:
     def storage(pid: tuple[Any, ...]) -> Storage:
         import torch
 
-        found = _storage_of(pid, what)
+        found = storage_of(pid, what)
         sizes[found.key] = (found.elements, getattr(torch, found.dtype).itemsize)
         return found
 

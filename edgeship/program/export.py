@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeship.core.model import NUMPY_DTYPES, Dtype, Signature, TensorSpec
 from edgeship.core.names import clean_names, quoted
+from edgeship.core.renames import named_outputs
 from edgeship.errors import EdgeshipError, LimitError, SourceError, WeightsError, meaning_of
 from edgeship.program.ends import check_ends, end_at
 from edgeship.program.expected import Expected
@@ -32,6 +33,7 @@ def make_program(
     *,
     call: Callable[..., Any] | None = None,
     output_names: Sequence[str] = (),
+    own_names: Sequence[str] = (),
     note: str = "",
     cut: Sequence[str] = (),
     candidates: int = CANDIDATES,
@@ -43,7 +45,8 @@ def make_program(
             cleaned; the signature's `TensorSpec.source` and the history keep what they were.
         call: how to call the module: ``call(module, *tensors)`` returning a tensor or a tuple of tensors; by default
             ``module(*tensors)``.
-        output_names: names for the outputs, in order; ``output``, ``output_1`` ... when not given.
+        output_names: names for the outputs, in order, or ``OLD=NEW`` for some of them.
+        own_names: what the source calls its outputs; keys of a dict, or ``output``, ``output_1`` ... when not given.
         cut: where the model ends instead of at its outputs: modules, or nodes of its graph (`ends`).
         candidates: how many boxes go into one suppression (`suppression`).
 
@@ -88,13 +91,17 @@ def make_program(
         check_ends(_uses_inputs(exported), cut)
     with torch.no_grad():
         found = exported.module()(*examples)
-    made = whole.names(output_names or _keys(result))
+    # A name that the user changed is told with the one it had.
+    renamed = any("=" in text for text in output_names)
+    own = whole.names(own_names or _keys(result) if renamed else output_names or own_names or _keys(result))
+    made = named_outputs(output_names, own) if renamed else own
     for index, name in enumerate(made[: len(wanted)]):
         if not whole.same(name, index, found):
             raise _changed(name, index, wrapper, examples)
     dtypes = [dtype_of(value) for value in (*wanted, *found[len(wanted) :])]
     outputs = tuple(
-        TensorSpec(name, dtype, tuple(value.shape)) for name, dtype, value in zip(made, dtypes, found, strict=True)
+        TensorSpec(name, dtype, tuple(value.shape), source=None if old == name else old)
+        for name, old, dtype, value in zip(made, own, dtypes, found, strict=True)
     )
     signature = _with_clean_names(Signature(tuple(inputs), outputs), set(exported.state_dict))
     record = ProgramRecord(
@@ -130,6 +137,8 @@ def _renamed(signature: Signature) -> tuple[str, ...]:
 
 def does_not_run(inputs: Sequence[TensorSpec], error: Exception) -> EdgeshipError:
     """What a user reads when the model fails on inputs of these shapes."""
+    if isinstance(error, EdgeshipError):
+        return error
     limit = meaning_of(error)
     if limit is not None:
         return limit

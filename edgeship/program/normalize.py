@@ -15,6 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from edgeship.errors import EdgeshipError, OpenSizeError, SourceError
+from edgeship.program.cells import spell_cells
 from edgeship.program.collector import few_collections
 from edgeship.program.expected import Expected
 from edgeship.program.factors import fold_factors
@@ -102,6 +103,7 @@ def _normal_form(
     _loosen_views(flat.graph)
     pool_plainly(flat.graph)
     spell_out(flat)
+    spell_cells(flat.graph)
     _drop_no_ops(flat.graph)
     numbers_second(flat)
     fold_constants(flat)

@@ -238,6 +238,9 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "torch.device": _text,
     "torch.serialization._get_layout": _text,
     "_codecs.encode": _bytes_of,
+    # Lists as TorchScript writes them.
+    **{f"torch.jit._pickle.build_{kind}list": list for kind in ("int", "tensor", "double", "bool")},
+    "torch.jit._pickle.restore_type_tag": lambda value, tag=None: value,
     "numpy.dtype": _dtype,
     **{f"{base}.multiarray.scalar": _scalar for base in _NUMPY},
     **{f"{base}.multiarray._reconstruct": lambda *_: ArrayShell() for base in _NUMPY},

@@ -33,7 +33,9 @@ def example() -> type[Pass]:
 
 
 EVERY = sorted({**passes(), "compress/clip": example()}.items())
-FORMS = ("torch", "export", "huggingface", "safetensors", "pickle", "onnx", "memory", "decoder", "llama2c")
+FORMS = (
+    "torch", "export", "torchscript", "huggingface", "safetensors", "pickle", "onnx", "memory", "decoder", "llama2c",
+)  # fmt: skip
 ENGINES = {item.format.name: item.name for item in runtimes().values() if item.engine.for_language}
 INVENTORY = Inventory((WeightUse("w", "linear", (4, 8)), WeightUse("b", "other", (4,))), (), 32)
 

@@ -245,6 +245,17 @@ def test_output_names_must_fit(names):
         make_program(Two(), [IMAGE], [X], output_names=names)
 
 
+def test_an_output_is_renamed_by_its_own_name():
+    class Two(nn.Module):
+        def forward(self, image):
+            return {"a b": image + 1, "c": image + 2, "d=e": image + 3}
+
+    program = make_program(Two(), [IMAGE], [X], output_names=["a_b=first", '"d=e"=last'])
+    found = [(spec.name, spec.source) for spec in program.signature.outputs]
+    assert found == [("first", "a b"), ("c", None), ("last", "d=e")]
+    assert any('"a b" is first' in line for line in program.record.history)
+
+
 def test_half_precision_models_are_taken_in_float32():
     model = seeded(nn.Sequential(nn.Conv2d(3, 4, 3))).half()
     program = make_program(model, [IMAGE], [X])

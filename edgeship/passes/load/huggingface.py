@@ -83,8 +83,9 @@ class LoadHuggingFace(Pass):
             specs,
             examples,
             call=call_by_name(names),
+            output_names=self.outputs,
             # What the model ends at instead has names of its own.
-            output_names=self.outputs or ([] if self.cut else found),
+            own_names=[] if self.cut else found,
             note=note,
             cut=self.cut,
             candidates=self.candidates,
@@ -100,6 +101,8 @@ class LoadHuggingFace(Pass):
         module, specs, names = part_of(loaded, self.part, self.context, parse_inputs(self.inputs))
         specs = with_notes(specs, self.notes)
         note = f"{self.name}: {type(loaded.model).__name__}, {self.part}"
-        program = make_program(module, specs, example_tensors(specs), output_names=self.outputs or names, note=note)
+        program = make_program(
+            module, specs, example_tensors(specs), output_names=self.outputs, own_names=names, note=note
+        )
         program.save(ctx.folder / "program")
         return TorchModel(ctx.folder / "program", program.signature)

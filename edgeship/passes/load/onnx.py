@@ -83,9 +83,11 @@ class LoadOnnx(Pass):
             ],
             self.notes,
         )
-        names = self.outputs or [item.name for item in imported.outputs]
+        own = [item.name for item in imported.outputs]
         note = f"{self.name}: {model.path.name}, opset {imported.opset}"
-        program = make_program(imported.module, named, example_tensors(named), output_names=names, note=note)
+        program = make_program(
+            imported.module, named, example_tensors(named), output_names=self.outputs, own_names=own, note=note
+        )
         program = take_over(program, imported.encoded, dynamic=imported.is_dynamic)
         remarks = tuple(f"{REMARK}{remark}" for remark in imported.remarks)
         program = replace(program, record=replace(program.record, history=(*program.record.history, *remarks)))
