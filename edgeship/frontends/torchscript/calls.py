@@ -158,14 +158,19 @@ def _cast(value: Any, kind: Any, *rest: Any) -> Any:
 
 def _tensor(value: Any, dtype: Any = None, *rest: Any, **named: Any) -> torch.Tensor:
     """A tensor of numbers, in the shape of their lists."""
-    return torch.tensor(value, dtype=_DTYPES[dtype] if isinstance(dtype, int) else dtype)
+    return torch.tensor(value, dtype=_dtype(dtype))
 
 
 def _as_tensor(value: Any, dtype: Any = None, *rest: Any, **named: Any) -> torch.Tensor:
     """A tensor, or numbers as one. In its own shape."""
     if not isinstance(value, torch.Tensor):
         return _tensor(value, dtype)
-    return value if dtype is None else value.to(_DTYPES[dtype] if isinstance(dtype, int) else dtype)
+    return value if dtype is None else value.to(_dtype(dtype))
+
+
+def _dtype(dtype: Any) -> Any:
+    """A dtype by torch's number for it, or as it is."""
+    return _DTYPES[dtype] if isinstance(dtype, int) else dtype
 
 
 def _first(value: Any, *rest: Any) -> Any:
