@@ -211,7 +211,7 @@ def test_a_branch_on_values_is_refused(tmp_path: Path) -> None:
             return x - 1
 
     path = archive(tmp_path, OnValues(), "scripted", [])
-    with pytest.raises(SourceError, match="could not trace|only a run tells"):
+    with pytest.raises(SourceError, match=r"could not trace|only a run tells"):
         program_of(path, ["x:f32[2,4]"])
 
 
