@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
 
 from edgeship.compat.torch import decomposition_of, replaced
 from edgeship.errors import UnsupportedOpError
@@ -188,93 +187,17 @@ def index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accum
     return x + (picked @ wide).reshape(x.shape)
 
 
-def _one_an_axis(given: Sequence[int], rank: int) -> list[int]:
-    """``given``, or its only number for every axis."""
-    numbers = [int(number) for number in given]
-    return numbers * rank if len(numbers) == 1 else numbers
-
-
-def transposed_convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Sequence[int] = (1,),
-    padding: Sequence[int] = (0,),
-    output_padding: Sequence[int] = (0,),
-    groups: int = 1,
-    dilation: Sequence[int] = (1,),
-    *,
-    grouped: bool = False,
-    dilated: bool = False,
-) -> Tensor:
-    """A transposed convolution as a whole one, whose edges are cut off or filled up.
-
-    A dilated one spreads its input with zeros, and is a plain convolution with the kernel turned round.
-
-    Args:
-        grouped, dilated: whether the runtime has that; else groups are convolved one by one.
-    """
-    rank = weight.dim() - 2
-    stride, padding = _one_an_axis(stride, rank), _one_an_axis(padding, rank)
-    output_padding, dilation = _one_an_axis(output_padding, rank), _one_an_axis(dilation, rank)
-    # Lengths by axis of space: of the result before its edges are cut, and after.
-    whole: list[int] = []
-    wanted: list[int] = []
-    for axis in range(rank):
-        reach = dilation[axis] * (weight.shape[axis + 2] - 1) + 1
-        whole.append((x.shape[axis + 2] - 1) * stride[axis] + reach)
-        wanted.append(whole[axis] - 2 * padding[axis] + output_padding[axis])
-    fills = any(padding[axis] + wanted[axis] > whole[axis] for axis in range(rank))
-    # What is filled up holds the bias too, so there it is added last.
-    early = None if fills else bias
-    # Without dilation, or with a runtime that has it, nothing has to be spread.
-    plain = dilated or all(step == 1 for step in dilation)
-    if (grouped or groups == 1) and plain:
-        function = functional.conv_transpose1d if rank == 1 else functional.conv_transpose2d
-        made = function(x, weight, early, stride, groups=groups, dilation=dilation)
-    else:
-        made = _by_groups(x, weight, stride, dilation, groups, plain)
-        early = None
-    for place in range(rank):
-        axis = place + 2
-        kept = min(wanted[place], whole[place] - padding[place])
-        if padding[place] or kept < whole[place]:
-            made = made.narrow(axis, padding[place], kept)
-        if wanted[place] > kept:
-            made = functional.pad(made, [0, 0] * (rank - 1 - place) + [0, wanted[place] - kept])
-    return made if bias is None or early is not None else made + bias.reshape(-1, *[1] * rank)
-
-
-def _by_groups(
-    x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int, plain: bool
-) -> Tensor:
-    rank = weight.dim() - 2
-    function = functional.conv_transpose1d if rank == 1 else functional.conv_transpose2d
-    made = []
-    # On three axes: a converter that lays images channels last would turn the slices of a weight too.
-    flat, width = weight.flatten(2), x.shape[1] // groups
-    for group in range(groups):
-        part, rows = (given.narrow(axis, group * width, width) for given, axis in ((x, 1), (flat, 0)))
-        kernel = (*rows.shape[:2], *weight.shape[2:])
-        if plain:
-            made.append(function(part, rows.reshape(kernel), stride=list(stride)))
-        else:
-            # [in, out, k] -> [out, in, k], from the last to the first
-            turned = rows.transpose(0, 1).flip(2).reshape(kernel[1], kernel[0], *kernel[2:])
-            made.append(_spread_convolution(part, turned, stride, dilation))
-    return made[0] if groups == 1 else torch.cat(made, 1)
-
-
-def _spread_convolution(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    rank = weight.dim() - 2
-    for place, step in enumerate(stride):
-        axis, size = place + 2, x.shape[place + 2]
-        # [..., size, ...] -> [..., size, step, ...] -> [..., size * step, ...], the last zeros cut off
-        wide = functional.pad(x.unsqueeze(axis + 1), [0, 0] * (rank - 1 - place) + [0, step - 1])
-        x = wide.flatten(axis, axis + 1).narrow(axis, 0, (size - 1) * step + 1)
-    edges = [step * (size - 1) for step, size in zip(dilation, weight.shape[2:], strict=True)]
-    plain = functional.conv1d if rank == 1 else functional.conv2d
-    return plain(x, weight, padding=edges, dilation=list(dilation))
+def scatter_add(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
+    """``scatter_add``: each place along ``dim`` gets the sum of the values that name it, by zeros and ones."""
+    moved, places = x.movedim(dim, -1), index.movedim(dim, -1)
+    values = source[tuple(slice(size) for size in index.shape)].movedim(dim, -1)
+    size = moved.shape[-1]
+    if places.numel() * size > MAX_ONE_HOT or places.shape[:-1] != moved.shape[:-1]:
+        return NotImplemented
+    # [..., count, size], then [..., 1, count] x [..., count, size]
+    named = (places.unsqueeze(-1) == torch.arange(size)).to(x.dtype)
+    added = torch.matmul(values.unsqueeze(-2), named).squeeze(-2)
+    return (moved + added).movedim(-1, dim)
 
 
 def product(x: Tensor, dim: int, keepdim: bool = False, dtype: torch.dtype | None = None) -> Any:
@@ -301,48 +224,6 @@ def variance(
 def remainder(x: Tensor, divisor: float) -> Tensor:
     """``remainder.Scalar``, with the sign of the divisor."""
     return x - torch.div(x, divisor, rounding_mode="floor") * divisor
-
-
-def average_pool(
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0,),
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor: int | None = None,
-) -> Any:
-    """``avg_pool2d`` whose windows all count alike: what stands at the edges is padded, averaged and scaled back.
-
-    Left alone when every window is whole and counts its padding.
-
-    ``x`` [N, C, ...space].
-    """
-    pads = list(padding) * (2 // len(padding))
-    steps = list(stride) or list(kernel)
-    if not ceil_mode and (count_include_pad or divisor or not any(pads)):
-        return NotImplemented
-    sizes = list(x.shape[-2:])
-    extra = [_overhang(*numbers) if ceil_mode else 0 for numbers in zip(sizes, kernel, steps, pads, strict=True)]
-    edges = [pads[1], pads[1] + extra[1], pads[0], pads[0] + extra[0]]
-    means = functional.avg_pool2d(functional.pad(x, edges), list(kernel), steps)
-    area = kernel[0] * kernel[1]
-    if divisor:
-        return means * (area / divisor)
-    if count_include_pad:
-        counted = torch.ones([1, 1, *(size + 2 * pad for size, pad in zip(sizes, pads, strict=True))], dtype=x.dtype)
-        counted = functional.pad(counted, [0, extra[1], 0, extra[0]])
-    else:
-        counted = functional.pad(torch.ones([1, 1, *sizes], dtype=x.dtype), edges)
-    return means / functional.avg_pool2d(counted, list(kernel), steps)
-
-
-def _overhang(size: int, kernel: int, stride: int, pad: int) -> int:
-    """How far the last window reaches past the padding; torch drops windows that start past the input."""
-    count = -(-(size + 2 * pad - kernel) // stride) + 1
-    if (count - 1) * stride >= size + pad:
-        count -= 1
-    return max((count - 1) * stride + kernel - size - 2 * pad, 0)
 
 
 def ordered(x: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tensor, Tensor]:

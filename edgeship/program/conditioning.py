@@ -43,7 +43,7 @@ class Peak:
 
 
 class Trembling:
-    """The float program with every value moved by up to a share of itself, the same way in every run.
+    """The float program with every value moved by up to a share of itself, the same way in every run of one seed.
 
     Args:
         program: what is asked; its activation grids, if any, are left out.
@@ -62,26 +62,28 @@ class Trembling:
     def _normed(self) -> set[Node]:
         return _inside_norms(self._module.graph)
 
-    def run(self, inputs: Mapping[str, Array], unit: float, *, weights: bool = False) -> tuple[dict[str, Array], Peak]:
+    def run(
+        self, inputs: Mapping[str, Array], unit: float, *, weights: bool = False, seed: int = 0
+    ) -> tuple[dict[str, Array], Peak]:
         """Outputs by name, and where the program is largest.
 
         Args:
-            unit: relative, see `UNIT`. weights: weights are moved too, as rounding them does.
+            unit: relative, see `UNIT`. weights: weights are moved too, as rounding them does. seed: of the shares.
         """
 
         def make() -> tuple[dict[str, Array], str]:
-            outputs, peak = self._run(inputs, unit, weights)
+            outputs, peak = self._run(inputs, unit, weights, seed)
             return outputs, json.dumps(to_plain(peak))
 
-        outputs, peak = self._kept.of(inputs, make, "moved", unit, weights)
+        outputs, peak = self._kept.of(inputs, make, "moved", unit, weights, seed)
         return outputs, from_plain(Peak, json.loads(peak))
 
-    def _run(self, inputs: Mapping[str, Array], unit: float, weights: bool) -> tuple[dict[str, Array], Peak]:
+    def _run(self, inputs: Mapping[str, Array], unit: float, weights: bool, seed: int) -> tuple[dict[str, Array], Peak]:
         import numpy as np
         import torch
 
         normed, peak = self._normed, Peak()
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
 
         def moved(value: torch.Tensor) -> torch.Tensor:
             """Each number moved at random by at most ``unit`` of itself; any shape."""

@@ -15,6 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from edgeship.errors import EdgeshipError, OpenSizeError, SourceError
+from edgeship.program.aliases import by_one_name
 from edgeship.program.cells import spell_cells
 from edgeship.program.collector import few_collections
 from edgeship.program.expected import Expected
@@ -27,13 +28,15 @@ from edgeship.program.plain_forms import (
     choose_nearest,
     count_from_start,
     fill_plainly,
-    pool_plainly,
+    resize_as_products,
     spell_out,
     strides_as_indices,
 )
+from edgeship.program.pools import pool_plainly
 from edgeship.program.provenance import keep_places
 from edgeship.program.rewrites import index_as_view
-from edgeship.program.spectra import real_spectra
+from edgeship.program.spectra import has_complex, real_spectra
+from edgeship.program.transforms import one_axis_at_a_time
 
 if TYPE_CHECKING:
     import torch
@@ -97,17 +100,22 @@ def _normal_form(
     """What `export_normalised` makes of a traced program. ``inputs`` in their own shapes."""
     import torch
 
+    if has_complex(program.graph):
+        # Writing into a part of a tensor becomes a new tensor: pairs are not written into.
+        program = program.run_decompositions({})
     flat = flattened(program.module(check_guards=False), input_names, prefix)
     refuse_state(flat.graph)
     protect_inputs(flat.graph)
+    by_one_name(flat.graph)
     _loosen_views(flat.graph)
-    pool_plainly(flat.graph)
+    pool_plainly(flat)
     spell_out(flat)
     spell_cells(flat.graph)
     _drop_no_ops(flat.graph)
     numbers_second(flat)
     fold_constants(flat)
     fill_plainly(flat)
+    one_axis_at_a_time(flat.graph)
     real_spectra(flat)
     fold_constants(flat)
     drop_idle_bounds(flat)
@@ -117,6 +125,7 @@ def _normal_form(
     fold_factors(flat)
     fold_pads(flat.graph)
     choose_nearest(flat)
+    resize_as_products(flat)
     strides_as_indices(flat)
     count_from_start(flat)
     flat.graph.eliminate_dead_code()

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgeship.program.folding import fetch
 from edgeship.program.spectra import keep_computed
+from edgeship.program.windows import shared_out
 
 if TYPE_CHECKING:
     import torch
-    from torch.fx import Graph, GraphModule
+    from torch.fx import GraphModule
 
 
 def fill_plainly(module: GraphModule) -> None:
@@ -50,26 +51,11 @@ def fill_plainly(module: GraphModule) -> None:
             module.graph.erase_node(node)
 
 
-def pool_plainly(graph: Graph) -> None:
-    """A pool to one number is a mean: torch's own rules look at how the input lies in memory."""
-    import torch
-
-    aten = torch.ops.aten
-    pools = (aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool3d.default)
-    for node in list(graph.nodes):
-        if node.op == "call_function" and node.target in pools and all(size == 1 for size in node.args[1]):
-            axes = list(range(-len(node.args[1]), 0))
-            with graph.inserting_before(node):
-                mean = graph.call_function(aten.mean.dim, (node.args[0], axes, True))
-            mean.meta = dict(node.meta)
-            node.replace_all_uses_with(mean)
-            graph.erase_node(node)
-
-
 def spell_out(module: GraphModule) -> None:
     """Write out what converters lack, or compute in a way that overflows.
 
-    These are cosine similarity, the logarithm of a sigmoid, variance with mean, and batch norms of the batch itself.
+    These are cosine similarity, the logarithm of a sigmoid, variance with mean, batch norms of the batch itself, and
+    padding with the other end.
     """
     import torch
 
@@ -85,6 +71,8 @@ def spell_out(module: GraphModule) -> None:
             continue
         if node.target in table:
             node.target = table[node.target]
+        elif node.target == aten.pad.default and "circular" in (*node.args[2:3], node.kwargs.get("mode")):
+            node.target, node.args, node.kwargs = _round_the_edges, tuple(node.args[:2]), {}
         elif node.target == aten.batch_norm.default and (node.args[5] or node.args[3] is None):
             # Running statistics that are to be changed are refused before this.
             node.target, node.args = _norm_by_batch, (*node.args[:3], node.args[7])
@@ -99,6 +87,18 @@ def _cosine_similarity(x: torch.Tensor, y: torch.Tensor, dim: int = 1, eps: floa
         return value / torch.clamp_min(torch.linalg.vector_norm(value, dim=dim, keepdim=True), eps)
 
     return (normed(x) * normed(y)).sum(dim)
+
+
+def _round_the_edges(x: torch.Tensor, pads: list[int]) -> torch.Tensor:
+    """``pad`` in circular mode: what comes before an axis is its end. ``pads`` begin with the last axis."""
+    import torch
+
+    for place in range(len(pads) // 2):
+        axis, (before, after) = x.dim() - 1 - place, pads[2 * place : 2 * place + 2]
+        size = x.shape[axis]
+        parts = [x.narrow(axis, size - before, before), x, x.narrow(axis, 0, after)]
+        x = torch.cat([part for part in parts if part.shape[axis]], axis)
+    return x
 
 
 def _log_sigmoid(x: torch.Tensor) -> torch.Tensor:
@@ -175,6 +175,36 @@ def choose_nearest(module: GraphModule) -> None:
             with module.graph.inserting_before(node):
                 index = keep_computed(module, module.graph, chosen)
                 found = module.graph.call_function(aten.index_select.default, (found, place + 2, index))
+        found.meta = dict(node.meta)
+        node.replace_all_uses_with(found)
+        module.graph.erase_node(node)
+
+
+def resize_as_products(module: GraphModule) -> None:
+    """A resize that averages what it makes smaller becomes a product along each axis: few converters have it.
+
+    What torch makes of the unit vectors of an axis is the matrix.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    averaging = (aten._upsample_bilinear2d_aa.vec, aten._upsample_bicubic2d_aa.vec)
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target not in averaging:
+            continue
+        before, after = node.args[0].meta["val"].shape[2:], node.meta["val"].shape[2:]
+        corners, scales = node.args[2], node.args[3] if len(node.args) > 3 else None
+        matrices = []
+        for axis, (had, size) in enumerate(zip(before, after, strict=True)):
+            scale = None if scales is None else [scales[axis], 1.0]
+            # Three columns alike: torch 2.13 reads an image of one column wrongly.
+            units = torch.eye(int(had)).reshape(int(had), 1, int(had), 1).repeat(1, 1, 1, 3)
+            made = node.target(units, [int(size), 3] if scale is None else None, corners, scale)
+            # [had, 1, size, 3] -> [had, size]
+            matrices.append(made[:, 0, :, 0])
+        with module.graph.inserting_before(node):
+            kept = [keep_computed(module, module.graph, matrix.contiguous()) for matrix in matrices]
+            found = module.graph.call_function(shared_out, (node.args[0], kept))
         found.meta = dict(node.meta)
         node.replace_all_uses_with(found)
         module.graph.erase_node(node)

@@ -9,10 +9,12 @@ trained weight: compression leaves it as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from edgeship.errors import SourceError
 from edgeship.program.folding import fetch, quiet_get_attr
+from edgeship.program.pairs import as_real, pair, pair_operators, power
 
 # How the buffers are called whose numbers the normal form computed.
 COMPUTED = "computed_"
@@ -35,7 +37,7 @@ def real_spectra(module: GraphModule) -> int:
     spectra = [node for node in module.graph.nodes if node.target in _spectra()]
     if not nodes and not spectra:
         return 0
-    table = _table()
+    table = pair_operators()
     if any(node.op != "get_attr" and node.target not in table and node.target not in _spectra() for node in nodes):
         return 0
     changed = [node for node in module.graph.nodes if node in {*nodes, *spectra}]
@@ -60,7 +62,7 @@ def _rewrite(module: GraphModule, node: Node, pairs: dict[Node, Node], table: Ma
         if node.target in _spectra():
             new = _spectra()[node.target](module, node, args, dict(kwargs))
         else:
-            function = _power if _is_squared(node) else table[node.target]
+            function = power if _is_squared(node) else table[node.target]
             new = graph.call_function(function, args, dict(kwargs))
     new.meta = {key: value for key, value in node.meta.items() if key != "val"}
     if _is_complex(node.meta.get("val")):
@@ -87,6 +89,11 @@ def _is_squared(node: Node) -> bool:
     )
 
 
+def has_complex(graph: Graph) -> bool:
+    """Whether something in a graph is complex."""
+    return any(_is_complex(node.meta.get("val")) for node in graph.nodes)
+
+
 def _is_complex(value: Any) -> bool:
     import torch
 
@@ -110,7 +117,7 @@ def _constant_pair(module: GraphModule, node: Node) -> Node:
     value = fetch(module, str(node.target))
     with module.graph.inserting_before(node):
         parts = [keep_computed(module, module.graph, part.contiguous()) for part in (value.real, value.imag)]
-        return module.graph.call_function(_pair, tuple(parts)) if torch.is_complex(value) else node
+        return module.graph.call_function(pair, tuple(parts)) if torch.is_complex(value) else node
 
 
 def keep_computed(module: GraphModule, graph: Graph, value: Tensor) -> Node:
@@ -154,7 +161,9 @@ def _spectra() -> dict[Any, Callable[..., Node]]:
         aten.stft.default: _stft,
         aten.fft_rfft.default: _transform,
         aten.fft_fft.default: _transform,
+        aten.fft_ifft.default: _transform,
         aten.fft_irfft.default: _inverse,
+        aten.istft.default: _istft,
     }
 
 
@@ -213,17 +222,22 @@ def _framed(x: Tensor, kernel: Tensor, hop: int, rows: int) -> Pair:
 
 def _framed_real(x: Tensor, kernel: Tensor, hop: int, rows: int) -> Tensor:
     """Real and imaginary part along a new last axis: [..., frames, rows, 2]."""
-    return _as_real(_framed(x, kernel, hop, rows))
+    return as_real(_framed(x, kernel, hop, rows))
 
 
 def _transform(module: GraphModule, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
-    """``fft_rfft`` and ``fft_fft`` of one axis: a product with the basis."""
+    """``fft_rfft``, ``fft_fft`` and ``fft_ifft`` of one axis: a product with the basis."""
     given = dict(zip(("self", "n", "dim", "norm"), args, strict=False)) | kwargs
     shape = args[0].meta["val"].shape if "val" in args[0].meta else node.all_input_nodes[0].meta["val"].shape
     axis = int(given.get("dim", -1))
     length = int(given.get("n") or shape[axis])
     rows = length // 2 + 1 if "rfft" in str(node.target) else length
-    basis = fourier_basis(length, rows) * _scale(given.get("norm"), length)
+    basis, norm = fourier_basis(length, rows), given.get("norm")
+    if "ifft" in str(node.target):
+        # The other way round the circle.
+        basis[rows:] *= -1
+        norm = {None: "forward", "backward": "forward", "forward": "backward"}.get(norm, norm)
+    basis = basis * _scale(norm, length)
     constant = keep_computed(module, module.graph, basis.t().float().contiguous())
     both = _is_complex(node.all_input_nodes[0].meta["val"])
     return module.graph.call_function(_projected, (given["self"], constant, axis, length, rows, both))
@@ -280,132 +294,55 @@ def _restored(x: Pair, basis: Tensor, axis: int, rows: int) -> Tensor:
     return (real + imag).movedim(-1, axis)
 
 
+def _istft(module: GraphModule, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
+    """``istft(x [.., rows, T])``: a transposed convolution with the windowed basis, over the sum of windows."""
+    import torch
+    from torch.nn import functional
+
+    names = ("self", "n_fft", "hop_length", "win_length", "window", "center", "normalized", "onesided", "length")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    length = int(given["n_fft"])
+    hop = int(given.get("hop_length") or length // 4)
+    width = int(given.get("win_length") or length)
+    rows, frames = (int(size) for size in node.all_input_nodes[0].meta["val"].shape[-2:])
+    window, left = given.get("window"), (length - width) // 2
+    held = torch.ones(width) if window is None else _value_of(module, window)
+    if held is None:
+        raise SourceError("istft with a window that is computed", fix="keep the window in a buffer of the module")
+    window = functional.pad(held.double(), (left, length - width - left))
+    basis = fourier_basis(length, rows) * window / (math.sqrt(length) if given.get("normalized") else length)
+    if rows == length // 2 + 1:
+        # Frequencies that stand for two count twice.
+        twice = torch.full((rows,), 2.0, dtype=torch.float64)
+        twice[0] = 1.0
+        if length % 2 == 0:
+            twice[-1] = 1.0
+        basis = basis * twice.repeat(2)[:, None]
+    ones = torch.ones(1, 1, frames, dtype=torch.float64)
+    added = functional.conv_transpose1d(ones, window.square().reshape(1, 1, -1), stride=hop).flatten()
+    begin = length // 2 if given.get("center", True) else 0
+    end = len(added) - begin
+    wanted = end - begin if given.get("length") is None else int(given["length"])
+    seen = added[begin : begin + wanted]
+    graph = module.graph
+    kernel = keep_computed(module, graph, basis.float().unsqueeze(1))
+    shares = keep_computed(module, graph, (1 / seen).float())
+    return graph.call_function(_added_up, (given["self"], kernel, shares, hop, begin, wanted))
+
+
+def _added_up(x: Pair, kernel: Tensor, shares: Tensor, hop: int, begin: int, wanted: int) -> Tensor:
+    """Two of [B, rows, T] or [rows, T] to [B, wanted] or [wanted]."""
+    import torch
+    from torch.nn import functional
+
+    both = torch.cat(x, -2)
+    many = both if both.dim() == 3 else both.unsqueeze(0)
+    # [B, 2 * rows, T] -> [B, 1, samples] -> [B, samples]
+    whole = functional.conv_transpose1d(many, kernel, stride=hop).squeeze(1)
+    kept = whole.narrow(1, begin, shares.shape[0]) * shares
+    kept = functional.pad(kept, (0, wanted - shares.shape[0]))
+    return kept if both.dim() == 3 else kept.squeeze(0)
+
+
 def _scale(norm: str | None, length: int) -> float:
     return {"ortho": 1 / math.sqrt(length), "forward": 1 / length}.get(norm or "", 1.0)
-
-
-def _pair(real: Tensor, imag: Tensor) -> Pair:
-    """Two tensors of one shape."""
-    return real, imag
-
-
-def _parts(x: Any) -> tuple[Any, Any]:
-    """Real and imaginary part of a pair, a real tensor or a number."""
-    if isinstance(x, (tuple, list)):
-        return x[0], x[1]
-    return (x.real, x.imag) if isinstance(x, complex) else (x, 0)
-
-
-def _power(x: Pair) -> Tensor:
-    """Squared magnitude, element by element."""
-    return x[0] * x[0] + x[1] * x[1]
-
-
-def _as_real(x: Pair) -> Tensor:
-    """Two of [...] -> [..., 2]."""
-    import torch
-
-    return torch.stack(x, -1)
-
-
-def _times(a: Any, b: Any) -> Pair:
-    (a_real, a_imag), (b_real, b_imag) = _parts(a), _parts(b)
-    if isinstance(a_imag, (int, float)) and a_imag == 0:
-        return a_real * b_real, a_real * b_imag
-    if isinstance(b_imag, (int, float)) and b_imag == 0:
-        return a_real * b_real, a_imag * b_real
-    return a_real * b_real - a_imag * b_imag, a_real * b_imag + a_imag * b_real
-
-
-def _over(a: Any, b: Any) -> Pair:
-    if not isinstance(b, (tuple, list, complex)):
-        return a[0] / b, a[1] / b
-    real, imag = _parts(b)
-    square = real * real + imag * imag
-    top = _times(a, (real, -imag))
-    return top[0] / square, top[1] / square
-
-
-def _sum(sign: int) -> Callable[..., Pair]:
-    def add(a: Any, b: Any, *, alpha: float = 1) -> Pair:
-        import torch
-
-        (a_real, a_imag), (b_real, b_imag) = _parts(a), _parts(b)
-        factor = sign * alpha
-        real = a_real + b_real * factor
-        imag = a_imag + (b_imag * factor if factor != 1 else b_imag)
-        # A part that only one side has takes the shape of both.
-        return real, imag.expand(real.shape) if isinstance(imag, torch.Tensor) else torch.full_like(real, imag)
-
-    return add
-
-
-def _product(a: Any, b: Any) -> Pair:
-    (a_real, a_imag), (b_real, b_imag) = _parts(a), _parts(b)
-    if isinstance(b_imag, int):
-        return a_real @ b_real, a_imag @ b_real
-    if isinstance(a_imag, int):
-        return a_real @ b_real, a_real @ b_imag
-    return a_real @ b_real - a_imag @ b_imag, a_real @ b_imag + a_imag @ b_real
-
-
-def _each(operator: Any) -> Callable[..., Pair]:
-    """An operator that moves elements, or is linear, on both parts."""
-
-    def apply(x: Any, *args: Any, **kwargs: Any) -> Pair:
-        if isinstance(x, list):
-            reals, imags = [item[0] for item in x], [item[1] for item in x]
-            return operator(reals, *args, **kwargs), operator(imags, *args, **kwargs)
-        return operator(x[0], *args, **kwargs), operator(x[1], *args, **kwargs)
-
-    return apply
-
-
-def _table() -> dict[Any, Callable[..., Any]]:
-    import torch
-
-    aten = torch.ops.aten
-    moving: Sequence[Any] = (
-        aten.permute.default, aten.transpose.int, aten.slice.Tensor, aten.select.int,
-        aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.default, aten.expand.default, aten.cat.default,
-        aten.stack.default, aten.index_select.default, aten.narrow.default, aten.movedim.int, aten.clone.default,
-        aten.contiguous.default, aten.alias.default, aten.detach.default, aten.mean.dim, aten.sum.dim_IntList,
-        aten.neg.default, aten.flip.default, aten.pad.default, aten.constant_pad_nd.default, aten.flatten.using_ints,
-        aten.repeat.default, aten.mT.default, aten.t.default, aten.lift_fresh_copy.default,
-    )  # fmt: skip
-
-    def reshape(x: Pair, shape: Sequence[int]) -> Pair:
-        return x[0].reshape(shape), x[1].reshape(shape)
-
-    def halves(x: Tensor) -> Pair:
-        """[..., 2] -> two of [...]."""
-        return x.select(-1, 0), x.select(-1, 1)
-
-    def same(x: Pair) -> Pair:
-        return x
-
-    return {
-        **{operator: _each(operator) for operator in moving},
-        aten.view.default: reshape,
-        aten.reshape.default: reshape,
-        aten._unsafe_view.default: reshape,
-        aten.view_as_complex.default: halves,
-        aten.complex.default: _pair,
-        aten.polar.default: lambda size, angle: (size * torch.cos(angle), size * torch.sin(angle)),
-        aten.view_as_real.default: _as_real,
-        aten._conj.default: lambda x: (x[0], -x[1]),
-        aten.conj.default: lambda x: (x[0], -x[1]),
-        aten.conj_physical.default: lambda x: (x[0], -x[1]),
-        aten.resolve_conj.default: same,
-        aten.real.default: lambda x: x[0],
-        aten.imag.default: lambda x: x[1],
-        aten.abs.default: lambda x: torch.sqrt(_power(x)),
-        aten.angle.default: lambda x: torch.atan2(x[1], x[0]),
-        aten.square.default: lambda x: _times(x, x),
-        aten.add.Tensor: _sum(1),
-        aten.sub.Tensor: _sum(-1),
-        aten.mul.Tensor: _times,
-        aten.mul.Scalar: _times,
-        aten.div.Tensor: _over,
-        aten.matmul.default: _product,
-    }

@@ -1,41 +1,11 @@
 """Rewrites of single operators against torch's own, over the arguments that make them differ."""
 
-import itertools
-
 import pytest
 import torch
-from torch.nn import functional
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from edgeship.lowering.operators import average_pool, index_copy, on_masks, ordered, product, remainder, variance
-
-POOLS = [
-    (size, kernel, stride, pad, ceil, counted)
-    for size, kernel, stride, pad, ceil, counted in itertools.product(
-        (7, 8, 9, 10), (2, 3, 4), (1, 2, 3), (0, 1), (True, False), (True, False)
-    )
-    if pad <= kernel // 2
-]
-
-
-def test_average_pool_counts_what_torch_counts() -> None:
-    rewritten = 0
-    for size, kernel, stride, pad, ceil, counted in POOLS:
-        x = torch.randn(1, 2, size, size + 1)
-        found = average_pool(x, [kernel, kernel], [stride, stride], [pad, pad], ceil, counted)
-        if found is NotImplemented:
-            assert not ceil
-            assert counted or not pad
-            continue
-        rewritten += 1
-        wanted = functional.avg_pool2d(x, kernel, stride, pad, ceil, counted)
-        torch.testing.assert_close(found, wanted, msg=f"{size} {kernel} {stride} {pad} {ceil} {counted}")
-    assert rewritten > 80
-
-
-def test_average_pool_with_a_divisor() -> None:
-    x = torch.randn(1, 2, 7, 8)
-    found = average_pool(x, [3, 3], [2, 2], [1, 1], True, True, 5)
-    torch.testing.assert_close(found, functional.avg_pool2d(x, 3, 2, 1, True, True, 5))
+from edgeship.lowering.operators import index_copy, on_masks, ordered, product, remainder, scatter_add, variance
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
@@ -44,6 +14,17 @@ def test_index_copy(dim: int) -> None:
     index = torch.tensor([3, 1])
     source = torch.randn([2 if axis == dim % 3 else size for axis, size in enumerate(x.shape)])
     torch.testing.assert_close(index_copy(x, dim % 3, index, source), x.index_copy(dim % 3, index, source))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2), st.lists(st.integers(1, 4), min_size=3, max_size=3), st.integers(1, 5), st.integers(0, 99))
+def test_scatter_add(dim, sizes, count, seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(sizes, generator=generator)
+    named = [count if axis == dim else size for axis, size in enumerate(sizes)]
+    index = torch.randint(0, sizes[dim], named, generator=generator)
+    source = torch.randn([size + 1 for size in named], generator=generator)
+    torch.testing.assert_close(scatter_add(x, dim, index, source), x.scatter_add(dim, index, source))
 
 
 def test_on_masks_leaves_integers_alone() -> None:

@@ -79,3 +79,12 @@ def test_inputs_beyond_a_grid_are_named():
     x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
     assert Saturation(static).beyond({"x": x}) == ""
     assert Saturation(static).beyond({"x": 100 * x}).startswith(f"{name} reaches ")
+
+
+def test_another_draw_moves_otherwise_by_about_as_much():
+    program = program_of(nn.Linear(64, 32))
+    x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+    plain = program.module()(torch.from_numpy(x))[0].detach().numpy()
+    one, other = (Trembling(program).run({"x": x}, UNIT["f16"], seed=seed)[0]["output"] for seed in (0, 1))
+    assert not np.array_equal(one, other)
+    assert 0.2 < np.abs(one - plain).mean() / np.abs(other - plain).mean() < 5

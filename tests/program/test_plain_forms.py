@@ -149,3 +149,37 @@ def test_nearest_resizes_of_broken_ratios_are_choices(mode, to):
     assert torch.equal(made.exported.module()(x)[0], want)
     if want.shape[2] % 5 or want.shape[3] % 7:
         assert not any("upsample" in str(target) for target in targets(made))
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 12), st.booleans(), st.sampled_from([0.4, 1.7]))
+def test_resizes_that_average_are_products(high, wide, corners, ratio):
+    def run(_, x):
+        made = [
+            functional.interpolate(x, (high, wide), mode=mode, align_corners=corners, antialias=True)
+            for mode in ("bilinear", "bicubic")
+        ]
+        return (*made, functional.interpolate(x, scale_factor=(ratio, 0.7), mode="bilinear", antialias=True))
+
+    x = torch.randn(1, 2, 5, 7)
+    made = program(run, x)
+    for found, wanted in zip(made.module()(x), run(None, x), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert not any("upsample" in str(target) for target in targets(made))
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=6, max_size=6))
+def test_padding_with_the_other_end(pads):
+    def run(_, x):
+        return (
+            functional.pad(x, pads, mode="circular"),
+            functional.pad(x[:, :, 0], pads[:4], mode="circular"),
+            functional.pad(x[0, :, 0], pads[:2], mode="circular"),
+        )
+
+    x = torch.randn(1, 2, 4, 5, 6)
+    made = program(run, x)
+    for found, wanted in zip(made.module()(x), run(None, x), strict=True):
+        assert torch.equal(found, wanted)
+    assert aten.pad.default not in targets(made)

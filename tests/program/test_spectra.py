@@ -68,6 +68,18 @@ CASES = {
     ).flatten(1),
     "phase": lambda x: torch.fft.rfft(x).angle(),
     "quotient": lambda x: (torch.fft.rfft(x) / (torch.fft.rfft(x.flip(1)) + 3)).abs(),
+    "both_axes": lambda x: torch.fft.fft2(x, norm="ortho").abs(),
+    "cut_and_padded": lambda x: torch.fft.fft2(x, s=(4, 15)).imag,
+    "real_axes_and_back": lambda x: torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho") * 2, s=(5, 12), norm="ortho"),
+    "all_axes": lambda x: torch.fft.rfftn(x, dim=(1, 0)).abs() + torch.fft.rfftn(x, s=(12, 5), dim=(1, 0)).imag,
+    "and_back": lambda x: torch.fft.irfftn(torch.fft.rfftn(x), s=(5, 12), norm="forward"),
+    "inverse": lambda x: torch.fft.ifft(torch.fft.fft(x, dim=0), dim=0, norm="forward").real,
+    "inverse_axes": lambda x: torch.fft.ifft2(torch.complex(x, x.flip(1))).imag,
+    "inverse_ortho": lambda x: torch.fft.ifftn(x, norm="ortho").real,
+    "hermitian": lambda x: torch.fft.hfft(torch.complex(x, x.flip(0)), n=9) + torch.fft.ihfft(x[:, :16]).real[:, :1],
+    "to_the_middle": lambda x: torch.fft.ifftshift(torch.fft.fftshift(torch.fft.fft(x)) * x, dim=1).real,
+    "sums": lambda x: torch.einsum("ab,cb->ac", torch.fft.fft(x), torch.fft.fft(x.flip(0))).imag,
+    "sums_with_real": lambda x: torch.einsum("ab,cb->ac", torch.fft.fft(x), x).abs(),
     "conjugate": lambda x: (torch.fft.rfft(x) * torch.fft.rfft(x).conj()).real,
 }
 
@@ -85,3 +97,63 @@ def test_a_basis_is_no_trained_weight():
         [TensorSpec("x", "f32", (1, 64))], [x],
     )  # fmt: skip
     assert [use.op for use in made.record.inventory.weights] == ["other"]
+
+
+TRANSFORMS = ("fft2", "ifft2", "rfft2", "fftn", "ifftn", "rfftn", "irfft2", "irfftn", "hfft", "ihfft", "ifft")
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.sampled_from([None, "ortho", "forward"]), st.integers(2, 7), st.integers(2, 7), st.booleans())
+def test_transforms_of_every_name(norm, high, wide, sized):
+    def run(x):
+        """All at once: an export takes longer than a transform."""
+        found = []
+        for name in TRANSFORMS:
+            given = torch.complex(x, x.flip(0)) if name in ("irfft2", "irfftn", "hfft", "ifft", "ifft2") else x
+            sizes = ((high, wide) if name[-1] in "2n" else wide) if sized or name[0] in "ih" else None
+            made = getattr(torch.fft, name)(given, sizes, norm=norm)
+            found += [made.real, made.imag] if made.is_complex() else [made]
+        return tuple(found)
+
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
+    for wanted, found in zip(run(x), answers(run, x), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    st.sampled_from([16, 24, 33]), st.sampled_from([2, 3, 4]), st.booleans(), st.booleans(), st.booleans(),
+    st.sampled_from([None, 100, 150]),
+)  # fmt: skip
+def test_short_time_transforms_and_back(length, share, normalized, onesided, many, samples):
+    window = torch.hann_window(length)
+    said = {"hop_length": length // (2 * share) or 1, "window": window, "normalized": normalized, "onesided": onesided}
+
+    def run(x):
+        found = torch.stft(x, length, return_complex=True, **said)
+        return torch.istft(found * 0.5, length, length=samples, **said)
+
+    x = torch.randn((2, 120) if many else (120,), generator=torch.Generator().manual_seed(3))
+    assert decibels(run(x), answers(run, x)[0]) > 95
+
+
+class Operator(torch.nn.Module):
+    """A layer of a Fourier neural operator, as everybody writes it: low frequencies are written into zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Parameter(torch.randn(3, 4, 2, 2, dtype=torch.cfloat))
+        self.last = torch.nn.Parameter(torch.randn(3, 4, 2, 2, dtype=torch.cfloat))
+
+    def forward(self, x):
+        found = torch.fft.rfft2(x)
+        out = torch.zeros(x.shape[0], 4, x.size(-2), x.size(-1) // 2 + 1, dtype=torch.cfloat)
+        out[:, :, :2, :2] = torch.einsum("bixy,ioxy->boxy", found[:, :, :2, :2], self.first)
+        out[:, :, -2:, :2] = torch.einsum("bixy,ioxy->boxy", found[:, :, -2:, :2], self.last)
+        return torch.fft.irfft2(out, s=(x.size(-2), x.size(-1)))
+
+
+def test_a_fourier_neural_operator():
+    torch.manual_seed(0)
+    module, x = Operator(), torch.randn(1, 3, 8, 9)
+    assert decibels(module(x).detach(), answers(module, x)[0]) > 95

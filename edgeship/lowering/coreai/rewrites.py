@@ -5,6 +5,7 @@ An entry is dropped when coreai-torch has the operator and its test passes witho
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +13,9 @@ from coreai_torch import get_decomp_table
 
 from edgeship.compat.coreai import knows_aten
 from edgeship.compat.torch import is_operator
+from edgeship.lowering.convolutions import transposed_convolution
 from edgeship.lowering.operators import (
     Rewrite,
-    average_pool,
     index_copy,
     index_put,
     linear,
@@ -22,8 +23,10 @@ from edgeship.lowering.operators import (
     ordered,
     remainder,
     rewritten,
+    scatter_add,
     variance,
 )
+from edgeship.program.windows import average_pool
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -34,11 +37,14 @@ aten = torch.ops.aten
 REWRITES: dict[Any, Rewrite] = {
     # Lowered as if ceil_mode were off and padding counted, silently.
     aten.avg_pool2d.default: average_pool,
+    aten.avg_pool3d.default: average_pool,
+    aten.conv_transpose3d.input: functools.partial(transposed_convolution, spread=True),
     aten.index_copy.default: index_copy,
     aten.index_put.default: index_put,
     aten.linear.default: linear,
     aten.new_ones.default: new_ones,
     aten.remainder.Scalar: remainder,
+    aten.scatter_add.default: scatter_add,
     aten.sort.default: ordered,
     aten.var.correction: variance,
 }

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from edgeship.compat.coremltools import knows_operator
 from edgeship.compat.torch import is_operator
+from edgeship.lowering.convolutions import transposed_convolution
 from edgeship.lowering.operators import (
     Rewrite,
     index_copy,
@@ -20,8 +21,8 @@ from edgeship.lowering.operators import (
     on_masks,
     product,
     rewritten,
-    transposed_convolution,
 )
+from edgeship.program.windows import dilated_maximum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,6 +83,7 @@ REWRITES: dict[Any, Rewrite] = {
     aten.log_softmax.int: _log_softmax,
     aten.conv_transpose1d.default: _filled_up,
     aten.conv_transpose2d.input: _filled_up,
+    aten.conv_transpose3d.input: _filled_up,
     aten.new_ones.default: new_ones,
     aten.__and__.Tensor: on_masks(torch.logical_and),
     aten.__or__.Tensor: on_masks(torch.logical_or),
@@ -89,6 +91,9 @@ REWRITES: dict[Any, Rewrite] = {
     aten.bitwise_or.Tensor: on_masks(torch.logical_or),
     aten.index_copy.default: index_copy,
     aten.prod.dim_int: product,
+    aten.max_pool1d.default: dilated_maximum,
+    aten.max_pool2d.default: dilated_maximum,
+    aten.max_pool3d.default: dilated_maximum,
     aten.where.ScalarOther: lambda condition, x, other: torch.where(condition, x, x.new_full((), other)),
 }
 POOLS = (

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgeship.lowering.operators import index_put, shorten_sorts, transposed_convolution
+from edgeship.lowering.convolutions import convolution_by_depth, transposed_convolution
+from edgeship.lowering.operators import index_put, shorten_sorts
+from edgeship.program.windows import whole_windows
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,10 @@ def rewrite_for_litert(module: GraphModule) -> None:
         aten.index_put.default: index_put,
         aten.conv_transpose1d.default: transposed_convolution,
         aten.conv_transpose2d.input: transposed_convolution,
+        aten.conv3d.default: convolution_by_depth,
+        aten.max_pool1d.default: whole_windows,
+        aten.max_pool2d.default: whole_windows,
+        aten.max_pool3d.default: whole_windows,
     }
     shorten_sorts(module.graph)
     for node in list(module.graph.nodes):

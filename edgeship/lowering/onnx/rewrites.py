@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from edgeship.lowering.operators import transposed_convolution
+from edgeship.lowering.convolutions import transposed_convolution
 
 if TYPE_CHECKING:
     from torch import Tensor
