@@ -327,11 +327,10 @@ def _text(cell: dict[str, Any] | None) -> str:
 
 def write(kept: dict[str, dict[str, Any]], profile: str) -> None:
     """The page of what is kept: failures first."""
-    shown = {name: kept[name] for name in ZOO if name in kept}
     rows, reasons = [], []
-    counts = dict.fromkeys(TARGETS, 0)
-    for name, cells in shown.items():
-        zoo = ZOO[name]
+    counts, ran = dict.fromkeys(TARGETS, 0), dict.fromkeys(TARGETS, 0)
+    for name, zoo in ZOO.items():
+        cells = kept.get(name, {})
         size = "x".join(map(str, zoo.shape))
         rows.append((name, zoo.package, size, *(_text(cells.get(runtime)) for runtime in TARGETS)))
         for runtime in TARGETS:
@@ -340,16 +339,17 @@ def write(kept: dict[str, dict[str, Any]], profile: str) -> None:
                 continue
             why = cell.get("refused") or cell.get("short")
             counts[runtime] += not why
+            ran[runtime] += 1
             if why:
                 reasons.append(f"- **{name}, {runtime}**: {portable(why)[:400]}")
-    passed = ", ".join(f"{runtime} {count}" for runtime, count in counts.items())
-    still = [name for name, cells in shown.items() if cells.get("moved", 1.0) < LEAST_MOVED]
+    passed = ", ".join(f"{runtime} {count} of {ran[runtime]}" for runtime, count in counts.items())
+    still = [name for name, cells in kept.items() if cells.get("moved", 1.0) < LEAST_MOVED]
     after = f"\n\nAnswers that hardly depend on the input: {', '.join(still)}." if still else ""
     missing = "\n".join(["## What has no artifact, and why", "", *(reasons or ["Every cell passes."])])
     write_page(
         "networks-zoo", "Networks of other packages", f"python benchmarks/networks_zoo.py --profile {profile}",
         _packages(), COLUMNS, rows,
-        f"{BEFORE}\n\n**Passed, of {len(shown)} networks: {passed}.** Profile `{profile}`.\n\n{missing}", after,
+        f"{BEFORE}\n\n**Passed, of those that were run: {passed}; {len(ZOO)} networks are listed.** Profile `{profile}`.\n\n{missing}", after,
     )  # fmt: skip
 
 

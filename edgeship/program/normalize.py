@@ -138,12 +138,20 @@ def _normal_form(
     _drop_no_ops(normal.graph_module.graph)
     _drop_empty_parts(normal.graph_module.graph)
     index_as_view(normal)
+    _name_outputs(normal)
     for node in normal.graph_module.graph.nodes:
         # It holds addresses of this process, which would make every saved program another one.
         node.meta.pop("from_node", None)
     keep_places(flat.graph, normal.graph_module.graph, prefix)
     normal.graph_module.recompile()
     return normal
+
+
+def _name_outputs(program: ExportedProgram) -> None:
+    """Let the signature know outputs by the names of today: what did nothing before them is gone."""
+    results: Any = program.graph_module.graph.output_node().args[0]
+    for spec, result in zip(program.graph_signature.output_specs, results, strict=True):
+        spec.arg.name = result.name
 
 
 _EXPORT_FIX = "the model must run on tensors of fixed shapes without Python branches on their values"

@@ -112,7 +112,7 @@ def _whole(x: Any) -> Pair:
     """A pair, of a real tensor one with zeros."""
     import torch
 
-    return x if isinstance(x, (tuple, list)) else (x, torch.zeros_like(x))
+    return (x[0], x[1]) if isinstance(x, (tuple, list)) else (x, torch.zeros_like(x))
 
 
 def _copied(x: Pair, source: Any, non_blocking: bool = False) -> Pair:

@@ -75,7 +75,7 @@ def shared_out(x: Tensor, shares: Sequence[Tensor]) -> Tensor:
     """``x`` [..., *sizes] by axis of space times ``shares`` [size, windows]: [..., *windows]."""
     for place, share in enumerate(shares):
         axis = x.dim() - len(shares) + place
-        x = (x.movedim(axis, -1) @ share).movedim(-1, axis)
+        x = x @ share if axis == x.dim() - 1 else (x.movedim(axis, -1) @ share).movedim(-1, axis)
     return x
 
 

@@ -347,3 +347,18 @@ def test_the_example_inputs_are_left_as_they_were():
     before = X.clone()
     make_program(seeded(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 2, 1))), [IMAGE], [X])
     assert torch.equal(X, before)
+
+
+def test_an_output_behind_what_does_nothing_is_known_by_its_new_name():
+    class Ends(nn.Module):
+        def forward(self, x):
+            return x * 2, (x + 1).permute(0, 1), (x - 1).reshape(2, 3)
+
+    x = torch.randn(2, 3)
+    program = make_program(Ends(), [TensorSpec("x", "f32", (2, 3))], [x])
+    names = [node.name for node in program.exported.graph.output_node().args[0]]
+    assert list(program.exported.graph_signature.user_outputs) == names
+    # It checks that they are.
+    again = program.exported.run_decompositions()
+    for found, wanted in zip(again.module()(x), Ends()(x), strict=True):
+        assert torch.equal(found, wanted)
