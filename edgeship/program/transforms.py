@@ -64,7 +64,9 @@ def _axes(last: Any, others: Any, *, last_first: bool = True) -> Callable[..., N
         # Transforms of two axes have a default; those of all take as many as sizes are given.
         count = self.meta["val"].dim() if s is None else len(s)
         axes = list(range(-count, 0)) if dim is None else list(dim)
-        sizes = [None] * len(axes) if s is None else [None if size == -1 else size for size in s]
+        given = s or [-1] * len(axes)
+        # -1 leaves an axis as long as it is.
+        sizes = [None if size == -1 else size for size in given]
         steps = [(others, size, axis) for size, axis in zip(sizes, axes, strict=True)]
         steps[-1] = (last, *steps[-1][1:])
         found = self
