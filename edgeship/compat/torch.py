@@ -52,6 +52,7 @@ __all__ = [
     "name_of_node",
     "on_meta_device",
     "onednn_linear",
+    "operator_named",
     "operator_names",
     "outside_of_tracing",
     "pair_operators",
@@ -90,6 +91,14 @@ def is_mutable(target: object) -> bool:
 def operator_names() -> frozenset[str]:
     """Every operator that the dispatcher knows, as ``namespace::name.overload``."""
     return frozenset(torch._C._dispatch_get_all_op_names())
+
+
+def operator_named(name: str) -> Any | None:
+    """The default overload of ``namespace::name`` where some library registered it; else None."""
+    if name not in operator_names():
+        return None
+    namespace, _, short = name.partition("::")
+    return getattr(getattr(torch.ops, namespace), short).default
 
 
 def pair_operators() -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Operators whose result is their first input, seen otherwise.
 _SEEN = ("slice", "narrow", "view", "reshape", "unsqueeze", "squeeze", "expand", "_unsafe_view", "select", "clone",
-    "pad", "constant_pad_nd")  # fmt: skip
+    "pad", "constant_pad_nd", "getitem", "split", "split_with_sizes")  # fmt: skip
 _PRODUCTS = ("matmul", "mm", "bmm")
 _LAYERS = (
     "linear", "conv", "convolution", "addmm", "embedding", "layer_norm", "native_layer_norm", "batch_norm",

@@ -54,10 +54,13 @@ def fill_plainly(module: GraphModule) -> None:
 def spell_out(module: GraphModule) -> None:
     """Write out what converters lack, or compute in a way that overflows.
 
-    These are cosine similarity, the logarithm of a sigmoid, variance with mean, batch norms of the batch itself, and
-    padding with the other end.
+    These are cosine similarity, the logarithm of a sigmoid, variance with mean, batch norms of the batch itself, padding
+    with the other end, and torchvision's ``roi_align``.
     """
     import torch
+
+    from edgeship.compat.torch import operator_named
+    from edgeship.program.regions import torchvision_roi_align
 
     aten = torch.ops.aten
     table: dict[Any, Any] = {
@@ -66,6 +69,9 @@ def spell_out(module: GraphModule) -> None:
         aten.var_mean.correction: _variance_and_mean,
         aten.var_mean.dim: _variance_and_mean_of,
     }
+    aligned = operator_named("torchvision::roi_align")
+    if aligned is not None:
+        table[aligned] = torchvision_roi_align
     for node in list(module.graph.nodes):
         if node.op != "call_function":
             continue

@@ -167,17 +167,18 @@ def keep_greedily(over: Tensor, counted: Tensor) -> Tensor:
         hits, left = functional.pad(hits, [0, missing, 0, missing]), functional.pad(left, [0, missing])
     sets = _all_sets(size)
     slope, faultless = _faults(hits, sets, blocks)
+    # By block: [size, sets], [1, sets] and [size, K].
+    slopes, most, rivals = torch.split(slope, size, 0), torch.split(faultless, 1, 0), torch.split(hits, size, 0)
     parts: list[Tensor] = []
     for block in range(blocks):
-        start = block * size
-        rows = torch.relu(torch.narrow(left, 1, start, size))
+        rows = torch.relu(torch.narrow(left, 1, block * size, size))
         # [1, size] x [size, sets]: 1 for the guess without a fault, 0 or less for the others.
-        right = torch.sub(torch.narrow(faultless, 0, block, 1), torch.matmul(rows, torch.narrow(slope, 0, start, size)))
+        right = torch.sub(most[block], torch.matmul(rows, slopes[block]))
         # [1, sets] x [sets, size]
         kept = torch.matmul(torch.relu(right), sets)
         parts.append(kept)
         if block + 1 < blocks:
-            left = torch.sub(left, torch.matmul(kept, torch.narrow(hits, 0, start, size)))
+            left = torch.sub(left, torch.matmul(kept, rivals[block]))
     whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     return torch.reshape(torch.narrow(whole, 1, 0, count) if missing else whole, (count,))
 

@@ -297,6 +297,11 @@ def test_an_error_that_leaves_a_module_can_be_caught_in_a_trace() -> None:
     assert not any("relu" in node.name for node in program.graph.nodes)
 
 
+def test_operators_by_name() -> None:
+    assert compat.operator_named("aten::relu") is aten.relu.default
+    assert compat.operator_named("torchvision::no_such_operator") is None
+
+
 @pytest.mark.parametrize("name", compat.__all__)
 def test_everything_is_there(name) -> None:
     assert callable(getattr(compat, name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 
 from edgeship.frontends.onnx.call import OpCall
 from edgeship.frontends.onnx.registry import op
+from edgeship.program.regions import align_regions
 
 Tensor = torch.Tensor
 
@@ -104,61 +104,10 @@ def roi_align(call: OpCall) -> Tensor:
         raise call.refuse("sampling_ratio 0 makes the number of samples depend on the data")
     if min(height, width) < 1:
         raise call.broken(f"an output of {height}x{width}")
-    offset = 0.5 if half_pixel else 0.0
-    # [R, 4]
-    corners = torch.sub(torch.mul(rois, scale), offset)
-    left, top, right, bottom = (torch.select(corners, 1, index) for index in range(4))
-    spans = [torch.sub(bottom, top), torch.sub(right, left)]
-    if not half_pixel:
-        spans = [torch.clamp(span, min=1.0) for span in spans]
-    ys = _bins(top, spans[0], height, ratio)
-    xs = _bins(left, spans[1], width, ratio)
-    rows, columns = height * ratio, width * ratio
-    # [R, rows] -> [R, rows, columns]
-    y = torch.broadcast_to(torch.reshape(ys, (-1, rows, 1)), (rois.shape[0], rows, columns))
-    z = torch.broadcast_to(torch.reshape(xs, (-1, 1, columns)), (rois.shape[0], rows, columns))
-    corners_of = _corners(y, z, x.shape[2], x.shape[3])
-    # [N, C, H, W] -> [R, C, H * W]
-    flat = torch.reshape(torch.index_select(x, 0, batch), (rois.shape[0], x.shape[1], -1))
-    samples = []
-    for index, weight in corners_of:
-        # [R, rows, columns] -> [R, 1, rows * columns], the same for each channel
-        spread = torch.reshape(index, (rois.shape[0], 1, rows * columns))
-        picked = torch.gather(flat, 2, spread.expand(-1, x.shape[1], -1))
-        samples.append(torch.mul(picked, torch.reshape(weight, (rois.shape[0], 1, rows * columns))))
     largest = call.attr_text("mode", "avg") == "max"
-    # Samples of one bin on axes of their own, over which is averaged.
-    shape = (rois.shape[0], x.shape[1], height, ratio, width, ratio)
-    if largest:
-        # The reference takes the largest weighted corner, not the largest interpolated value.
-        joined = torch.reshape(torch.stack(samples, 0), (4, *shape))
-        return torch.amax(joined, (0, 4, 6))
-    total = torch.add(torch.add(samples[0], samples[1]), torch.add(samples[2], samples[3]))
-    return torch.mean(torch.reshape(total, shape), (3, 5))
-
-
-def _bins(start: Tensor, span: Tensor, bins: int, ratio: int) -> Tensor:
-    """Sample places along one axis of each region, [regions, bins*ratio]."""
-    steps = (torch.arange(bins * ratio, dtype=torch.float64) + 0.5) / (bins * ratio)
-    return torch.add(torch.unsqueeze(start, 1), torch.mul(torch.unsqueeze(span, 1), steps.to(start.dtype)))
-
-
-def _corners(y: Tensor, x: Tensor, height: int, width: int) -> list[tuple[Tensor, Tensor]]:
-    """The four neighbours of each place as flat index and weight; far outside has weight 0.
-
-    ``y`` and ``x`` have one shape, and so has each index and weight.
-    """
-    inside = (y >= -1.0) & (y <= height) & (x >= -1.0) & (x <= width)
-    y, x = torch.clamp(y, 0.0, height - 1.0), torch.clamp(x, 0.0, width - 1.0)
-    y_low, x_low = torch.floor(y), torch.floor(x)
-    y_part, x_part = torch.sub(y, y_low), torch.sub(x, x_low)
-    result = []
-    for dy, dx in itertools.product((0, 1), (0, 1)):
-        row = torch.clamp(torch.add(y_low, dy), max=height - 1.0).to(torch.int64)
-        column = torch.clamp(torch.add(x_low, dx), max=width - 1.0).to(torch.int64)
-        weight = torch.mul(y_part if dy else torch.rsub(y_part, 1.0), x_part if dx else torch.rsub(x_part, 1.0))
-        result.append((torch.add(torch.mul(row, width), column), torch.where(inside, weight, torch.zeros_like(weight))))
-    return result
+    return align_regions(
+        x, rois, batch, (height, width), ratio=ratio, scale=scale, half_pixel=half_pixel, largest=largest
+    )
 
 
 @op("DeformConv", since=19)
