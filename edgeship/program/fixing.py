@@ -122,12 +122,15 @@ def export_whole(
         """Each in its own shape."""
         return tuple(leaf for leaf in leaves_of(answer) if isinstance(leaf, torch.Tensor))
 
-    try:
-        exported = export_normalised(wrapper, tuple(examples), names, prefix="model", expected=expected)
-        return Whole(exported, tensors(result))
-    except OpenSizeError as error:
-        first = error
-    from edgeship.program.rows.wrapped import FixedRows, as_engines_order
+    from edgeship.program.rows.wrapped import FixedRows, as_engines_order, suppresses
+
+    first = OpenSizeError("values choose the rows of the model's results")
+    if not suppresses(wrapper, examples):
+        try:
+            exported = export_normalised(wrapper, tuple(examples), names, prefix="model", expected=expected)
+            return Whole(exported, tensors(result))
+        except OpenSizeError as error:
+            first = error
 
     fixed = FixedRows(wrapper.model, wrapper.answer, candidates).eval()
     watch = Watch(wrapper.model)

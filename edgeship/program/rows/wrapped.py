@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from edgeship.compat.torch import leaves_of
+from edgeship.compat.torch import leaves_of, operator_named
 from edgeship.compat.torchvision import class_wise, one_by_one
-from edgeship.program.rows.mode import ChosenRows
+from edgeship.program.rows.mode import ChosenRows, plain_name
 from edgeship.program.rows.order import in_order
 from edgeship.program.rows.ranking import suppressed
 
@@ -78,6 +78,36 @@ class _InOrder(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         return in_order(func, args, kwargs or {})
+
+
+class _Asking(TorchFunctionMode):
+    """Notes whether ``torchvision.ops.nms`` is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: bool = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        self.asked = self.asked or plain_name(func) == "nms"
+        return func(*args, **(kwargs or {}))
+
+
+def suppresses(wrapper: torch.nn.Module, examples: Sequence[Tensor]) -> bool:
+    """Whether a module calls a suppression on these inputs: no trace of it as it is can have fixed sizes.
+
+    ``examples`` have the shapes of the inputs.
+    """
+    if operator_named("torchvision::nms") is None:
+        return False
+    with torch.no_grad(), _Asking() as asking:
+        wrapper(*(example.clone() for example in examples))
+    return asking.asked
 
 
 @contextmanager
