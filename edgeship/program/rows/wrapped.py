@@ -107,7 +107,7 @@ def suppresses(wrapper: torch.nn.Module, examples: Sequence[Tensor]) -> bool:
         return False
     with torch.no_grad(), _Asking() as asking:
         wrapper(*(example.clone() for example in examples))
-    return asking.asked
+    return bool(asking.asked)
 
 
 @contextmanager
