@@ -19,7 +19,7 @@ from edgeship.program.export import make_program
 from edgeship.program.program import TorchProgram
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from vision_operators import nms
+from vision_operators import nms, roi_align
 
 Tensor = torch.Tensor
 QUICK = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -111,6 +111,9 @@ CHAINS: dict[str, Callable[..., Any]] = {
     "rows of two choices": lambda x: torch.cat([x[x[:, 0] > 0], x[x[:, 1] > 0] - 1]),
     "joined axes": lambda x: x[x[:, 0] > 0].reshape(-1),
     "new axes": lambda x: x[x[:, 0] > 0][:, None].squeeze(1)[..., 1:],
+    "filled up to a size that is asked for": lambda x: torch.nn.functional.pad(
+        x[x[:, 0] > 0].reshape(-1), (0, (12 - x[x[:, 0] > 0].shape[0]) * 4)
+    ).reshape(12, 4),
     "filled up": lambda x: torch.nn.functional.pad(x[x[:, 0] > 0], (0, 0, 0, len(x) - x[x[:, 0] > 0].shape[0])),
     "layer": lambda x: torch.nn.functional.linear(x[x[:, 0] > 0], torch.eye(x.shape[1]) * 2).relu(),
     "classes": lambda x: x[x[:, 0] > 0].softmax(1).argmax(1),
@@ -151,6 +154,54 @@ def test_detectors_of_many_sizes(seed: int, count: int, classes: int) -> None:
     program = program_of(detect, *made_up(seed, count, classes))
     for other in range(4):
         assert_answers(program, detect, *made_up(seed + 7 * other + 1, count, classes))
+
+
+@pytest.mark.parametrize(("aligned", "ratio", "size"), [(False, 2, 3), (True, 1, 2), (True, 3, 1)])
+def test_regions(aligned: bool, ratio: int, size: int) -> None:
+    """Regions inside and far outside of the map, of no size and with their corners the wrong way round."""
+
+    def function(x: Tensor, rois: Tensor) -> Tensor:
+        """[2, 3, 8, 10] and [R, 5]."""
+        return roi_align(x, rois, size, 0.5, ratio, aligned)
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 8, 10, generator=generator)
+    rois = torch.rand(9, 5, generator=generator) * 30 - 5
+    rois[:, 0] = torch.arange(9) % 2
+    rois[3, 3:] = rois[3, 1:3]
+    program = program_of(function, x, rois)
+    assert_answers(program, function, x, rois)
+    assert not any("torchvision" in str(node.target) for node in program.exported.graph.nodes)
+
+
+def test_regions_that_values_chose() -> None:
+    """As a second stage has them: what a suppression kept, sampled, through a layer, and chosen from again."""
+
+    def function(x: Tensor, boxes: Tensor, scores: Tensor) -> dict[str, Tensor]:
+        """[1, 3, 8, 10], [12, 4] and [12]."""
+        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+        boxes = boxes[nms(boxes, scores, 0.5)[:8]]
+        rois = torch.cat([torch.full_like(boxes[:, :1], 0), boxes], 1)
+        parts = roi_align(x, rois, 2, 1.0, 2, False)
+        best, kind = torch.nn.functional.linear(parts.flatten(1), torch.linspace(-1, 1, 48).reshape(4, 12)).max(1)
+        sure = torch.where(best > 0.1)[0]
+        return {"boxes": boxes[sure], "kind": kind[sure], "best": best[sure]}
+
+    generator = torch.Generator().manual_seed(0)
+
+    def some() -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs of the function."""
+        x = torch.randn(1, 3, 8, 10, generator=generator)
+        return x, torch.rand(12, 4, generator=generator) * 6, torch.rand(12, generator=generator)
+
+    program = program_of(function, *some())
+    for _ in range(4):
+        assert_answers(program, function, *some())
+
+
+def test_regions_with_as_many_samples_as_they_are_large() -> None:
+    with pytest.raises(SourceError, match="sampling_ratio"):
+        program_of(lambda x, rois: roi_align(x, rois, 2, 1.0, -1, False), torch.randn(1, 3, 8, 8), torch.zeros(2, 5))
 
 
 def test_two_counts_have_two_names() -> None:

@@ -15,7 +15,7 @@ Tensor = torch.Tensor
 Kwargs = dict[str, Any]
 Function = Callable[..., Any]
 
-ALWAYS |= {"getitem", "setitem", "where", "nonzero", "argwhere"}
+ALWAYS |= {"getitem", "setitem", "where", "nonzero", "argwhere", "shape_as_tensor"}
 
 
 @rule("where")
@@ -246,3 +246,9 @@ def gather(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwargs
 def asked(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwargs) -> Any:
     """What a tensor is: it has all of its rows."""
     return func(*args, **kwargs)
+
+
+@rule("shape_as_tensor")
+def shape_as_tensor(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwargs) -> Any:
+    """Sizes as a tensor ``[axes]``: they are fixed here, and torch's own reads memory that a trace has not."""
+    return torch.tensor([int(size) for size in args[0].shape])
