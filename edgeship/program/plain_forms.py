@@ -54,8 +54,8 @@ def fill_plainly(module: GraphModule) -> None:
 def spell_out(module: GraphModule) -> None:
     """Write out what converters lack, or compute in a way that overflows.
 
-    These are cosine similarity, the logarithm of a sigmoid, variance with mean, batch norms of the batch itself, padding
-    with the other end, and torchvision's ``roi_align``.
+    These are cosine similarity, the logarithm of a sigmoid, variance with mean, batch norms of the batch itself,
+    padding with the other end, and torchvision's ``roi_align``.
     """
     import torch
 
