@@ -56,7 +56,8 @@ def _unseen(request: Request) -> str:
     """Why activations are not static though the profile wants them so; empty when they are."""
     format = runtimes()[request.runtime].format
     wanted, got = request.profile.choice(request.runtime, format.name), request.choice
-    if wanted.activations == got.activations:
+    # Of a source that says it itself there is nothing to tell where the profile wants no static ones.
+    if wanted.activations == got.activations or not wanted.activations.startswith("int"):
         return ""
     head, way_out = f"{request.runtime}: no data say what inputs look like", "give --calibration DATA"
     bits = wanted.activations.removeprefix("int")

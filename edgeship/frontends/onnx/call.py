@@ -14,7 +14,17 @@ from edgeship.errors import SourceError, UnsupportedOpError
 from edgeship.frontends.onnx.constants import ConstantStore
 from edgeship.frontends.onnx.dtypes import ELEM_TYPE
 from edgeship.frontends.onnx.tensors import read_sparse, read_tensor
-from edgeship.frontends.onnx.values import Cause, Grid, Product, Quantized, Rounded, Scaled, Value, is_constant
+from edgeship.frontends.onnx.values import (
+    Cause,
+    Grid,
+    Picked,
+    Product,
+    Quantized,
+    Rounded,
+    Scaled,
+    Value,
+    is_constant,
+)
 from edgeship.program.rows import ChosenRows
 
 #: Larger tensors are not computed at import: a damaged file can ask for any size.
@@ -37,7 +47,7 @@ class OpCall:
     cause: Callable[[torch.Tensor], Cause]
     expand: Callable[[], tuple[Value, ...]]
     quantize: Callable[[torch.Tensor, Grid], Quantized]
-    dynamic: MutableMapping[torch.Tensor, Rounded | Scaled | Product]
+    dynamic: MutableMapping[torch.Tensor, Rounded | Scaled | Product | Picked]
     note_dynamic: Callable[[], None]
     chosen: ChosenRows
 

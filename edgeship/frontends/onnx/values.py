@@ -76,6 +76,14 @@ class Product:
     make: Callable[[torch.Tensor], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Picked:
+    """Rows of a constant ``table`` of integers, [rows, columns], at ``indices``."""
+
+    table: torch.Tensor
+    indices: torch.Tensor
+
+
 #: What an ONNX name can stand for: a tensor, integers of an activation, a sequence, or an input that was left out.
 Value = torch.Tensor | Quantized | list[torch.Tensor] | None
 

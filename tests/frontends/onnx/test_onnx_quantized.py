@@ -178,6 +178,28 @@ def test_integers_by_the_data_at_hand_become_weights_alone(tmp_path: Path) -> No
     assert targets == ["aten.linear.default"]
 
 
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+@pytest.mark.parametrize("shape", [(5,), (2, 3)])
+def test_rows_of_an_integer_table_are_an_embedding(tmp_path: Path, kind: str, shape: tuple[int, ...]) -> None:
+    """onnxruntime's quantizer rounds the table of a Gather, and scales the rows behind it."""
+    w = _Writer()
+    names, whole = w.weight("table", GENERATOR.standard_normal((20, 8)), None, kind)
+    w.nodes.append(helper.make_node("Gather", [names[0], "ids"], ["rows"]))
+    w.node("DequantizeLinear", ["rows", *names[1:]], "y")
+    path = w.save(tmp_path / "m.onnx", {"ids": list(shape)}, ["y"])
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    onnx.save(model, path)
+    imported = import_onnx(path)
+    (tensor,) = imported.encoded.values()
+    np.testing.assert_array_equal(tensor.arrays()["values"], whole)
+    ids = GENERATOR.integers(0, 20, shape)
+    (want,) = onnxruntime.InferenceSession(path).run(None, {"ids": ids})
+    np.testing.assert_allclose(imported.module(torch.from_numpy(ids))[0].numpy(), want, rtol=1e-6, atol=1e-6)
+    targets = [str(node.target) for node in imported.module.graph.nodes if node.op == "call_function"]
+    assert not [target for target in targets if "index_select" in target]
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("form", ["tensor", "channel", "group"])
 @pytest.mark.parametrize("turned", [False, True])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from edgeship.frontends.onnx.call import OpCall
 from edgeship.frontends.onnx.dtypes import TORCH_DTYPE
 from edgeship.frontends.onnx.registry import Result, op
-from edgeship.frontends.onnx.values import is_constant
+from edgeship.frontends.onnx.values import Picked, is_constant
 
 Tensor = torch.Tensor
 
@@ -46,13 +46,18 @@ def gather(call: OpCall) -> Tensor:
     axis = call.axis(call.attr_int("axis", 0), x.dim())
     if is_constant(x) and not is_constant(indices) and x.dim() == 2 and axis == 0 and x.is_floating_point():
         return F.embedding(indices.to(torch.int64), call.weight(0))
+    given = indices
     indices = wrapped(call, indices, x.shape[axis])
     if is_constant(indices) and indices.dim() == 0:
         return torch.select(x, axis, int(indices))
-    if indices.dim() == 1:
+    if indices.dim() == 1 and x.dtype.itemsize > 1:
         return select(x, axis, indices)
     picked = select(x, axis, torch.reshape(indices, (indices.numel(),)))
-    return torch.reshape(picked, (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
+    rows = torch.reshape(picked, (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
+    if is_constant(x) and not is_constant(rows) and x.dim() == 2 and axis == 0 and x.dtype.itemsize == 1:
+        # Where a scale follows, `dequantize_linear` makes an embedding of them.
+        call.dynamic[rows] = Picked(x, given)
+    return rows
 
 
 @op("GatherElements")

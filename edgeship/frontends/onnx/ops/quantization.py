@@ -12,11 +12,11 @@ from onnx import TensorProto
 
 from edgeship.frontends.onnx.call import OpCall
 from edgeship.frontends.onnx.constants import Integers
-from edgeship.frontends.onnx.dtypes import FLOAT8, SUB_BYTE_BITS, TORCH_DTYPE, integer_range
+from edgeship.frontends.onnx.dtypes import ELEM_TYPE, FLOAT8, SUB_BYTE_BITS, TORCH_DTYPE, integer_range
 from edgeship.frontends.onnx.ops.convolution import convolve, integer_convolve
 from edgeship.frontends.onnx.ops.creation import tagged, to_float8
 from edgeship.frontends.onnx.registry import Result, op
-from edgeship.frontends.onnx.values import Grid, Quantized, Rounded, Scaled, is_constant
+from edgeship.frontends.onnx.values import Grid, Picked, Quantized, Rounded, Scaled, is_constant
 
 Tensor = torch.Tensor
 
@@ -63,6 +63,9 @@ def dequantize_linear(call: OpCall) -> Tensor:
     held = call.quantized(0)
     if held is not None and held.grid == grid_of(call, 1, 2, held.grid.elem_type):
         return held.value
+    table = _table(call)
+    if table is not None:
+        return table
     x, scale = call.x(0), call.x(1)
     result_type = TORCH_DTYPE[call.attr_int("output_dtype")] if call.attr_int("output_dtype", 0) else scale.dtype
     wide = torch.float32 if scale.dtype.itemsize < 4 else scale.dtype
@@ -74,6 +77,24 @@ def dequantize_linear(call: OpCall) -> Tensor:
         zero = call.x(2) if call.given(2) else torch.zeros_like(scale)
         call.constants.remember(result, Integers(scale, zero, call.elem_type(0)))
     return result
+
+
+def _table(call: OpCall) -> Tensor | None:
+    """Rows of a constant table of integers with one scale: rows of the float table, [..., columns]; None of others."""
+    source = call.inputs[0]
+    picked = call.dynamic.get(source) if isinstance(source, Tensor) and not is_constant(source) else None
+    scale, zero = call.x(1), call.optional(2)
+    fits = isinstance(picked, Picked) and is_constant(scale) and is_constant(zero) and scale.numel() == 1
+    if not fits or call.attr_int("block_size", 0):
+        return None
+    assert isinstance(picked, Picked)
+    point = torch.zeros((), dtype=torch.int32) if zero is None else zero.reshape(())
+    value = torch.mul(torch.sub(picked.table.to(torch.float32), point.to(torch.float32)), scale.reshape(()).float())
+    call.constants.name(value, call.constants.name_of(picked.table))
+    elem_type = call.elem_types.get(picked.table, ELEM_TYPE[picked.table.dtype])
+    call.constants.remember(value, Integers(scale.reshape(()), point, elem_type))
+    call.constants.mark_weight(value)
+    return F.embedding(picked.indices.to(torch.int64), value)
 
 
 def grid_of(call: OpCall, scale_index: int, zero_index: int, elem_type: int) -> Grid | None:
