@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgeship.core.units import counted
 from edgeship.errors import EdgeshipError, OpenSizeError, SourceError, UsageError
 from edgeship.program.normalize import export_normalised
 from edgeship.program.program import REMARK
@@ -48,7 +49,9 @@ class Whole:
         made = list(given) or ["output" if i == 0 else f"output_{i}" for i in range(count)]
         extra = self.told.number if self.told else 0
         if len(made) not in (count, count + extra):
-            raise UsageError(f"{len(made)} output names for {count} outputs", fix="give one name an output")
+            raise UsageError(
+                f"{counted(len(made), 'output name')} for {counted(count, 'output')}", fix="give one name an output"
+            )
         if len(set(made)) != len(made):
             raise UsageError("two outputs have the same name", fix="give each --output-name once")
         if self.told is None or len(made) > count:

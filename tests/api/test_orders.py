@@ -76,7 +76,7 @@ def test_inputs_of_a_file(inputs, texts):
     ("model", "inputs", "said", "says"),
     [
         (3, None, {}, "int is not a model; give an nn.Module"),
-        ("m.onnx", None, {"taget": "pixel9"}, "build takes no taget; did you mean target?"),
+        ("m.onnx", None, {"taget": "pixel9"}, "there is no argument taget; did you mean target?"),
         ("m.onnx", None, {"target": "a", "targets": "b"}, "target and targets are the same; give one of them"),
         ("m.onnx", None, {"target": 3}, "--target takes a name or a list of names, not 3"),
         ("m.onnx", None, {"targets": ""}, "--target is empty"),

@@ -64,7 +64,7 @@ def test_notes_go_to_their_input():
     noted = with_notes(specs, {"b": {"layout": "N", "mean": [0.5], "std": (0.5,), "low": -1.0}})
     assert noted[0] == specs[0]
     assert (noted[1].layout, noted[1].mean, noted[1].std, noted[1].low) == ("N", (0.5,), (0.5,), -1.0)
-    with pytest.raises(UsageError, match="notes for an input c, which the model does not have; it has a, b"):
+    with pytest.raises(UsageError, match="the model has no input c; it has a, b"):
         with_notes(specs, {"c": {}})
 
 
