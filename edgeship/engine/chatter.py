@@ -83,7 +83,7 @@ class PartLog(Log):
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        super().__init__(path or Path(tempfile.gettempdir()))
+        super().__init__(path or Path(os.devnull))
         self._named = path is not None
 
     def file(self) -> IO[bytes]:
@@ -91,8 +91,13 @@ class PartLog(Log):
         if self._file is None:
             if self._named:
                 self._file = self.path.open("ab", buffering=0)
-            else:
+                return self._file
+            try:
                 self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed by `close`
+            except OSError as error:
+                raise OutputError(
+                    f"no temporary file can be written: {error.strerror}", fix="set TMPDIR to another folder"
+                ) from None
         return self._file
 
     def taken(self) -> bytes:

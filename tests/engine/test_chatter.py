@@ -236,3 +236,13 @@ def test_a_handler_that_cannot_be_flushed_stops_nothing(tmp_path):
         assert handler.stream is sys.stderr
     finally:
         loud.handlers.clear()
+
+
+def test_where_nothing_temporary_can_be_written_one_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(chatter.tempfile, "tempdir", str(tmp_path / "gone"))
+    with (
+        pytest.raises(OutputError, match=r"no temporary file can be written: .*; set TMPDIR"),
+        silenced(Log(tmp_path / "x")),
+    ):
+        raise AssertionError
+    print("the terminal is there")
