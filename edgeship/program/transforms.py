@@ -20,13 +20,13 @@ def one_axis_at_a_time(graph: Graph) -> int:
     rfft, irfft = aten.fft_rfft.default, aten.fft_irfft.default
     fft, ifft = aten.fft_fft.default, aten.fft_ifft.default
     table: dict[Any, Callable[..., Node]] = {
-        aten.fft_fft2.default: _axes(fft, fft),
+        aten.fft_fft2.default: _axes(fft, fft, default=(-2, -1)),
         aten.fft_fftn.default: _axes(fft, fft),
-        aten.fft_ifft2.default: _axes(ifft, ifft),
+        aten.fft_ifft2.default: _axes(ifft, ifft, default=(-2, -1)),
         aten.fft_ifftn.default: _axes(ifft, ifft),
-        aten.fft_rfft2.default: _axes(rfft, fft),
+        aten.fft_rfft2.default: _axes(rfft, fft, default=(-2, -1)),
         aten.fft_rfftn.default: _axes(rfft, fft),
-        aten.fft_irfft2.default: _axes(irfft, ifft, last_first=False),
+        aten.fft_irfft2.default: _axes(irfft, ifft, last_first=False, default=(-2, -1)),
         aten.fft_irfftn.default: _axes(irfft, ifft, last_first=False),
         aten.fft_hfft.default: _hermitian,
         aten.fft_ihfft.default: _from_hermitian,
@@ -57,13 +57,18 @@ def _call(graph: Graph, operator: Any, *args: Any) -> Node:
     return node
 
 
-def _axes(last: Any, others: Any, *, last_first: bool = True) -> Callable[..., Node]:
-    """``last`` of the last axis that is named, ``others`` of the others."""
+def _axes(
+    last: Any, others: Any, *, last_first: bool = True, default: tuple[int, ...] | None = None
+) -> Callable[..., Node]:
+    """``last`` of the last axis that is named, ``others`` of the others.
+
+    Args:
+        last_first: or last of all. default: axes where none are named; all, or as many as sizes are given, when None.
+    """
 
     def rewrite(graph: Graph, self: Node, s: Any = None, dim: Any = None, norm: str | None = None) -> Node:
-        # Transforms of two axes have a default; those of all take as many as sizes are given.
         count = self.meta["val"].dim() if s is None else len(s)
-        axes = list(range(-count, 0)) if dim is None else list(dim)
+        axes = list(dim or default or range(-count, 0))
         given = s or [-1] * len(axes)
         # -1 leaves an axis as long as it is.
         sizes = [None if size == -1 else size for size in given]
