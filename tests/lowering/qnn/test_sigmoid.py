@@ -97,3 +97,34 @@ def test_a_rare_score_is_right_on_hexagon_however_it_is_shown(tmp_path: Path, ho
         (found,) = session.run({"x": x.numpy()}).values()
     wanted = program.module()(x)[0].detach().numpy()
     assert abs(found / wanted - 1).max() < 0.02, "its own Sigmoid is half or all of 0.007 away"
+
+
+class Deep(nn.Module):
+    """Residual blocks of a SiLU, as many as a detector has."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = nn.functional.silu(3 * layer(x))
+        return x
+
+
+@pytest.mark.parametrize(("count", "spelled"), [(24, True), (4, False)])
+def test_many_silus_do_not_add_up_their_errors(tmp_path: Path, count: int, spelled: bool) -> None:
+    torch.manual_seed(0)
+    deep, x = Deep(count).eval(), torch.randn(1, 8, 6, 6)
+    program = make_program(deep, [TensorSpec("x", "f32", (1, 8, 6, 6))], [x])
+    program.save(tmp_path / "program")
+    for name in ("onnx", "qnn"):
+        (tmp_path / name).mkdir()
+    lowered = TorchToOnnx().run(TorchModel(tmp_path / "program", program.signature), Context(tmp_path / "onnx"))
+    artifact = OnnxToQnn(soc_model=57, htp_arch=75).run(lowered, Context(tmp_path / "qnn"))
+    written = onnx.load(tmp_path / "qnn" / "model_qnn" / "model.qdq.onnx")
+    assert [node.op_type for node in written.graph.node].count("Exp") == (count if spelled else 0)
+    with RUNTIME.open(artifact) as session:
+        (found,) = session.run({"x": x.numpy()}).values()
+    wanted = program.module()(x)[0].detach().numpy()
+    assert ratio_db(wanted, found) > (36 if spelled else 25)
