@@ -35,7 +35,7 @@ def gather_integers(model: ir.Model, table: ir.Value, numbers: list[ir.Value]) -
         factor = scale
         if len(scale.shape or ()) == 1:
             shape = list((result.shape or ())[:-1])
-            factor = insert(model, gather, "Gather", [scale, ids], f"{result.name}_scale", scale.dtype, shape)
+            factor = insert(model, gather, "Gather", [scale, ids], f"{result.name}_row_scale", scale.dtype, shape)
             last = _last_axis(model)
             shape = [*shape, 1]
             factor = insert(model, gather, "Unsqueeze", [factor, last], f"{result.name}_factor", scale.dtype, shape)

@@ -21,18 +21,25 @@ class TorchToOnnx(Pass):
         activations: what the profile chose; it decides the form of integer weights (see
             `edgeship.lowering.onnx.weights`) and, for forms that leave it open, session options that the app must set,
             which ship as the artifact's facts and as the file's own metadata.
+        packed_rows: beside static activations, rows of 8-bit tables are taken while they are integers: ONNX Runtime
+            would dequantize the whole table at every run. Compilers of such files have a form of their own.
     """
 
     name: ClassVar[str] = "lower/torch_to_onnx"
     tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "onnx-ir")
     activations: ActivationMode = "float"
+    packed_rows: bool = False
 
     @classmethod
     def plan(cls, request: Request) -> Self | Skip:
         """Itself for runtimes that take ONNX."""
+        from edgeship.core.registry import runtimes
+
         if reason := other_runtime(request, OnnxModel):
             return Skip(reason)
-        return cls(activations=request.choice.activations)
+        activations, uses = request.choice.activations, request.inventory.weights if request.inventory else ()
+        tables = activations in ("int8", "int16") and any(use.looked_up for use in uses)
+        return cls(activations, packed_rows=tables and runtimes()[request.runtime].artifact is OnnxModel)
 
     def run(self, model: TorchModel, ctx: Context) -> OnnxModel:
         """Write ``model.onnx``. Raises `UnsupportedOpError`, `LoweringError` or `EncodingError`."""
@@ -46,7 +53,7 @@ class TorchToOnnx(Pass):
 
         program = TorchProgram.open(model).in_forms(forms_of(OnnxModel))
         graph, weights = export_graph(program)
-        placements = place_weights(graph, weights, program, self.activations)
+        placements = place_weights(graph, weights, program, self.activations, packed_rows=self.packed_rows)
         if program.activations:
             store_activations(graph, program)
         fold_pads(graph)
