@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-WeightOp = Literal["linear", "conv", "depthwise_conv", "conv_transpose", "embedding", "other"]
+WeightOp = Literal["linear", "conv", "depthwise_conv", "conv_transpose", "embedding", "recurrent", "other"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class WeightUse:
 
     Args:
         channel_axis: axis of output channels (0 for linear, conv and embedding; 1 for transposed convolutions).
-        op: ``other`` for biases, norms and anything that must stay float.
+        op: ``recurrent`` for the products of an LSTM, GRU or RNN, which are read at every step; ``other`` for biases,
+            norms and anything that must stay float.
         groups: groups of a convolution. nodes: the operators that read it.
         looked_up: rows of it are looked up (an embedding), whatever else it does.
         plain_bits: of one number of what is no float and stays as it is (masks, indices); 0 for floats.

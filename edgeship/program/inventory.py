@@ -66,6 +66,8 @@ def _use_of(user: Node, weight: Node) -> tuple[WeightOp, int, int]:
         return ("linear", 0, 1)
     if user.target == aten.embedding.default and args[0] is weight:
         return ("embedding", 0, 1)
+    if user.target in _recurrent() and weight.meta["val"].dim() > 1 and weight in cast("list[Node]", args[2]):
+        return ("recurrent", 0, 1)
     if user.target in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default) and second:
         groups = int(args[6]) if len(args) > 6 else 1  # type: ignore[arg-type]
         shape = weight.meta["val"].shape
@@ -104,11 +106,19 @@ def _macs(node: Node) -> int:
     if target == aten.scaled_dot_product_attention.default:
         # queries x keys for the scores, and again for the values: (B, H, T, D) with (B, H, S, D)
         return _product(shapes[0]) * shapes[1][-2] + out * shapes[1][-2]
-    if target in (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input):
+    if target in _recurrent():
         # Each weight meets each step of each sequence once.
         weights = cast("list[fx.Node]", node.args[2])
         return _product(shapes[0][:-1]) * sum(_product(_shape(item)) for item in weights if len(_shape(item)) > 1)
     return 0
+
+
+def _recurrent() -> tuple[object, ...]:
+    """Layers over sequences: their third argument lists weights [gates * hidden, in] and biases."""
+    import torch
+
+    aten = torch.ops.aten
+    return (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 
 
 def _peak_live_elements(nodes: list[Node], names: dict[str, str]) -> int:

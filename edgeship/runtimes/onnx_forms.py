@@ -42,6 +42,8 @@ class Integers(Form[Affine]):
             return "its integer kernels want zero point 0 in the weights, or 8 bits with one for all"
         if encoding.granularity == "group" and op not in ("linear", "embedding"):
             return "groups are for linear layers and embeddings"
+        if op == "recurrent" and encoding.bits < 8:
+            return "its recurrent layers compute in float, on weights that are widened at load, from 8 bits"
         return ""
 
     def container_bits(self, op: WeightOp, encoding: Affine) -> int:
@@ -50,8 +52,9 @@ class Integers(Form[Affine]):
 
     def resident_bits(self, op: WeightOp, encoding: Affine, activations: ActivationMode) -> int:
         """Layers of 8 bits with float activations are widened at load, and so are all convolutions of 8 bits that are
-        not static; rows are looked up as they are."""
-        packed = op == "embedding" or activations in STATIC or (activations == "dynamic" and op == "linear")
+        not static, and recurrent layers always; rows are looked up as they are."""
+        static = activations in STATIC and op != "recurrent"
+        packed = op == "embedding" or static or (activations == "dynamic" and op == "linear")
         return 32 if encoding.bits == 8 and not packed else self.container_bits(op, encoding)
 
     def unpacks(self, op: WeightOp, encoding: Affine, activations: ActivationMode) -> bool:

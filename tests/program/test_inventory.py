@@ -63,6 +63,16 @@ def test_weights_by_use(function, shape, layer, op, axis):
     assert (use.op, use.channel_axis, use.shape) == (op, axis, tuple(layer.weight.shape))
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_weights(kind):
+    found = inventory(lambda x, f: f(x)[0], (5, 1, 8), kind(8, 6, bidirectional=True))
+    uses = {use.name.removeprefix("layers.0."): use.op for use in found.weights if use.name.startswith("layers")}
+    assert {name for name, op in uses.items() if op == "recurrent"} == {
+        "weight_ih_l0", "weight_hh_l0", "weight_ih_l0_reverse", "weight_hh_l0_reverse",
+    }  # fmt: skip
+    assert all(op == "other" for name, op in uses.items() if name.startswith("bias"))
+
+
 def test_an_embedding_and_the_linear_tied_to_it():
     table = nn.Embedding(10, 4)
     plain = inventory(lambda x, f: f(x), (1, 3), table, dtype="i64")

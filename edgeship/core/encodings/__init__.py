@@ -19,7 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Integers cost more than they save on the handful of numbers of a bias or a norm.
-ENCODED_OPS: tuple[WeightOp, ...] = ("linear", "conv", "depthwise_conv", "conv_transpose", "embedding")
+ENCODED_OPS: tuple[WeightOp, ...] = ("linear", "conv", "depthwise_conv", "conv_transpose", "embedding", "recurrent")
 
 
 def short_name(encoding: Encoding) -> str:

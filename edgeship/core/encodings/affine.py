@@ -85,7 +85,10 @@ class Affine(Encoding):
 
     def fitted(self, use: WeightUse) -> Affine:
         """Groups are for linear layers and embeddings whose input channels they divide; others get one scale a
-        channel."""
+        channel. Recurrent weights have 8 bits: what they lose comes back at every step."""
+        if use.op == "recurrent" and self.bits < 8:
+            reach: Granularity = "tensor" if self.granularity == "tensor" else "channel"
+            return replace(self, bits=8, granularity=reach, group_size=None)
         if self.granularity != "group":
             return self
         if use.op in ("linear", "embedding") and use.shape[1] % (self.group_size or 1) == 0:

@@ -39,12 +39,14 @@ def place_weights(
     activations: ActivationMode = "float",
     *,
     partial: bool = False,
+    packed_rows: bool = False,
 ) -> tuple[Placement, ...]:
     """Give every weight its content. Float weights that compression left alone stay float32.
 
     Args:
         weights: values without content, by torch name, as `export_graph` returns them.
         partial: the graph is a part of the program that may do without some of its weights.
+        packed_rows: beside static activations too, rows of 8-bit tables are taken while they are integers.
 
     Raises:
         LoweringError: an encoded weight is no longer in the graph.
@@ -55,6 +57,8 @@ def place_weights(
         if name not in weights or not weights[name].uses():
             raise LoweringError(f"the encoded weight {name} is not used in the ONNX graph", fix="keep it in float32")
     static = bool(program.activations)
+    # They compute in float whatever stands around them.
+    recurrent = {use.name for use in program.record.inventory.weights if use.op == "recurrent"}
     # Floats first: they keep the torch name, and what encoded ones add must not take it.
     for name, value in sorted(weights.items(), key=lambda item: item[0] in program.encoded):
         if not value.uses():
@@ -73,9 +77,10 @@ def place_weights(
             continue
         # A convolution that dequantizes at every run is slower than one in float32, whatever activations may be; so is
         # what stays in float among static activations.
-        in_integers = static and not _in_float(value)
+        in_integers = static and name not in recurrent and not _in_float(value)
         widened = not in_integers and (activations != "dynamic" or not transposed)
-        stored = _store(model, value, name, tensor, transposed, explicit_zero=in_integers, widened=widened)
+        rows = packed_rows or not in_integers
+        stored = _store(model, value, name, tensor, transposed, explicit_zero=in_integers, widened=widened, rows=rows)
         placements.append(Placement(name, stored, (1, 0) if transposed else None))
     return tuple(placements)
 
@@ -120,8 +125,13 @@ def _store(
     *,
     explicit_zero: bool,
     widened: bool,
+    rows: bool,
 ) -> str:
-    """Store one encoded weight before its first use; returns the name of the initializer that holds its numbers."""
+    """Store one encoded weight before its first use; returns the name of the initializer that holds its numbers.
+
+    Args:
+        rows: lookups take rows of the integers.
+    """
     import onnx_ir as ir
 
     def turned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -152,13 +162,14 @@ def _store(
     inputs = [stored("q", values, dtype), stored("scale", scale.reshape(squeezed), ir.DataType.FLOAT)]
     if zero is not None:
         inputs.append(stored("zero", zero.reshape(squeezed), dtype))
-    elif explicit_zero:
+    if rows:
+        gather_integers(model, value, inputs)
+    if not value.uses():
+        return str(inputs[0].name)
+    if zero is None and explicit_zero:
         # Without it ONNX Runtime leaves a quantized Gemm in float.
         inputs.append(stored("zero", (0 * scale).reshape(squeezed).astype("int8"), dtype))
-    if not explicit_zero:
-        gather_integers(model, value, inputs)
-    if value.uses():
-        _replace(model, value, ir.node("DequantizeLinear", inputs, attributes, name=f"{name}_dequantize"), name)
+    _replace(model, value, ir.node("DequantizeLinear", inputs, attributes, name=f"{name}_dequantize"), name)
     return str(inputs[0].name)
 
 

@@ -13,7 +13,7 @@ from edgeship.core.inventory import WeightOp
 from edgeship.core.weights import MXFP4, Affine, Float, Palette, Sparse
 
 # Operators whose integer weights reach the file. A transposed convolution is always dequantized first.
-_STORED: tuple[WeightOp, ...] = ("linear", "conv", "depthwise_conv", "conv_transpose", "embedding")
+_STORED: tuple[WeightOp, ...] = ("linear", "conv", "depthwise_conv", "conv_transpose", "embedding", "recurrent")
 GROUP_SIZES = (32, 64, 128)
 # Depthwise convolutions of 8 bits and others of 4 have kernels too, which take two to four times as long as float.
 HYBRID_CONVOLUTION = ("conv", 8)
@@ -72,12 +72,14 @@ class Integers(Form[Affine]):
         """Bits of one weight while the model runs: 32 where a DEQUANTIZE stands before the layer, which XNNPACK
         keeps."""
         bits = self.container_bits(op, encoding)
+        # Recurrent layers are written out step by step, and stay in float among static activations.
+        static = op != "recurrent" and (op != "conv_transpose" or bits == 8)
         hybrid = encoding.granularity == "channel" and (op, bits) == HYBRID_CONVOLUTION
         computed = {
             "float": op == "embedding",
-            "dynamic": op in ("linear", "embedding") or hybrid,
-            "int8": op != "conv_transpose" or bits == 8,
-            "int16": op != "conv_transpose" or bits == 8,
+            "dynamic": op in ("linear", "embedding", "recurrent") or hybrid,
+            "int8": static,
+            "int16": static,
         }[activations]
         return bits if computed else 32
 

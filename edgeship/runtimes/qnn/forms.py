@@ -43,6 +43,9 @@ class Integers(Form[Affine]):
             return "weights want zero point 0, or 8 bits with one for all"
         if encoding.bits == 2:
             return "2 bits are silently wrong on Hexagon"
+        if op == "recurrent":
+            fits = encoding.bits == 8 and encoding.granularity != "group"
+            return "" if fits else "recurrent layers compute in float16, on weights that are widened from 8 bits"
         if op == "embedding":
             fits = encoding.bits == 8 and encoding.granularity != "group"
             return "" if fits else "rows are looked up in 8 bits, with one scale a row or a table"
