@@ -26,6 +26,9 @@ from torch import nn
 
 from edgeship import api
 from edgeship.api import BuildOrder
+from edgeship.core.inventory import Inventory
+from edgeship.core.model import TensorSpec
+from edgeship.program.export import make_program
 
 CALIBRATION, HELD_OUT = 16, 12
 # Slower by no more than this than the better of balanced and the peer.
@@ -63,6 +66,17 @@ def _data(name: str, shapes: dict[str, tuple[int, ...]], count: int, seed: int) 
     mode = "bilinear" if len(shape) == 4 else "linear"
     smooth = nn.functional.interpolate(coarse, shape[2:], mode=mode).numpy()
     return {key: (smooth + 0.2 * draw.standard_normal((count, *shape[1:]))).astype(np.float32)}
+
+
+def inventory(name: str) -> Inventory:
+    """What a network is made of."""
+    source, shapes = NETWORKS[name]
+    head, _, function = source.partition(":")
+    model = getattr(networks if head == "networks.py" else models, function)()
+    given = _data(name, shapes, 1, 0)
+    kinds = {"f": "f32", "i": "i64"}
+    specs = [TensorSpec(key, kinds[value.dtype.kind], shapes[key]) for key, value in given.items()]  # type: ignore[arg-type]
+    return make_program(model, specs, [torch.from_numpy(value) for value in given.values()]).record.inventory
 
 
 def _images(count: int, size: int, seed: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Which arithmetic is quickest for a model, from measured times of layers.
 
 The times lie in `layer_times.json`, which ``python benchmarks/layer_times.py`` writes: for a runtime, a kind of layer
-and an arithmetic the nanoseconds of a thousand units, and those that a layer takes whatever its size. A build reads
-them and measures nothing: on a machine with other work it would decide by chance, and the same order would give two
-artifacts (docs/decisions/0021).
+and an arithmetic the nanoseconds that a layer takes whatever its size, those of a thousand of its multiply-accumulates,
+and those of a thousand numbers that it reads and writes. A build reads them and measures nothing: on a machine with
+other work it would decide by chance, and the same order would give two artifacts (docs/decisions/0021).
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ WORTH = 0.95
 LEAST = 0.005
 # From the nearest to the trained numbers to the coarsest.
 MODES: tuple[ActivationMode, ...] = ("float", "dynamic", "int8")
-# Kinds of layers whose units are numbers that they give; the units of all others are multiply-accumulates.
-BY_ELEMENTS = ("norm", "silu", "hardswish", "gelu", "elementwise")
 _NORMS = ("layer_norm", "native_layer_norm", "rms_norm", "group_norm", "instance_norm")
 # What runs in a reference kernel in some arithmetic of some runtime, and not in others.
-_ACTIVATIONS = {"silu": "silu", "hardswish": "hardswish"} | dict.fromkeys(("gelu", "erf", "mish", "softplus"), "gelu")
-_ELEMENTWISE = ("add", "sub", "mul", "div")
-_PRODUCTS = ("scaled_dot_product_attention", "matmul", "bmm")
+_KINDS = {
+    "silu": "silu", "hardswish": "hardswish", "hardsigmoid": "hardsigmoid", "mean": "mean",
+    **dict.fromkeys(_NORMS, "norm"),
+    **dict.fromkeys(("gelu", "erf", "mish", "softplus"), "gelu"),
+    **dict.fromkeys(("sigmoid", "tanh"), "sigmoid"),
+    **dict.fromkeys(("add", "sub", "mul", "div"), "elementwise"),
+    **dict.fromkeys(("scaled_dot_product_attention", "matmul", "bmm"), "attention"),
+    "cat": "join",
+}  # fmt: skip
+# What a layer's time is made of: calls, multiply-accumulates, and numbers read and written.
+Times = tuple[float, float, float]
 
 
 def quickest(runtime: str, inventory: Inventory, wanted: ActivationMode) -> ActivationMode:
@@ -56,47 +62,59 @@ def slower(runtime: str, inventory: Inventory, mode: ActivationMode) -> tuple[fl
 def predicted(runtime: str, inventory: Inventory, mode: ActivationMode) -> float:
     """Milliseconds of a model's layers where they were measured, one thread; what has no row counts nothing."""
     rows = _times().get(runtime, {})
-    uses = {use.name: use for use in inventory.weights}
     total = 0.0
+    for kind, amounts in amounts_of(inventory).items():
+        if kind in rows:
+            total += sum(time * amount for time, amount in zip(rows[kind][mode], amounts, strict=True))
+    return total / 1e6
+
+
+def amounts_of(inventory: Inventory) -> dict[str, Times]:
+    """For each kind of layer: how many there are, their thousands of multiply-accumulates, and of numbers that they
+    read and write."""
+    uses = {use.name: use for use in inventory.weights}
+    found: dict[str, Times] = {}
     for cost in inventory.ops:
         kind = kind_of(cost, uses)
-        if kind in rows:
-            units = cost.elements_out if kind in BY_ELEMENTS else cost.macs
-            fixed, rate = rows[kind][mode]
-            total += fixed / 1e6 + rate * units / 1e9
-    return total
+        if kind:
+            layers, macs, numbers = found.get(kind, (0.0, 0.0, 0.0))
+            moved = cost.elements_in + cost.elements_out
+            found[kind] = (layers + 1, macs + cost.macs / 1000, numbers + moved / 1000)
+    return found
 
 
 def kind_of(cost: OpCost, uses: Mapping[str, WeightUse]) -> str:
     """The row of an operator in the table of times; empty when it has none."""
     name = cost.op.removeprefix("aten.").split(".")[0]
-    if name in _NORMS:
-        return "norm"
-    if name in _ACTIVATIONS:
-        return _ACTIVATIONS[name]
-    if name in _ELEMENTWISE:
-        return "elementwise"
-    if name in _PRODUCTS:
-        return "attention"
+    if name in _KINDS:
+        return _KINDS[name]
     read = [uses[weight] for weight in cost.weights if weight in uses and uses[weight].op != "other"]
     if not read:
         return ""
     use = read[0]
+    # One row, or one pixel: no weight serves twice.
+    once = cost.elements_out <= use.shape[use.channel_axis]
     if use.op == "linear":
-        return "linear" if cost.elements_out > use.shape[0] else "linear_row"
-    if use.op in ("conv", "conv_transpose"):
-        return "conv" if use.groups == 1 else "grouped_conv"
-    return "depthwise_conv" if use.op == "depthwise_conv" else ""
+        return "linear_row" if once else "linear"
+    if use.op == "depthwise_conv":
+        return use.op
+    if use.op not in ("conv", "conv_transpose"):
+        return ""
+    if use.groups > 1:
+        return "grouped_conv"
+    if max(use.shape[2:], default=1) > 1:
+        return "conv"
+    return "pixel_conv" if once else "pointwise_conv"
 
 
 @functools.cache
-def _times() -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
-    """Runtime -> kind of layer -> arithmetic -> nanoseconds of a layer, and of a thousand of its units."""
+def _times() -> dict[str, dict[str, dict[str, Times]]]:
+    """Runtime -> kind of layer -> arithmetic -> nanoseconds of a layer, of a thousand of its multiply-accumulates, and
+    of a thousand numbers."""
     found: dict[str, Any] = json.loads(TIMES.read_text(encoding="utf-8"))
-    fixed, rates = found["nanoseconds_of_a_layer"], found["nanoseconds_of_1000_units"]
-    times: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
-    for runtime, kinds in rates.items():
+    times: dict[str, dict[str, dict[str, Times]]] = {}
+    for runtime, kinds in found["nanoseconds"].items():
         times[runtime] = {}
         for kind, row in kinds.items():
-            times[runtime][kind] = {mode: (fixed[runtime][kind][mode], rate) for mode, rate in row.items()}
+            times[runtime][kind] = {mode: (values[0], values[1], values[2]) for mode, values in row.items()}
     return times

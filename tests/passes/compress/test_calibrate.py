@@ -11,7 +11,7 @@ from torch import nn
 from edgeship.compression.calibrate import HEADROOM
 from edgeship.compression.encode import Encoder
 from edgeship.core.choice import Choice
-from edgeship.core.inventory import Inventory, WeightUse
+from edgeship.core.inventory import Inventory, OpCost, WeightUse
 from edgeship.core.model import Source, TensorSpec, TorchModel
 from edgeship.core.passes import Context, Skip
 from edgeship.core.profile import DataRef, Profile, Request
@@ -45,7 +45,7 @@ def test_it_follows_the_profile() -> None:
     planned = CalibrateActivations.plan(request_for("qnn", calibration=DataRef("data.npz", "d")))
     assert planned == CalibrateActivations(16, "minmax", data=DataRef("data.npz", "d"), float_products=False)
     planned = CalibrateActivations.plan(request_for("onnx", "fast", DataRef("data.npz", "d")))
-    assert planned == CalibrateActivations(8, "mse", data=DataRef("data.npz", "d"))
+    assert planned == CalibrateActivations(8, "mse", data=DataRef("data.npz", "d"), quickest=True)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,36 @@ def test_what_a_grid_cannot_hold_is_in_float_or_in_16_bits_and_told(
     assert {grid.bits for grid in made.activations.values()} == {bits}
     assert says in made.history[-1]
     assert made.history[-1].startswith(REMARK)
+
+
+@pytest.mark.parametrize("quickest", [True, False])
+def test_grids_for_speed_alone_are_left_where_much_of_the_arithmetic_has_none(quickest: bool, tmp_path: Path) -> None:
+    """The second convolution answers on no grid, and has 16 of 20 products at each place."""
+    torch.manual_seed(0)
+    module = _Unlike()
+    module.conv = nn.Conv2d(1, 4, 1)
+    program = make_program(module.eval(), [TensorSpec("image", "f32", (1, 1, 8, 8))], [torch.randn(1, 1, 8, 8)])
+    program.save(tmp_path / "loaded")
+    np.savez(tmp_path / "data.npz", image=np.random.default_rng(0).standard_normal((4, 1, 8, 8)).astype(np.float32))
+    step = CalibrateActivations(8, "mse", data=describe_data(str(tmp_path / "data.npz")), quickest=quickest)
+    made = step.run(TorchModel(tmp_path / "loaded", program.signature), Context(tmp_path))
+    step.ensures(made, model=made)
+    record = read_record(made)
+    assert bool(record.activations) != quickest
+    assert ("have to, with 80% of the arithmetic" in record.history[-1]) == quickest
+
+
+def test_only_a_profile_that_wants_the_quickest_gives_grids_up() -> None:
+    inventory = Inventory(
+        (WeightUse("w", "conv", (64, 64, 3, 3)),), (OpCost("n", "aten.conv2d", 10**9, 1, 1, ("w",)),), 0
+    )
+    for runtime, quickest in (("onnx", True), ("qnn", False)):
+        request = dataclasses.replace(
+            request_for(runtime, "fast"), inventory=inventory, calibration=DataRef("data.npz", "d")
+        )
+        step = CalibrateActivations.plan(request)
+        assert isinstance(step, CalibrateActivations)
+        assert (step.bits, step.quickest) == (8, quickest)
 
 
 def test_a_model_that_no_grid_holds_stays_in_float_altogether(saved: TorchModel, tmp_path: Path) -> None:
