@@ -88,10 +88,17 @@ def suppress(
     if classes is not None:
         own = torch.index_select(classes, 0, order)
         over = torch.logical_and(over, torch.eq(torch.reshape(own, (-1, 1)), torch.reshape(own, (1, -1))))
-    counted = torch.ones((count,)) if valid is None else torch.index_select(valid, 0, order).to(torch.float32)
+    counted = torch.ones((count,)) if valid is None else taken(valid, order)
     kept = keep_greedily(over, counted)
     place, found = first_true(kept)
     return Kept(torch.index_select(order, 0, place), found)
+
+
+def taken(mask: Tensor, places: Tensor) -> Tensor:
+    """A mask at some places, 0 or 1 in float32: Core ML chooses among no booleans. ``[N], [K] -> [K]``."""
+    import torch
+
+    return torch.index_select(mask.to(torch.float32), 0, places)
 
 
 def best_first(scores: Tensor, count: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from edgeship.program.rows.carrying import by_element, together
-from edgeship.program.rows.mode import ALWAYS, ChosenRows, Rows, plain_name, rule, spread
+from edgeship.program.rows.mode import ALWAYS, ChosenRows, Rows, picked, plain_name, rule, spread
 
 Tensor = torch.Tensor
 Kwargs = dict[str, Any]
@@ -121,14 +121,12 @@ def _by_places(mode: ChosenRows, func: Function, x: Tensor, places: Tensor) -> T
         front = mode.in_front(x)
         counted = mode.rows(front)
         assert counted is not None
-        return mode.marked(
-            func(front, places), Rows(torch.index_select(counted.mask, 0, places)) if places.dim() == 1 else None
-        )
+        return mode.marked(func(front, places), Rows(picked(counted.mask, 0, places)) if places.dim() == 1 else None)
     if places.dim() != 1:
         return mode.marked(func(x, places), dataclasses.replace(chosen, places=False))
     if chosen.places and x.shape[0] == places.shape[0]:
         return mode.marked(x.view_as(x), dataclasses.replace(chosen, places=False))
-    return mode.marked(torch.index_select(x, 0, places), dataclasses.replace(chosen, places=False))
+    return mode.marked(picked(x, 0, places), dataclasses.replace(chosen, places=False))
 
 
 def _by_pairs(mode: ChosenRows, func: Function, x: Tensor, parts: list[Any]) -> Tensor:

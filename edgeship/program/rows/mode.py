@@ -126,7 +126,7 @@ class ChosenRows(TorchFunctionMode):
         if rows is None or rows.first:
             return value
         place, found = first_true(rows.mask.to(torch.float32))
-        return self.marked(torch.index_select(value, rows.axis, place), Rows(found, rows.axis, first=True))
+        return self.marked(picked(value, rows.axis, place), Rows(found, rows.axis, first=True))
 
     def settled(self, values: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[tuple[int, int] | None]]:
         """Results of fixed size, and how many of their rows count.
@@ -220,6 +220,16 @@ def plain_name(func: Any) -> str:
     if name == "__get__":
         name = getattr(func.__self__, "__name__", "")
     return str(name).split(".")[0].strip("_")
+
+
+def picked(value: Tensor, axis: int, places: Tensor) -> Tensor:
+    """``index_select``, of booleans by way of numbers: Core ML chooses among no booleans.
+
+    [..., N, ...] -> [..., K, ...] along ``axis``.
+    """
+    if value.dtype != torch.bool:
+        return torch.index_select(value, axis, places)
+    return torch.gt(torch.index_select(value.to(torch.float32), axis, places), 0.5)
 
 
 def spread(rows: Rows, rank: int) -> Tensor:

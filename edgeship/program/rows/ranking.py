@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from edgeship.program.rows.carrying import by_element
-from edgeship.program.rows.mode import ALWAYS, ChosenRows, Rows, nothing, plain_name, rule, spread
+from edgeship.program.rows.mode import ALWAYS, ChosenRows, Rows, nothing, picked, plain_name, rule, spread
 from edgeship.program.rows.order import in_order
 from edgeship.program.suppression import LOWEST, suppress
 
@@ -45,7 +45,7 @@ def best(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwargs) 
     if name == "topk":
         count = min(int(kwargs["k"] if "k" in kwargs else args[1]), count)
     values, order = torch.narrow(values, 0, 0, count), torch.narrow(order, 0, 0, count)
-    counted = Rows(torch.index_select(rows.mask, 0, order), first=True)
+    counted = Rows(picked(rows.mask, 0, order), first=True)
     mode.marked(order, counted)
     if name == "argsort":
         return order
@@ -111,7 +111,8 @@ def pad(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwargs) -
     widths = list(kwargs.get("pad", args[1] if len(args) > 1 else ()))
     fill = kwargs.get("value", args[3] if len(args) > 3 else 0) or 0
     behind = 2 * (x.dim() - 1 - rows.axis)
-    if len(widths) <= behind:
+    # What is filled on other axes alone leaves the rows; what is filled by nothing at all was short of nothing here.
+    if len(widths) <= behind or (any(widths) and not any(widths[behind : behind + 2])):
         return mode.marked(func(*args, **kwargs), dataclasses.replace(rows, places=False))
     if widths[behind] or kwargs.get("mode", args[2] if len(args) > 2 else "constant") != "constant":
         raise mode.refused(func)

@@ -143,6 +143,36 @@ def test_a_condition_that_only_a_run_tells(tmp_path: Path) -> None:
     compared(path, {"x": x})
 
 
+@pytest.mark.parametrize("most", [3, 90, 200])
+def test_rows_filled_up_to_a_fixed_number(tmp_path: Path, most: int) -> None:
+    """As exporters write ``F.pad(x, (0, most - len(x)))``: by how much is computed from how many there are."""
+    generator = np.random.default_rng(3)
+    feeds = {
+        "boxes": generator.random((1, 30, 4), np.float32) * 20,
+        "scores": generator.random((1, 3, 30), np.float32),
+    }
+    make = helper.make_node
+    nodes = [
+        make("NonMaxSuppression", ["boxes", "scores", "some", "overlap"], ["picked"]),
+        make("Cast", ["picked"], ["numbers"], to=1),
+        make("Slice", ["numbers", "zero", "most", "zero"], ["first"]),
+        make("Add", ["first", "unit"], ["shifted"]),
+        make("Reshape", ["shifted", "flat"], ["line"]),
+        make("Shape", ["line"], ["length"]),
+        make("Sub", ["whole", "length"], ["missing"]),
+        make("Concat", ["zero", "missing"], ["pads"], axis=0),
+        make("Pad", ["line", "pads"], ["filled"]),
+        make("Reshape", ["filled", "rows"], ["detections"]),
+    ]
+    weights = {
+        "some": ints(1000), "overlap": np.array([0.4], np.float32), "zero": ints(0), "most": ints(most),
+        "unit": np.array([1], np.float32), "flat": ints(-1), "whole": ints(3 * most), "rows": ints(most, 3),
+    }  # fmt: skip
+    path = save_model(tmp_path / "m.onnx", nodes, feeds, ["detections"], weights)
+    imported = compared(path, feeds)
+    assert [info.shape for info in imported.outputs] == [(most, 3)]
+
+
 def test_a_graph_that_ends_before_a_suppression(tmp_path: Path) -> None:
     path, feeds = chain(tmp_path)
     imported = import_onnx(path, cut=["flat"])

@@ -6,7 +6,7 @@ import torch
 
 from edgeship.frontends.onnx.call import OpCall
 from edgeship.frontends.onnx.registry import op
-from edgeship.program.suppression import best_first, first_true, keep_greedily, overlapping
+from edgeship.program.suppression import best_first, first_true, keep_greedily, overlapping, taken
 
 Tensor = torch.Tensor
 
@@ -59,7 +59,7 @@ def _of_image(
     enough = None if least is None else torch.gt(flat, least)
     # [C * B] -> [limit]
     order, _ = best_first(flat, limit, enough)
-    counted = torch.ones((limit,)) if enough is None else torch.index_select(enough, 0, order).to(torch.float32)
+    counted = torch.ones((limit,)) if enough is None else taken(enough, order)
     own = torch.div(order, count, rounding_mode="floor")
     place = torch.sub(order, torch.mul(own, count))
     over = overlapping(torch.index_select(boxes, 0, place), threshold)

@@ -253,7 +253,8 @@ def pad_tensor(call: OpCall, x: Tensor, pads: Sequence[int], mode: str, value: f
         raise call.broken(f"{len(pads)} pads for {rank} axes")
     begins, ends = list(pads[:rank]), list(pads[rank:])
     call.check_size([n + a + b for n, a, b in zip(x.shape, begins, ends, strict=True)])
-    if not any(pads):
+    # Rows that values chose are filled up to a fixed number, however many are missing here.
+    if not any(pads) and call.chosen.rows(x) is None:
         return x
     if mode == "constant":
         widths = [width for axis in reversed(range(rank)) for width in (begins[axis], ends[axis])]
