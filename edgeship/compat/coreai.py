@@ -7,6 +7,8 @@ It ends when ``coreai.authoring`` can make constants and operations itself, with
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import itertools
 import threading
 from collections.abc import Iterator
@@ -15,7 +17,9 @@ from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
 import coreai.authoring  # noqa: F401  before its dialects, which import it in a circle
+import numpy as np
 from coreai._compiler import ir
+from coreai._compiler._mlir_libs._coreaiIR._bindings import mlir as _bindings
 from coreai._compiler.dialects import coreai as dialect
 from coreai._compiler.ir import (
     Attribute,
@@ -64,11 +68,18 @@ __all__ = [
     "Type",
     "Value",
     "dialect",
+    "hashed_constants",
     "ir",
     "knows_aten",
     "module_of",
     "numbered_names",
 ]
+
+# Beside its function of the same name, which hides it.
+_constants = importlib.import_module("coreai._compiler.dialects.coreai.constant")
+RESOURCE = "resource_"
+# Of a constant that is made twice to be named: weights have names of their own, and what is left is small.
+MOST_BYTES = 64 << 20
 
 
 def module_of(program: AIProgram) -> Any:
@@ -94,6 +105,38 @@ def numbered_names() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def hashed_constants() -> Iterator[None]:
+    """Inside, constants that have no name of their own get one by their content. The library takes a hash that is
+    another in each process."""
+    plain = _bindings.dialects.coreai.create_elements_attr
+
+    def create(location: Any, kind: Any, data: Any) -> Any:
+        made = plain(location, kind, data)
+        array = np.ascontiguousarray(data)
+        # Types narrower than a byte are packed in ways of their own; small constants are no resources.
+        drawn = array.nbytes <= MOST_BYTES and str(made).startswith(f"dense_resource<{RESOURCE}")
+        if not drawn or array.dtype.itemsize * 8 != _width(kind):
+            return made
+        digest = hashlib.sha256(str(kind).encode() + array.tobytes()).hexdigest()
+        return DenseResourceElementsAttr.get_from_buffer(array, f"{RESOURCE}{digest[:16]}", kind)
+
+    name = "create_elements_attr"
+    with exchanged(_bindings.dialects.coreai, name, create), exchanged(_constants, name, create):
+        yield
+
+
+def _width(kind: Any) -> int:
+    """Bits of an element of a tensor type; 0 where it is not of whole bytes."""
+    element = ir.RankedTensorType(kind).element_type
+    known = {ir.F32Type: 32, ir.F16Type: 16, ir.BF16Type: 16}
+    for cls, bits in known.items():
+        if cls.isinstance(element):
+            return bits
+    width = ir.IntegerType(element).width if ir.IntegerType.isinstance(element) else 0
+    return width if width % 8 == 0 else 0
+
+
 def knows_aten(key: str) -> bool:
     """Whether the converter lowers ``aten.<key>``, such as ``add.Tensor``."""
     return key in _aten_to_core_resolver
@@ -107,7 +150,7 @@ class Converter(TorchConverter):  # type: ignore[misc]
 
     def to_coreai(self, *given: Any, **options: Any) -> AIProgram:
         """The program; operators that the converter makes of others have the same names each time."""
-        with numbered_names():
+        with numbered_names(), hashed_constants():
             return super().to_coreai(*given, **options)
 
     def begin(self, name: str, **options: Any) -> Any:
