@@ -16,13 +16,14 @@ from edgeship.core.names import in_shell
 from edgeship.errors import EdgeshipError, OpenSizeError, SourceError, UnsupportedOpError
 from edgeship.frontends.onnx import registry
 from edgeship.frontends.onnx.call import OpCall
+from edgeship.frontends.onnx.carried import carried, on_grid
 from edgeship.frontends.onnx.counting import MAX_NODES, check_node_count
 from edgeship.frontends.onnx.dtypes import SUB_BYTE_BITS
 from edgeship.frontends.onnx.graph import normal_domain, opset_versions
 from edgeship.frontends.onnx.ordering import in_order, names_read
 from edgeship.frontends.onnx.schemas import function_body, refusal
 from edgeship.frontends.onnx.tensors import read_sparse, read_tensor
-from edgeship.frontends.onnx.values import Grid, Quantized, Recorder, Value, is_constant
+from edgeship.frontends.onnx.values import Quantized, Recorder, Value, is_constant
 
 MAX_DEPTH = 40
 
@@ -32,12 +33,6 @@ NEWEST = onnx.defs.onnx_opset_version()
 _SAME_WEIGHT = frozenset(
     {"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 )
-
-#: These move integers and compute nothing, so that the result is on the grid of what they are given.
-_MOVING = frozenset({
-    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth",
-    "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-})  # fmt: skip
 
 
 @dataclass
@@ -174,9 +169,9 @@ class Interpreter:
                 raise refusal(domain, node.op_type, opset, where)
             return self._run_function(body.function, plain, body.attributes, node.op_type)
 
-        grid = _carried(node, inputs)
-        if grid is not None:
-            inputs = [value.value if isinstance(value, Quantized) else value for value in inputs]
+        moved = carried(node, inputs, opset)
+        if moved is not None:
+            inputs = moved[1]
 
         operator = registry.find(domain, node.op_type, opset)
         call = OpCall(
@@ -195,7 +190,7 @@ class Interpreter:
             raise call.broken(f"its inputs do not fit: {reason[0]}") from error
         # A sequence value is a list as well: only operators with several outputs return a tuple.
         results = result if isinstance(result, tuple) else [result]
-        return results if grid is None else [_on_grid(value, grid) for value in results]
+        return results if moved is None else [on_grid(value, moved[0]) for value in results]
 
     def _run_function(
         self,
@@ -271,21 +266,6 @@ class Interpreter:
     def _tag(self, value: torch.Tensor, elem_type: int) -> None:
         if elem_type in SUB_BYTE_BITS:
             self._elem_types[value] = elem_type
-
-
-def _carried(node: NodeProto, inputs: Sequence[Value]) -> Grid | None:
-    """The grid of integers that an operator only moves; None where it computes, or joins integers of several grids."""
-    if node.op_type not in _MOVING or normal_domain(node.domain) or not isinstance(inputs[0], Quantized):
-        return None
-    moved = inputs if node.op_type == "Concat" else inputs[:1]
-    grids = {value.grid if isinstance(value, Quantized) else None for value in moved}
-    return inputs[0].grid if len(grids) == 1 else None
-
-
-def _on_grid(value: Value, grid: Grid) -> Value:
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return Quantized(value, grid)
-    return value
 
 
 def _bound(attributes: Sequence[AttributeProto], bindings: Mapping[str, AttributeProto]) -> Iterator[AttributeProto]:

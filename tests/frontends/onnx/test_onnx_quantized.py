@@ -179,6 +179,31 @@ def test_integers_by_the_data_at_hand_become_weights_alone(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8"])
+@pytest.mark.parametrize("value", [None, 40])
+def test_what_moves_integers_keeps_their_grid(tmp_path: Path, kind: str, value: int | None) -> None:
+    """A pad's value is an integer as well, and the place of the largest is where the largest integer stands."""
+    w = _Writer()
+    grid = w.grid("x", 0.03, 7, kind)
+    w.node("QuantizeLinear", ["x", *grid], "xq")
+    w.node("Resize", ["xq", "", w.keep("twice", np.array([1, 1, 2, 2], "f"))], "r", mode="nearest")
+    pads = [w.keep("pads", np.array([0, 0, 1, 0, 0, 0, 0, 2]))]
+    w.node("Pad", ["r", *pads, *([] if value is None else [w.keep("v", np.asarray(value, kind))])], "p")
+    w.node("MaxPool", ["p"], "g", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    w.node("DequantizeLinear", ["g", *grid], "g_f")
+    w.node("DequantizeLinear", ["p", *grid], "p_f")
+    w.node("ArgMax", ["p"], "a", axis=1, keepdims=1)
+    w.node("Cast", ["a"], "a_f", to=TensorProto.FLOAT)
+    w.node("Mul", ["a_f", "p_f"], "m")
+    w.node("Add", ["m", "g_f"], "y")
+    path = w.save(tmp_path / "m.onnx", {"x": [1, 3, 4, 4]}, ["y"], opset=17)
+    program = _program(import_onnx(path))
+    for want, have in _answers(path, program, (1, 3, 4, 4)):
+        np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5)
+    integers = [node for node in program.exported.graph.nodes if "int8" in str(node.meta.get("val"))]
+    assert not integers
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
 @pytest.mark.parametrize("shape", [(5,), (2, 3)])
 def test_rows_of_an_integer_table_are_an_embedding(tmp_path: Path, kind: str, shape: tuple[int, ...]) -> None:
     """onnxruntime's quantizer rounds the table of a Gather, and scales the rows behind it."""
