@@ -147,7 +147,9 @@ def page(cells: dict[str, dict[str, Cell]]) -> None:
             if cell.state != "passed":
                 lines.append(f"- {name}, {runtime}, **{cell.state}**: {cell.why}")
     commits = ", ".join(sorted({cell.commit for row in cells.values() for cell in row.values()}))
-    share = f"{states['passed']} of {total} pairs passed, {states['refused']} were refused, {states['failed']} failed."
+    left = [name for name, row in cells.items() if len(row) < len(TARGETS)]
+    missing = f" Not run, or not for every runtime: {', '.join(sorted(left))}." if left else ""
+    share = f"{states['passed']} of {total} pairs passed, {states['refused']} were refused, {states['failed']} failed.{missing}"
     before = (
         f"{share} Built at {commits}, with `--profile {PROFILE}` (the default), files as their packages hold them, sizes as their "
         "makers' own code feeds them. A cell shows what check/verify found: the ratio to the reference with the same stored "
@@ -203,7 +205,7 @@ def main() -> None:
             print(name, {runtime: (row[runtime].state, row[runtime].why[:200]) for runtime in runtimes}, flush=True)
             plain = {key: {r: dataclasses.asdict(cell) for r, cell in row.items()} for key, row in known.items()}
             KEPT.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-    page({name: row for name, row in known.items() if row})
+    page({**{name: {} for name in models()}, **known})
 
 
 if __name__ == "__main__":
