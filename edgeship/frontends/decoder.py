@@ -7,7 +7,8 @@ names, pickles), transformers loads them instead, and they are kept with the pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,15 +114,37 @@ def _locate(model: torch.nn.Module, folder: Path, config: Any) -> tuple[Mapping[
     files = {key: file for file in sorted(folder.glob("*.safetensors")) for key in tensor_file(file)}
     turned: Mapping[str, str] = model.edgeship_transposed  # type: ignore[assignment]
     base = f"{model.base_model_prefix}."  # type: ignore[str-bytes-safe]
+    prefix, own = inner_prefix([name for name, _ in model.named_parameters()], base, files)
     places: dict[str, Place] = {}
     for name, parameter in model.named_parameters():
-        key = next((key for key in (name, name.removeprefix(base)) if key in files), None)
+        inside = prefix + name.removeprefix(own)
+        key = next((key for key in (inside, name, name.removeprefix(base)) if key in files), None)
         shape = tuple(parameter.shape[::-1] if name in turned else parameter.shape)
         if key is None or tensor_file(files[key]).shape(key) != shape:
             return _load(folder, config), ()
         places[name] = Place(files[key], key, name in turned, kept=False)
     _check_ties(model, places, files)
     return WeightStore(places), tuple(sorted({place.file for place in places.values()}))
+
+
+def inner_prefix(names: Sequence[str], base: str, keys: Collection[str]) -> tuple[str, str]:
+    """Where a language model lies in a checkpoint that may be of a larger one, with a part that sees or hears.
+
+    Args:
+        names: of its parameters. base: what most of them begin with. keys: of the checkpoint.
+
+    Returns:
+        What stands in the checkpoint before its names, and what stands in the model instead. Both are empty where the
+        checkpoint is its own.
+    """
+    best, most = ("", ""), sum(name in keys or name.removeprefix(base) in keys for name in names)
+    for own in ("", base):
+        tail = names[0].removeprefix(own)
+        for prefix in sorted(key.removesuffix(tail) for key in keys if key.endswith(f".{tail}")):
+            found = sum(prefix + name.removeprefix(own) in keys for name in names)
+            if found > most:
+                best, most = (prefix, own), found
+    return best
 
 
 def _check_ties(model: torch.nn.Module, places: Mapping[str, Place], files: Mapping[str, Path]) -> None:
@@ -157,10 +180,16 @@ def _eager(folder: Path, config: Any) -> Any:
     import torch
     import transformers
 
+    from edgeship.llm.models import build_as_written
+
+    hollow = build_as_written(config)
+    keys = {key for file in sorted(folder.glob("*.safetensors")) for key in tensor_file(file)}
+    names = [name for name, _ in hollow.named_parameters()]
+    prefix, own = inner_prefix(names, f"{hollow.base_model_prefix}.", keys)
     try:
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True,
-            trust_remote_code=False,
+            trust_remote_code=False, key_mapping={f"^{re.escape(prefix)}": own} if prefix else None,
         )  # fmt: skip
     except Exception as error:  # safetensors, JSON, shape and config errors of many types
         raise WeightsError(

@@ -79,12 +79,14 @@ def holds_experts(module: nn.Module) -> bool:
         and down is not None
         and inner.dim() == 3
         and down.dim() == 3
-        and inner.shape[0] == down.shape[0]
+        and inner.shape[0] >= down.shape[0]
     )
 
 
 class Experts(nn.Module):
     """A layer's experts with their weights apart, each used on every token and weighted by the router.
+
+    Where there are more first than second products, the experts without the latter give what they are given.
 
     Args:
         weights: ``gate_up_proj`` (or ``up_proj``) ``[E, I, H]`` and ``down_proj`` ``[E, H, J]``, perhaps with biases
@@ -98,7 +100,9 @@ class Experts(nn.Module):
         super().__init__()
         self.gated = "gate_up_proj" in weights
         inner = "gate_up_proj" if self.gated else "up_proj"
-        self.gate_up = nn.ModuleList(_layers(weights[inner], weights.get(f"{inner}_bias"), turned))
+        count = int(weights["down_proj"].shape[0])
+        self.idle = int(weights[inner].shape[0]) - count
+        self.gate_up = nn.ModuleList(_layers(weights[inner][:count], weights.get(f"{inner}_bias"), turned))
         self.down = nn.ModuleList(_layers(weights["down_proj"], weights.get("down_proj_bias"), turned))
         self.act_fn, self.gate = activation, gate
 
@@ -108,6 +112,8 @@ class Experts(nn.Module):
         for i, (gate_up, down) in enumerate(zip(self.gate_up, self.down, strict=True)):
             share = torch.where(index == i, weights, 0.0).sum(-1, keepdim=True)
             shares.append(share * down(self._mixed(gate_up, hidden)))
+        if self.idle:
+            shares.append(torch.where(index >= len(self.down), weights, 0.0).sum(-1, keepdim=True) * hidden)
         return cast("torch.Tensor", sum(shares[1:], shares[0]))
 
     def _mixed(self, gate_up: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -149,7 +155,7 @@ def _fits(held: Mapping[str, torch.Tensor], turned: bool) -> bool:
 
 def _answers_as(fused: nn.Module, values: Mapping[str, torch.Tensor], apart: Experts) -> bool:
     """With some experts for each token, as they are chosen in a model."""
-    count = len(apart.gate_up)
+    count = len(apart.gate_up) + apart.idle
     hidden = random_tensor((ROWS, cast("nn.Linear", apart.gate_up[0]).in_features), seed=1)
     chosen = min(2, count)
     index = torch.stack([(torch.arange(ROWS) + k) % count for k in range(chosen)], -1)

@@ -275,12 +275,33 @@ def _drop_no_ops(graph: Graph) -> None:
         if node.target in same or _is_same_copy(node):
             if node in protected or root(node.args[0]) in protected:
                 continue
-            # A clone is what made the memory contiguous for a view behind it.
-            for user in node.users:
-                if user.target in (aten.view.default, aten._unsafe_view.default):
-                    user.target = aten.reshape.default
+            _loosen_behind(node)
             node.replace_all_uses_with(cast("Node", node.args[0]))
             graph.erase_node(node)
+
+
+def _loosen_behind(copy: Node) -> None:
+    """Views of a copy become reshapes, for it is what made their memory contiguous. Operators that keep its shape hand
+    its strides on: views behind those too."""
+    import torch
+
+    views = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+    shape, pending, seen = _shape_of(copy), [copy], {copy}
+    while pending:
+        for user in pending.pop().users:
+            if user.target in views:
+                user.target = torch.ops.aten.reshape.default
+            elif user not in seen and _shape_of(user) == shape:
+                seen.add(user)
+                pending.append(user)
+
+
+def _shape_of(node: Node) -> tuple[int, ...] | None:
+    """Of the tensor that a node makes; None where it makes something else."""
+    import torch
+
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
 def _loosen_views(graph: Graph) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from edgeship.core.model import Signature, TorchModel
 from edgeship.errors import EdgeshipError, SourceError, UsageError, WeightsError
-from edgeship.frontends.decoder import load_decoder
+from edgeship.frontends.decoder import inner_prefix, load_decoder
 from edgeship.frontends.llama2c import is_checkpoint, write_folder
 from edgeship.frontends.lora import read_adapter
 from edgeship.program.program import TorchProgram
@@ -220,3 +220,38 @@ def test_a_cut_llama2c_checkpoint_is_none(tmp_path) -> None:
     assert not is_checkpoint(path)
     path.write_bytes(b"short")
     assert not is_checkpoint(path)
+
+
+NAMES = ["model.embed.weight", "model.layers.0.up.weight", "lm_head.weight"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [
+        (NAMES, ("", "")),
+        ([name.removeprefix("model.") for name in NAMES], ("", "")),
+        ([f"language_model.{name}" for name in NAMES], ("language_model.", "")),
+        (["model.text.embed.weight", "model.text.layers.0.up.weight", "lm_head.weight"], ("model.text.", "model.")),
+        (["other.weight"], ("", "")),
+    ],
+)
+def test_where_a_language_model_lies_in_a_larger_checkpoint(keys, wanted):
+    # A part that sees has layers of the same names.
+    keys = [*keys, "vision.layers.0.up.weight"]
+    assert inner_prefix(NAMES, "model.", keys) == wanted
+
+
+@pytest.mark.heavy
+def test_the_language_model_of_a_model_that_sees_is_loaded_alone(tmp_path):
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    import zoo_rows
+
+    whole = zoo_rows.make_decoder("gemma3", tmp_path / "model")
+    program = load_decoder(tmp_path / "model", 16).program
+    tokens = torch.randint(2, 256, (1, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = whole(input_ids=tokens, use_cache=False).logits
+    torch.testing.assert_close(program.module()(tokens)[0], wanted, rtol=1e-3, atol=1e-4)

@@ -94,6 +94,16 @@ def test_constants_are_computed_once_and_only_the_input_is_left():
     assert set(operators(program)) == {"add.Tensor"}
 
 
+def test_a_view_behind_what_keeps_the_strides_of_a_copy_still_runs():
+    class Turned(nn.Module):
+        def forward(self, image):
+            rows = image.transpose(1, 3).contiguous() * 2.0
+            return (rows + rows.sigmoid()).view(1, -1)
+
+    program = make_program(Turned(), [IMAGE], [X])
+    torch.testing.assert_close(program.module()(X)[0], Turned()(X))
+
+
 def test_what_computes_nothing_at_inference_is_gone():
     class Idle(nn.Module):
         def forward(self, x):
