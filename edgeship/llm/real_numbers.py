@@ -62,61 +62,6 @@ class Pair:
         return move
 
 
-@dataclass(frozen=True)
-class Rounded:
-    """Numbers of bfloat16, kept in a float32 tensor: every product is rounded as bfloat16 would."""
-
-    held: torch.Tensor
-
-    @property
-    def shape(self) -> torch.Size:
-        """Of the tensor."""
-        return self.held.shape
-
-    def __mul__(self, other: Any) -> Rounded:
-        return Rounded(as_bfloat16(self.held * (other.held if isinstance(other, Rounded) else other)))
-
-    __rmul__ = __mul__
-
-    def __getitem__(self, index: Any) -> Rounded:
-        return Rounded(self.held[index])
-
-    def to(self, *args: Any, **kwargs: Any) -> torch.Tensor | Rounded:
-        """In another type."""
-        return self if torch.bfloat16 in args else self.held.to(*args, **kwargs)
-
-    def float(self) -> torch.Tensor:
-        """In float32."""
-        return self.held
-
-    def __getattr__(self, name: str) -> Callable[..., Rounded]:
-        """A method that moves numbers and changes none."""
-        if name not in MOVING:
-            raise _no_bfloat16()
-        return lambda *args, **kwargs: Rounded(getattr(self.held, name)(*args, **kwargs))
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise _no_bfloat16()
-
-
-def as_bfloat16(x: torch.Tensor) -> torch.Tensor:
-    """Float32 numbers rounded to the 8 leading bits that bfloat16 has, in float32 (T. J. Dekker, 1971). Any shape."""
-    spread = x * ROUNDS
-    return spread - (spread - x)
-
-
-def _no_bfloat16() -> UnsupportedOpError:
-    return UnsupportedOpError(
-        "the model computes a step in bfloat16 whatever its weights are, which engines here lack",
-        fix="leave out language models of this kind, or report it",
-    )
-
-
-# Two to the power of the bits that float32 has more, and one.
-ROUNDS = 65537.0
-# From float32 to bfloat16.
-NARROWING = (torch.Tensor.bfloat16, torch.Tensor.to, torch.Tensor.type)
 MOVING = {
     "contiguous", "expand", "flatten", "permute", "repeat", "reshape", "squeeze", "to", "transpose", "unsqueeze",
     "view",
@@ -136,9 +81,10 @@ class RealNumbers(TorchFunctionMode):
             return inverse_error(args[0])
         answer = func(*args, **kwargs)
         if isinstance(answer, torch.Tensor) and answer.dtype is torch.bfloat16:
-            if func in NARROWING and args[0].dtype is torch.float32:
-                return Rounded(as_bfloat16(args[0]))
-            raise _no_bfloat16()
+            raise UnsupportedOpError(
+                "the model computes a step in bfloat16 whatever its weights are, which engines here lack",
+                fix="leave out language models of this kind, or report it",
+            )
         return answer
 
 

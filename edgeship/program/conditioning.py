@@ -88,6 +88,9 @@ class Trembling:
         def moved(value: torch.Tensor) -> torch.Tensor:
             """Each number moved at random by at most ``unit`` of itself; any shape."""
             noise = torch.rand(value.shape, generator=generator, dtype=value.dtype)
+            if not value.is_contiguous():
+                # Views behind it count on its strides.
+                noise = torch.empty_like(value).copy_(noise)
             # value * (1 + unit * (2 * noise - 1)), in the one new tensor
             return noise.mul_(2).sub_(1).mul_(unit).add_(1).mul_(value)
 

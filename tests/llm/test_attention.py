@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeship.llm.attention import MASK, Asked, Form, additive_mask, grouped, repeated
-from edgeship.llm.real_numbers import RealNumbers, as_bfloat16, inverse_error
+from edgeship.llm.real_numbers import RealNumbers, inverse_error
 
 FORMS = [Form(), Form(scaled="queries", one_row=True), Form(scaled="rows")]
 
@@ -106,29 +106,8 @@ def test_torchs_own_attention_is_asked_of_the_engine(bias):
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
-@given(st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False))
-def test_rounding_is_that_of_bfloat16(number):
-    x = torch.tensor([number])
-    near, wanted = as_bfloat16(x), x.bfloat16().float()
-    # Halves may go either way.
-    step = torch.maximum(wanted.abs() * 2**-8, torch.tensor(2.0**-126))
-    assert near.item() == near.bfloat16().float().item()
-    assert (near - x).abs() <= step / 2 * 1.0001 or near.item() == wanted.item()
-
-
-def test_products_in_bfloat16_are_rounded_in_float32():
-    slopes, places = torch.tensor([0.3, 0.07, 1.9]), torch.arange(200)[:, None]
-    with RealNumbers():
-        found = (slopes.bfloat16()[None] * places).reshape(-1).to(torch.float32)
-    assert found.dtype is torch.float32
-    wanted = (slopes.bfloat16()[None] * places).reshape(-1).to(torch.float32)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
-
-
 def test_steps_in_bfloat16_are_refused_in_words():
     from edgeship.errors import UnsupportedOpError
 
     with RealNumbers(), pytest.raises(UnsupportedOpError, match="bfloat16"):
-        torch.ones(3).bfloat16().exp()
-    with RealNumbers(), pytest.raises(UnsupportedOpError, match="bfloat16"):
-        torch.zeros(3, dtype=torch.bfloat16)
+        torch.ones(3).bfloat16()

@@ -22,9 +22,6 @@ KINDS = (
     "lfm2",  # the last inputs of a convolution, beside attention
     "mamba2",  # states alone
     "qwen3_next",  # a sum over outer products, beside attention
-    "kimi_linear",  # three convolutions in a layer
-    "falcon+alibi",  # biases by position, rounded to bfloat16
-    "longcat_flash",  # experts that compute nothing
     "gemma3",  # inside of a model that sees
 )
 # A table of who sees whom in the layers themselves, which counts from the end of what is cached.

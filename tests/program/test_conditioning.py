@@ -41,6 +41,18 @@ def test_a_difference_of_nearly_equal_values_moves_by_all_of_itself():
     assert own(program_of(Difference()), UNIT["f16"], x)[0] < 10
 
 
+def test_heads_that_are_viewed_as_one_row_keep_their_strides():
+    class Attention(nn.Module):
+        def forward(self, x):
+            # [1, 64] -> [1, 2 heads, 4 tokens, 8], as encoders of transformers write it
+            heads = x.reshape(1, 4, 2, 8).transpose(1, 2)
+            mixed = nn.functional.scaled_dot_product_attention(heads, heads, heads)
+            return mixed.transpose(1, 2).reshape(1, 4, -1)
+
+    snr, _ = own(program_of(Attention()), UNIT["f32"], np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32))
+    assert snr > 100
+
+
 def test_it_moves_the_same_way_twice():
     program = program_of(nn.Linear(64, 32))
     x = np.ones((1, 64), np.float32)
