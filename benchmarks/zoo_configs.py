@@ -14,7 +14,7 @@ SMALL: Mapping[str, Any] = {
     "n_embd": 64, "n_head": 4, "n_heads": 4, "num_heads": 4, "n_inner": 96, "ffn_dim": 96, "d_model": 64, "d_ff": 96,
     "attention_heads": 4, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 96,
     "decoder_ffn_dim": 96, "d_kv": 16, "d_head": 16, "d_inner": 96, "dff": 96, "dim_ff": 96, "dim_head": 16,
-    "max_position_embeddings": 128, "n_positions": 128, "n_ctx": 128, "max_seq_len": 128, "seq_length": 128,
+    "max_position_embeddings": 160, "n_positions": 160, "n_ctx": 128, "max_seq_len": 128, "seq_length": 128,
     "context_length": 128, "max_source_positions": 64, "max_target_positions": 128, "model_max_length": 128,
     "sliding_window": 12, "sliding_window_size": 12, "window_size": 12, "attention_window_size": 12, "rotary_dim": 8,
     "attention_chunk_size": 12, "original_max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1,
@@ -37,7 +37,7 @@ SMALL: Mapping[str, Any] = {
     "full_attention_interval": 2, "num_nextn_predict_layers": 0, "initializer_range": 0.1, "swa_head_dim": 16,
     "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "attention_hidden_size": 64, "attention_head_dim": 16,
     "attention_head_size": 16, "feed_forward_size": 96, "num_kv_heads": 2, "num_query_groups": 2, "kv_channels": 16,
-    "ffn_hidden_size": 96, "dense_intermediate_size": 96, "image_size": 32, "patch_size": 8, "num_mel_bins": 16,
+    "ffn_hidden_size": 96, "dense_intermediate_size": 96, "image_size": 64, "num_mel_bins": 16,
     "num_codebooks": 2, "router_hidden_size": 16, "adapter_rank": 4, "input_embedding_size": 64,
     "output_embedding_size": 64, "decoder_hidden_size": 64, "decoder_intermediate_size": 96,
     "d_state": 8, "o_lora_rank": 16, "prompt_length": 4,
@@ -160,6 +160,8 @@ def _small(name: str, value: Any, layers: int, deep: set[int]) -> Any:
         return 0.0 if "drop" in name else None
     if not isinstance(value, int):
         return None
+    if name == "patch_size":
+        return min(value, 8)
     if VOCABULARIES.search(name):
         return VOCABULARY if value > VOCABULARY else None
     if name.endswith(("_token_id", "_token_index")):

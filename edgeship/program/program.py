@@ -266,4 +266,7 @@ def _placeholder(value: torch.Tensor) -> torch.Tensor:
     if value.dim() == 0 or not value.is_floating_point():
         return value
     hollow = torch.zeros((), dtype=value.dtype).expand(value.shape)
+    if not value.numel():
+        # A view of another storage that holds no numbers confuses the archive's writer.
+        hollow = torch.empty(value.shape, dtype=value.dtype)
     return torch.nn.Parameter(hollow, requires_grad=False) if isinstance(value, torch.nn.Parameter) else hollow

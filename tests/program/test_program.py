@@ -66,6 +66,23 @@ def test_saving_twice_writes_the_same_bytes(encoded, tmp_path):
             assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
+def test_a_weight_without_numbers_is_saved(tmp_path):
+    class Extended(nn.Module):
+        # As vision transformers have it whose configuration asks for no tokens beside those of the image.
+        def __init__(self):
+            super().__init__()
+            self.extra, self.last = nn.Parameter(torch.zeros(1, 0, 4)), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.last(torch.cat([self.extra, x], 1))
+
+    model, x = Extended().eval(), torch.randn(1, 3, 4)
+    program = make_program(model, [TensorSpec("x", "f32", (1, 3, 4))], [x])
+    program.save(tmp_path / "program")
+    opened = TorchProgram.open(TorchModel(tmp_path / "program", program.signature))
+    torch.testing.assert_close(opened.module()(x)[0], model(x))
+
+
 def test_the_saved_graph_holds_no_weights(program, tmp_path):
     program.save(tmp_path / "p")
     assert (tmp_path / "p" / "program.pt2").stat().st_size < 40_000
