@@ -116,7 +116,9 @@ def run(given: argparse.Namespace, known: dict[str, Row]) -> None:
     torch.set_num_threads(1)
     end = time.monotonic() + 60 * given.minutes
     for kind in given.kind or (*KINDS, "timm"):
-        for name in given.name or names_of(kind):
+        for name in names_of(kind):
+            if given.name and name not in given.name:
+                continue
             if time.monotonic() > end:
                 return
             key = f"{kind}/{name}"

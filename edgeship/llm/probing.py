@@ -107,11 +107,17 @@ def _widths(module: nn.Module) -> list[int]:
 
 
 def _takes_one(module: nn.Module) -> bool:
-    """Whether a module can be called with a single tensor, and with none less."""
+    """Whether a module can be called with a single tensor, and with none less or more: a second may be a gate."""
+    takes = inspect.signature(module.forward)
     try:
-        inspect.signature(module.forward).bind(None)
+        takes.bind(None)
     except TypeError:
         return False
+    try:
+        takes.bind(None, None)
+        return False
+    except TypeError:
+        pass
     return not isinstance(module, (nn.Linear, nn.Embedding))
 
 

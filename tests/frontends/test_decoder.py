@@ -101,7 +101,7 @@ def test_tied_weights_given_twice_must_be_the_same(folder) -> None:
         ({"num_attention_heads": "four"}, "num_attention_heads|config"),
         ({"hidden_size": 128}, "cannot be loaded"),
         ({"num_hidden_layers": 4}, "lacks the weight"),
-        ({"model_type": "mamba", "max_position_embeddings": ...}, "mamba: no layer puts keys and values into a cache"),
+        ({"model_type": "rwkv", "max_position_embeddings": ...}, "rwkv: no layer puts keys and values into a cache"),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(folder, changes, error) -> None:

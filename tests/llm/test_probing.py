@@ -68,6 +68,19 @@ def test_a_norm_that_tells_another_epsilon_than_it_uses_is_not_taken():
     assert root_norm_of(norm) is None
 
 
+def test_a_norm_that_may_be_given_a_gate_too_is_not_taken():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(8))
+
+        def forward(self, x, gate=None):
+            x = x if gate is None else x * nn.functional.silu(gate)
+            return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+    assert root_norm_of(Gated()) is None
+
+
 def test_torchs_own_norm_is_one():
     assert root_norm_of(nn.RMSNorm(24, eps=1e-5)) == RootNorm(1e-5)
     assert root_norm_of(nn.RMSNorm(24, eps=1e-5, elementwise_affine=False)) == RootNorm(1e-5, weighted=False)
