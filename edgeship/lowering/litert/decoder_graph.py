@@ -56,6 +56,9 @@ class StepGraphs:
         assert program.origin is not None
         assert program.record.decoder is not None
         self.program, self.context, self.decoder = program, context, program.record.decoder
+        if not self.decoder.layers:
+            what = f"{self.decoder.family} keeps states alone"
+            raise UnsupportedOpError(f"LiteRT-LM opens no model without keys and values, and {what}", fix=_FIX)
         if self.decoder.fixed:
             raise UnsupportedOpError(f"LiteRT-LM's caches have a fixed length: {self.decoder.fixed}", fix=_FIX)
         self.model = build_hollow(read_config(program.origin))
