@@ -143,6 +143,33 @@ def test_a_condition_that_only_a_run_tells(tmp_path: Path) -> None:
     compared(path, {"x": x})
 
 
+@QUICK
+@given(seed=st.integers(0, 1000), least=st.sampled_from([0.2, 0.6, 2.0]))
+def test_suppression_of_what_values_chose(tmp_path: Path, seed: int, least: float) -> None:
+    """As exporters write ``nms(boxes[mask], scores[mask])``: places are those among the chosen boxes."""
+    generator = np.random.default_rng(seed)
+    feeds = {"boxes": generator.random((20, 4), np.float32) * 9, "scores": generator.random(20, np.float32)}
+    make = helper.make_node
+    nodes = [
+        make("Greater", ["scores", "least"], ["sure"]),
+        make("NonZero", ["sure"], ["places"]),
+        make("Transpose", ["places"], ["rows"], perm=[1, 0]),
+        make("GatherND", ["boxes", "rows"], ["chosen"]),
+        make("GatherND", ["scores", "rows"], ["chosen_scores"]),
+        make("Unsqueeze", ["chosen", "zero"], ["boxes_of_one"]),
+        make("Unsqueeze", ["chosen_scores", "two"], ["scores_of_one"]),
+        make("NonMaxSuppression", ["boxes_of_one", "scores_of_one", "most", "overlap"], ["picked"]),
+        make("Gather", ["picked", "last"], ["place"], axis=1),
+        make("Gather", ["chosen", "place"], ["kept"]),
+    ]
+    weights = {
+        "least": np.array(least, np.float32), "zero": ints(0), "two": ints(0, 1), "most": ints(100),
+        "overlap": np.array([0.3], np.float32), "last": np.array(2, np.int64),
+    }  # fmt: skip
+    path = save_model(tmp_path / "m.onnx", nodes, feeds, ["kept"], weights)
+    compared(path, feeds)
+
+
 @pytest.mark.parametrize("most", [3, 90, 200])
 def test_rows_filled_up_to_a_fixed_number(tmp_path: Path, most: int) -> None:
     """As exporters write ``F.pad(x, (0, most - len(x)))``: by how much is computed from how many there are."""

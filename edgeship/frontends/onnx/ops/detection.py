@@ -30,26 +30,43 @@ def non_max_suppression(call: OpCall) -> Tensor:
     if not 0 <= threshold <= 1:
         raise call.broken(f"iou_threshold is {threshold:g}")
     rows = call.chosen
+    counted = _counted(call, boxes, scores)
     limit = min(rows.candidates, classes * count)
     rows.given += [classes * count] * images
     with rows.at_rest():
-        found = [
-            _of_image(_corners(call, torch.select(boxes, 0, image)), torch.select(scores, 0, image), least, threshold,
-                      most, limit, image)
-            for image in range(images)
-        ]  # fmt: skip
+        found = []
+        for image in range(images):
+            corners, own = _corners(call, torch.select(boxes, 0, image)), torch.select(scores, 0, image)
+            found.append(_of_image(corners, own, counted, least, threshold, most, limit, image))
         picked = torch.cat([item[0] for item in found], 0)
         valid = torch.cat([item[1] for item in found], 0)
     return rows.noted(picked, valid, first=images == 1)
 
 
+def _counted(call: OpCall, boxes: Tensor, scores: Tensor) -> Tensor | None:
+    """Which boxes count, ``[B]``, where values chose them; None where all do."""
+    found = [(call.chosen.rows(boxes), 1), (call.chosen.rows(scores), 2)]
+    masks = [rows.mask for rows, axis in found if rows is not None and rows.axis == axis]
+    if len(masks) != sum(1 for rows, _ in found if rows is not None):
+        raise call.refuse("values chose its images or classes")
+    return None if not masks else call.chosen.both(masks[0], masks[-1])
+
+
 def _of_image(
-    boxes: Tensor, scores: Tensor, least: float | None, threshold: float, most: int, limit: int, image: int
+    boxes: Tensor,
+    scores: Tensor,
+    chosen: Tensor | None,
+    least: float | None,
+    threshold: float,
+    most: int,
+    limit: int,
+    image: int,
 ) -> tuple[Tensor, Tensor]:
     """What is kept of one image.
 
     Args:
-        boxes: corners ``[B, 4]``. scores: ``[C, B]``. most: boxes of one class. limit: pairs that are looked at.
+        boxes: corners ``[B, 4]``. scores: ``[C, B]``. chosen: which boxes count, ``[B]``. most: boxes of one class.
+        limit: pairs that are looked at.
 
     Returns:
         ``[limit, 3]`` int64, and whether each row counts.
@@ -57,6 +74,9 @@ def _of_image(
     classes, count = scores.shape
     flat = torch.reshape(scores, (classes * count,))
     enough = None if least is None else torch.gt(flat, least)
+    if chosen is not None:
+        wide = torch.reshape(torch.reshape(chosen, (1, -1)).expand(classes, count), (classes * count,))
+        enough = wide if enough is None else torch.logical_and(enough, wide)
     # [C * B] -> [limit]
     order, _ = best_first(flat, limit, enough)
     counted = torch.ones((limit,)) if enough is None else taken(enough, order)
