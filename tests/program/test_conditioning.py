@@ -100,3 +100,20 @@ def test_another_draw_moves_otherwise_by_about_as_much():
     one, other = (Trembling(program).run({"x": x}, UNIT["f16"], seed=seed)[0]["output"] for seed in (0, 1))
     assert not np.array_equal(one, other)
     assert 0.2 < np.abs(one - plain).mean() / np.abs(other - plain).mean() < 5
+
+
+def test_values_keep_their_place_in_memory():
+    """What heads of attention give is transposed back and viewed: a copy in another order could not be."""
+
+    class Heads(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            heads = (x.view(1, 6, 4, 8).transpose(1, 2) * 2).relu()
+            return heads.transpose(1, 2).view(1, 6, 32)
+
+    program = make_program(Heads().eval(), [TensorSpec("x", "f32", (1, 6, 32))], [torch.randn(1, 6, 32)])
+    assert any(node.target is torch.ops.aten.view.default for node in program.exported.graph.nodes)
+    x = np.random.default_rng(0).standard_normal((1, 6, 32)).astype(np.float32)
+    found, _ = Trembling(program).run({"x": x}, UNIT["f16"])
+    (name,) = found
+    wanted = np.maximum(2 * x, 0)
+    assert np.abs(found[name] - wanted).max() < 0.01 * np.abs(wanted).max()
