@@ -41,6 +41,9 @@ class Integers(Form[Affine]):
             return "integer weights want integer activations; profiles balanced and fast have them"
         if not encoding.symmetric and (encoding.bits != 8 or encoding.granularity != "tensor"):
             return "weights want zero point 0, or 8 bits with one for all"
+        # Up to 75 steps of 65,535 in the emulator; those of linear layers are exact.
+        if not encoding.symmetric and activations == "int16" and op != "linear":
+            return "products of 16-bit activations with weights of another zero point than 0 are rounded"
         if encoding.bits == 2:
             return "2 bits are silently wrong on Hexagon"
         if op == "recurrent":
