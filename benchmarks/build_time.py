@@ -162,7 +162,7 @@ class Watch(threading.Thread):
 
 
 def timed(command: Sequence[str], environment: dict[str, str], log: Path) -> dict[str, float]:
-    """Seconds and peak bytes of a command; raises `SystemExit` with the end of its output when it fails."""
+    """Seconds, peak bytes and exit code of a command; the end of its output is printed when it fails."""
     with log.open("wb") as file:
         begin = time.perf_counter()
         process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=file, stderr=file)
@@ -172,8 +172,8 @@ def timed(command: Sequence[str], environment: dict[str, str], log: Path) -> dic
         seconds = time.perf_counter() - begin
     watch.join()
     if code:
-        raise SystemExit(f"{' '.join(command)} ended with {code}:\n{log.read_text(errors='replace')[-3000:]}")
-    return {"seconds": seconds, "bytes": watch.peak}
+        print(f"{' '.join(command)} ended with {code}:\n{log.read_text(errors='replace')[-2000:]}", flush=True)
+    return {"seconds": seconds, "bytes": watch.peak, "code": code}
 
 
 def ours(name: str, folder: Path, options: Sequence[str] = ()) -> dict[str, float]:
@@ -217,15 +217,16 @@ def row(name: str, rounds: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     each = {maker: statistics.median(item["theirs"][maker]["seconds"] for item in rounds) for maker in MAKERS}
     sums = [sum(part["seconds"] for part in item["theirs"].values()) for item in rounds]
     ratio = statistics.median(mine) / statistics.median(sums)
+    failed = {maker for item in rounds for maker, part in item["theirs"].items() if part["code"]}
     alone = [item["in order"]["seconds"] for item in rounds if "in order" in item]
     peaks = [max(item["ours"]["bytes"] for item in rounds)]
     peaks.append(max(part["bytes"] for item in rounds for part in item["theirs"].values()))
     return (
-        name,
+        name + " (ours failed)" * any(item["ours"]["code"] for item in rounds),
         _spread(mine),
         _spread(alone) if alone else "-",
         _spread(sums),
-        ", ".join(f"{maker} {seconds:.1f}" for maker, seconds in each.items()),
+        ", ".join(f"{maker} {seconds:.1f}{' (failed)' * (maker in failed)}" for maker, seconds in each.items()),
         f"{ratio:.2f} ({'met' if ratio <= WANTED else 'missed'})",
         " / ".join(f"{peak / 1e9:.2f} GB" for peak in peaks),
     )
@@ -250,10 +251,11 @@ def main() -> None:
         for name in asked.networks:
             print(f"round {number + 1}, {name}", flush=True)
             found[name].append(one_round(name, asked.parts))
+            if name != "tiny":
+                KEPT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if "tiny" in found:
         print(*row("tiny", found["tiny"]), sep=" | ")
         return
-    KEPT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     write(found)
 
 
