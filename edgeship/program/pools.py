@@ -37,10 +37,13 @@ def pool_plainly(module: GraphModule) -> None:
         aten.max_pool2d_with_indices.default,
         aten.max_pool3d_with_indices.default,
     )
+    plain = (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
     averages = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
     for node in list(module.graph.nodes):
         if node.op != "call_function":
             continue
+        if node.target in (*averages, *plain, *placed):
+            _tell_stride(node)
         if node.target in means:
             _plain_mean(module, node)
         elif node.target in largest:
@@ -50,6 +53,12 @@ def pool_plainly(module: GraphModule) -> None:
         elif node.target in averages and len(node.args) > DIVISOR and node.args[DIVISOR]:
             # One converter leaves the divisor out and another refuses it.
             node.target = divided_pool
+
+
+def _tell_stride(node: Node) -> None:
+    """The stride that a pool leaves out is its kernel: one converter takes it for none where windows have holes."""
+    if len(node.args) < 3 or not node.args[2]:
+        node.args = (*node.args[:2], node.args[1], *node.args[3:])
 
 
 # Where an average pool's own divisor stands among its arguments.

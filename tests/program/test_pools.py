@@ -152,3 +152,16 @@ def test_a_window_past_the_end_sees_its_last_row_again(size, kernel, stride) -> 
     found = whole_windows(x, [kernel, kernel], [stride, stride], [0, 0], [1, 1], True)
     wanted = functional.max_pool2d(x, kernel, stride, ceil_mode=True)
     assert torch.equal(functional.max_pool2d(x, kernel, stride) if found is NotImplemented else found, wanted)
+
+
+def test_a_pool_says_its_stride() -> None:
+    class Left(torch.nn.Module):
+        def forward(self, x):
+            return functional.max_pool2d(x, 3, dilation=2), functional.avg_pool1d(x[0], 2), functional.max_pool2d(x, 2)
+
+    x = torch.randn(1, 3, 16, 16)
+    program = make_program(Left(), [TensorSpec("x", "f32", (1, 3, 16, 16))], [x])
+    pools = [node for node in program.exported.graph.nodes if "pool" in str(node.target)]
+    assert [list(node.args[2]) for node in pools] == [[3, 3], [2], [2, 2]]
+    for found, wanted in zip(program.module()(x), Left()(x), strict=True):
+        assert torch.equal(found, wanted)
