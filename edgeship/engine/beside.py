@@ -132,7 +132,7 @@ class Beside:
     def _end_when_all_failed(self) -> None:
         failures = self.execution.failures
         if failures and not self.running and not self.fatal and self.execution.refused(self.plan).keys() >= self.routes:
-            self.fatal[min(failures)] = failures[min(failures)]
+            self.fatal[min(failures)] = self.execution.last_word(self.plan)
 
     def _start_next(self, worker: Worker, threads: ThreadPoolExecutor) -> None:
         """Start what is best for a worker, where anything is ready: checks of what it lowered, which are warm there and

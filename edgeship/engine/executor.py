@@ -16,6 +16,7 @@ from edgeship.core.report import StepTime
 from edgeship.engine.cache import Cache, Result
 from edgeship.engine.chatter import Log, silenced
 from edgeship.engine.running import is_of_a_route, run_pass, run_step, told
+from edgeship.errors import EdgeshipError
 
 
 class Progress(Protocol):
@@ -74,6 +75,17 @@ class Execution:
             for route in plan.steps[index].routes:
                 found.setdefault(route, index)
         return found
+
+    def last_word(self, plan: Plan) -> Exception:
+        """The error of a plan of which no route is left: that of its first failed step, and which others failed."""
+        first = min(self.failures)
+        failure, own = self.failures[first], {runtime for _, runtime in plan.steps[first].routes}
+        others = dict.fromkeys(runtime for _, runtime in self.refused(plan) if runtime not in own)
+        if not others or not isinstance(failure, EdgeshipError):
+            return failure
+        whole = type(failure)(f"{failure.what}; {', '.join(others)} failed too (the log says why)", fix=failure.fix)
+        whole.__cause__ = failure
+        return whole
 
 
 # What takes everything at the end of a build, or what looks at it.
@@ -143,7 +155,7 @@ def execute(
                 execution.failures[step.index] = failure
                 if execution.refused(plan).keys() < routes:
                     continue
-                failure = next(iter(execution.failures.values()))
+                failure = execution.last_word(plan)
             if failure is error:
                 raise
             raise failure from error

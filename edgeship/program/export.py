@@ -142,8 +142,9 @@ def does_not_run(inputs: Sequence[TensorSpec], error: Exception) -> EdgeshipErro
     limit = meaning_of(error)
     if limit is not None:
         return limit
+    on = f" on {', '.join(map(str, inputs))}" if inputs else ""
     return SourceError(
-        f"the model does not run on {', '.join(map(str, inputs))}: {' '.join(str(error).split())[:300]}",
+        f"the model does not run{on}: {' '.join(str(error).split())[:300]}",
         fix="give its inputs with --input name:dtype[sizes]",
     )
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -306,6 +307,16 @@ def test_a_full_disk_ends_every_route(run, plan):
 def test_when_no_route_is_left_the_first_reason_of_the_plan_is_raised(run, plan):
     with pytest.raises(SourceError, match="on purpose"):
         run(plan("purpose", "bug", "crash"), jobs=3)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_when_no_route_is_left_the_runtimes_that_failed_too_are_named(run, plan, jobs):
+    made = plan("purpose", "bug")
+    routes = (("phone0", "onnx"), ("phone1", "tflite"))
+    of = {("phone0", "onnx"): routes[0], ("phone1", "onnx"): routes[1]}
+    steps = tuple(replace(step, routes=tuple(map(of.get, step.routes))) for step in made.steps)
+    with pytest.raises(SourceError, match=r"^on purpose; tflite failed too"):
+        run(replace(made, steps=steps), jobs=jobs, folder=f"jobs{jobs}")
 
 
 def test_threads_are_shared_out(run, plan, monkeypatch):

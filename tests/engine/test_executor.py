@@ -269,6 +269,23 @@ def test_when_no_route_is_left_the_first_reason_is_raised(run_routes):
         run_routes(two_routes(Lower("purpose"), Lower("bug")))
 
 
+@pytest.mark.parametrize("second", ["purpose", "bug"])
+def test_when_no_route_is_left_the_runtimes_that_failed_too_are_named(run_routes, second):
+    plan = two_routes(Lower("purpose"), Lower(second))
+    board = [replace(step, routes=(("board", "tflite"),)) for step in plan.steps[3:5]]
+    routes = (("phone", "onnx"), ("board", "tflite"))
+    steps = (replace(plan.steps[0], routes=routes), *plan.steps[1:3], *board, replace(plan.steps[5], routes=routes))
+    with pytest.raises(SourceError) as caught:
+        run_routes(Plan(steps, {}))
+    assert str(caught.value).startswith("on purpose; tflite failed too (the log says why)")
+
+
+def test_two_targets_of_one_runtime_are_not_named_twice(run_routes):
+    with pytest.raises(SourceError) as caught:
+        run_routes(two_routes(Lower("purpose"), Lower("purpose")))
+    assert "failed too" not in str(caught.value)
+
+
 def test_a_failed_step_that_all_routes_share_ends_the_build(run_routes):
     plan = two_routes(Lower(), Lower())
     shared = replace(plan.steps[1], task=Lower("purpose"), routes=plan.steps[0].routes)

@@ -51,6 +51,24 @@ class Voice(nn.Module):
         return self.head(y[:, -1]), hidden
 
 
+class Shift(nn.Module):
+    def forward(self, x: torch.Tensor, n: int) -> torch.Tensor:
+        return x * (n << 3) + (n >> 1)
+
+
+class Sorted(nn.Module):
+    def forward(self, x: torch.Tensor, n: int) -> torch.Tensor:
+        falling, rising = [1, n, 2], [3, n, 1]
+        falling.sort(reverse=True)
+        rising.sort()
+        return x * falling[0] + rising[0]
+
+
+class Rounded(nn.Module):
+    def forward(self, x: torch.Tensor, n: int) -> torch.Tensor:
+        return (x > 0).long() + round(n * 0.5)
+
+
 class Choice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -201,6 +219,23 @@ def test_inputs_that_do_not_fit_are_one_line(tmp_path: Path, texts: Sequence[str
     with pytest.raises(UsageError) as caught:
         program_of(path, texts)
     assert words.replace("\\", "") in str(caught.value)
+
+
+@pytest.mark.parametrize("n", [5, 7, -3])
+@pytest.mark.parametrize("module", [Shift(), Sorted(), Rounded()], ids=lambda module: type(module).__name__)
+def test_numbers_are_worked_out_as_torch_does(tmp_path: Path, module: nn.Module, n: int) -> None:
+    path = archive(tmp_path, module, "scripted", [])
+    program, _, _ = program_of(path, ["x:f32[2,4]", f"n={n}"])
+    x = torch.randn(2, 4)
+    found, wanted = program.module()(x)[0], torch.jit.script(module)(x, n)
+    assert found.dtype == wanted.dtype
+    assert torch.equal(found, wanted)
+
+
+def test_a_model_without_inputs_that_fails_names_none(tmp_path: Path) -> None:
+    path = archive(tmp_path, Choice().eval(), "scripted", [])
+    with pytest.raises(SourceError, match=r"^the model does not run: "):
+        program_of(path, ["x=3", "sr=16000"])
 
 
 def test_a_branch_on_values_is_refused(tmp_path: Path) -> None:

@@ -95,6 +95,19 @@ def _power(a: Any, b: Any) -> Any:
     return _bounded(a**b) if not (isinstance(a, int) and isinstance(b, int) and b < 0) else float(a) ** b
 
 
+def _shifted(a: int, b: int) -> Any:
+    return _bounded(a << min(b, _MAX_BITS + 1))
+
+
+def _sort(values: list[Any], reverse: bool = False) -> None:
+    values.sort(reverse=reverse)
+
+
+def _rounded(value: Any) -> float:
+    """TorchScript's ``round`` makes a float, to the even neighbour from the middle."""
+    return float(round(value))
+
+
 def _sized(value: Any, dim: int | None = None) -> Any:
     """The shape of a tensor as a list, or one size of it."""
     return list(value.shape) if dim is None else value.shape[dim]
@@ -192,7 +205,7 @@ _DTYPES: Mapping[int, torch.dtype] = {
 }  # fmt: skip
 _UNARY: Mapping[str, Callable[..., Any]] = {
     "ceil": math.ceil, "floor": math.floor, "sqrt": math.sqrt, "log": math.log, "exp": math.exp, "sin": math.sin,
-    "cos": math.cos, "tan": math.tan, "tanh": math.tanh, "log2": math.log2, "log10": math.log10, "round": round,
+    "cos": math.cos, "tan": math.tan, "tanh": math.tanh, "log2": math.log2, "log10": math.log10, "round": _rounded,
     "abs": abs, "neg": operator.neg, "isnan": math.isnan, "isfinite": math.isfinite, "isinf": math.isinf,
 }  # fmt: skip
 _BINARY: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -200,7 +213,7 @@ _BINARY: Mapping[str, Callable[[Any, Any], Any]] = {
     "floor_divide": operator.floordiv, "remainder": operator.mod, "fmod": math.fmod, "pow": _power,
     "eq": _compared(operator.eq), "ne": _compared(operator.ne), "lt": _compared(operator.lt),
     "le": _compared(operator.le), "gt": _compared(operator.gt), "ge": _compared(operator.ge),
-    "__and__": operator.and_, "__or__": operator.or_, "__xor__": operator.xor, "__lshift__": _product,
+    "__and__": operator.and_, "__or__": operator.or_, "__xor__": operator.xor, "__lshift__": _shifted,
     "__rshift__": operator.rshift,
 }  # fmt: skip
 #: Answered here for tensors too: what they ask of a tensor is its form.
@@ -227,7 +240,7 @@ _ATEN: Mapping[str, Callable[..., Any]] = {
     "get": lambda x, key, other=None: x.get(key, other), "dict": dict, "device": lambda *_: torch.device("cpu"),
     "insert": lambda x, place, item: x.insert(place, item), "extend": lambda x, more: _bounded(x.extend(more) or x),
     "pop": lambda x, *place: x.pop(*place), "reverse": lambda x: x.reverse(), "copy": lambda x: x.copy(),
-    "sorted": sorted, "sort": lambda x, *_: x.sort(), "to": _cast, "join": lambda text, parts: text.join(parts),
+    "sorted": sorted, "sort": _sort, "to": _cast, "join": lambda text, parts: text.join(parts),
     "tensor": _tensor, "as_tensor": _as_tensor, "is_autocast_enabled": lambda *_: False,
     "is_autocast_cpu_enabled": lambda: False, "is_scripting": lambda: True, "is_tracing": lambda: False,
     "scalar_tensor": lambda x, **_: x, "split": lambda text, *at: text.split(*at),
