@@ -48,6 +48,7 @@ def _is_tar(path: Path) -> bool:
 
 def _names(path: Path) -> list[str]:
     try:
-        return zipfile.ZipFile(path).namelist()
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
         return []
