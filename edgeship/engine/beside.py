@@ -210,6 +210,8 @@ class Beside:
     def _end(self, event: Ended) -> None:
         """A step ended in a worker."""
         del self.running[event.step.index]
+        # It may have been stopped for what it ran; steps that come before an error still want it.
+        event.worker.renew()
         self.idle.append(event.worker)
         self.parts[event.step.index] += event.written
         if event.error is not None:

@@ -87,6 +87,12 @@ class Worker:
             with suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
 
+    def renew(self) -> None:
+        """After `stop`, once nobody waits for its answer: the next step starts another process."""
+        if self._stopped:
+            self._wait()
+            self._stopped = False
+
     def close(self) -> None:
         """Stop, and wait until it is gone."""
         self.stop()

@@ -16,6 +16,8 @@ def one_axis_at_a_time(graph: Graph) -> int:
     """Rewrite such transforms in place. Returns how many there were."""
     import torch
 
+    from edgeship.compat.torch import schema_of
+
     aten = torch.ops.aten
     rfft, irfft = aten.fft_rfft.default, aten.fft_irfft.default
     fft, ifft = aten.fft_fft.default, aten.fft_ifft.default
@@ -38,7 +40,7 @@ def one_axis_at_a_time(graph: Graph) -> int:
         rewrite = table.get(node.target) if node.op == "call_function" else None
         if rewrite is None:
             continue
-        names = [argument.name for argument in node.target._schema.arguments]
+        names = [argument.name for argument in schema_of(node.target).arguments]
         given = dict(zip(names, node.args, strict=False)) | node.kwargs
         with graph.inserting_before(node):
             found = rewrite(graph, **given)

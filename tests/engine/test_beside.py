@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgeship.core.model import Signature, Source
+from edgeship.core.model import Signature, Source, TorchModel
 from edgeship.core.plan import Plan, Step
 from edgeship.engine.beside import run_beside
 from edgeship.engine.cache import Cache
@@ -292,6 +292,23 @@ def test_all_or_nothing_raises_the_first_error_of_the_plan_not_of_the_clock(run,
     assert left(run) == []
 
 
+def test_a_worker_that_was_stopped_answers_again(passes, tmp_path):
+    """A step that ended just before it was stopped leaves a worker that what comes before the error may still want."""
+    folder = tmp_path / "program"
+    folder.mkdir()
+    model = TorchModel(folder, passes.SIGNATURE)
+    with Crew(1, 1) as crew:
+        (worker,) = crew.workers
+        for number in range(3):
+            place = tmp_path / f"{number}" / "out"
+            place.mkdir(parents=True)
+            step = Step(1, passes.Lower("", number), {"model": 0}, "OnnxModel", (("phone", "onnx"),))
+            answer = worker.run(step, {"model": model}, place, None, lambda *said: None)
+            assert answer.error is None
+            worker.stop()
+            worker.renew()
+
+
 def test_all_or_nothing_waits_for_what_comes_before_an_error_and_not_for_what_comes_after(run, plan):
     begin = time.monotonic()
     with pytest.raises(SourceError, match="on purpose"):
@@ -326,9 +343,10 @@ def test_threads_are_shared_out(run, plan, monkeypatch):
 
 
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
-from edgeship.core.model import Signature, Source
+from edgeship.core.model import Signature, Source, TorchModel
 from edgeship.core.plan import Plan, Step
 from edgeship.engine.beside import run_beside
 from edgeship.engine.cache import Cache
@@ -337,6 +355,8 @@ from edgeship.engine.executor import Silence, Surroundings
 from edgeship.engine.workers import Crew
 import passes_beside as passes
 
+# A test that was started in the background inherits that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder = Path(sys.argv[1])
 routes = (("a", "onnx"), ("b", "onnx"))
 steps = [Step(0, passes.Load(), {"model": -1}, "TorchModel", routes)]

@@ -278,7 +278,7 @@ def test_a_checkpoint_that_is_saved_over_while_it_is_read(cli, tmp_path, monkeyp
     path = tmp_path / "w.safetensors"
     save_file({"0.weight": torch.full((4, 4), 1.0) + torch.eye(4)}, path)
     old = path.read_bytes()
-    real, turns = loader.read_weights, []
+    real, turns = loader.sets_in, []
 
     def read(place: Path):
         state = real(place)
@@ -287,7 +287,7 @@ def test_a_checkpoint_that_is_saved_over_while_it_is_read(cli, tmp_path, monkeyp
         turns.append(place)
         return state
 
-    monkeypatch.setattr(loader, "read_weights", read)
+    monkeypatch.setattr(loader, "sets_in", read)
     order = (path, "--factory", f"{tmp_path}/layer.py:model", *ORDER)
     env = {"EDGESHIP_CACHE": str(tmp_path / "cache")}
     ran = cli("build", *order, "-o", "out", env=env)
@@ -343,13 +343,13 @@ def test_a_source_that_never_rests_is_an_error_of_one_line(cli, tmp_path, monkey
     (tmp_path / "layer.py").write_text("from torch import nn\ndef model():\n    return nn.Linear(4, 4)\n")
     path = tmp_path / "w.safetensors"
     save_file(nn.Linear(4, 4).state_dict(), path)
-    real = loader.read_weights
+    real = loader.sets_in
 
     def read(place: Path):
         save_file(nn.Linear(4, 4).state_dict(), place)
         return real(place)
 
-    monkeypatch.setattr(loader, "read_weights", read)
+    monkeypatch.setattr(loader, "sets_in", read)
     ran = cli("build", path, "--factory", f"{tmp_path}/layer.py:model", *ORDER, "-o", "out")
     assert ran.code == 3
     assert "w.safetensors changed while the build read it; wait until it is written" in ran.errors[0]

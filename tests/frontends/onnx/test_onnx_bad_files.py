@@ -172,8 +172,8 @@ def test_a_name_that_is_no_text(tmp_path: Path) -> None:
     assert "m.onnx contradicts itself" in _message(path, SourceError)
 
 
-def test_nodes_out_of_order(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Relu", ["h"], ["y"], name="late"), helper.make_node("Abs", ["x"], ["h"])]
+def test_a_value_that_no_node_makes(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["h"], ["y"], name="late"), helper.make_node("Abs", ["y"], ["h"])]
     path = save_model(tmp_path / "m.onnx", nodes, {"x": floats(2)}, ["y"])
     assert 'reads "h", which nothing before it produces' in _message(path, SourceError)
 

@@ -120,6 +120,8 @@ def test_an_operator_without_lowering_is_named_with_its_place(lower, apple) -> N
 
 
 def test_a_converter_that_fails_names_the_operator(lower, apple) -> None:
-    program = apple.program_of(lambda x: functional.avg_pool2d(x * 2, 2, divisor_override=3), (1, 2, 4, 4))
-    with pytest.raises(UnsupportedOpError, match=r"cannot lower aten.avg_pool2d.default at node avg_pool2d: divisor"):
+    program = apple.program_of(lambda x: functional.fold(functional.unfold(x * 2, 2), (4, 4), 2), (1, 2, 4, 4))
+    with pytest.raises(
+        UnsupportedOpError, match=r"cannot lower aten.col2im.default at node col2im: Only supports stride"
+    ):
         lower(program, TorchToCoreML("iOS17"))
