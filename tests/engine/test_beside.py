@@ -296,6 +296,7 @@ def test_a_worker_that_was_stopped_answers_again(passes, tmp_path):
     """A step that ended just before it was stopped leaves a worker that what comes before the error may still want."""
     folder = tmp_path / "program"
     folder.mkdir()
+    (folder / "text").write_text("program")
     model = TorchModel(folder, passes.SIGNATURE)
     with Crew(1, 1) as crew:
         (worker,) = crew.workers
