@@ -40,7 +40,9 @@ def one_axis_at_a_time(graph: Graph) -> int:
         rewrite = table.get(node.target) if node.op == "call_function" else None
         if rewrite is None:
             continue
-        names = [argument.name for argument in schema_of(node.target).arguments]
+        schema = schema_of(node.target)
+        assert schema is not None, "operators have schemas, functions are not in the table"
+        names = [argument.name for argument in schema.arguments]
         given = dict(zip(names, node.args, strict=False)) | node.kwargs
         with graph.inserting_before(node):
             found = rewrite(graph, **given)
