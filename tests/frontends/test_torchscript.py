@@ -69,6 +69,11 @@ class Rounded(nn.Module):
         return (x > 0).long() + round(n * 0.5)
 
 
+class Counted(nn.Module):
+    def forward(self, x: torch.Tensor, n: int) -> torch.Tensor:
+        return (x > 0).long() * torch.scalar_tensor(n) + torch.scalar_tensor(n, dtype=torch.int32)
+
+
 class Choice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -222,7 +227,7 @@ def test_inputs_that_do_not_fit_are_one_line(tmp_path: Path, texts: Sequence[str
 
 
 @pytest.mark.parametrize("n", [5, 7, -3])
-@pytest.mark.parametrize("module", [Shift(), Sorted(), Rounded()], ids=lambda module: type(module).__name__)
+@pytest.mark.parametrize("module", [Shift(), Sorted(), Rounded(), Counted()], ids=lambda module: type(module).__name__)
 def test_numbers_are_worked_out_as_torch_does(tmp_path: Path, module: nn.Module, n: int) -> None:
     path = archive(tmp_path, module, "scripted", [])
     program, _, _ = program_of(path, ["x:f32[2,4]", f"n={n}"])
@@ -230,6 +235,18 @@ def test_numbers_are_worked_out_as_torch_does(tmp_path: Path, module: nn.Module,
     found, wanted = program.module()(x)[0], torch.jit.script(module)(x, n)
     assert found.dtype == wanted.dtype
     assert torch.equal(found, wanted)
+
+
+class Half(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        part = (x.shape[1] * 3 - 2) // 2 % 4
+        return x[:, : x.shape[1] // 2].reshape(x.shape[0], 2, x.shape[1] // 4) * part
+
+
+def test_sizes_that_a_trace_computes_are_numbers(tmp_path: Path) -> None:
+    x = torch.randn(2, 8)
+    program, _, _ = program_of(archive(tmp_path, Half(), "traced", [x]), ["x:f32[2,8]"])
+    assert torch.equal(program.module()(x)[0], Half()(x))
 
 
 def test_a_model_without_inputs_that_fails_names_none(tmp_path: Path) -> None:

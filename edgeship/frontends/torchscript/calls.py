@@ -174,6 +174,11 @@ def _tensor(value: Any, dtype: Any = None, *rest: Any, **named: Any) -> torch.Te
     return torch.tensor(value, dtype=_dtype(dtype))
 
 
+def _scalar_tensor(value: Any, dtype: Any = None, **named: Any) -> torch.Tensor:
+    """A number as a tensor without axes, float32 where nothing else is said. []."""
+    return _tensor(value, torch.float32 if dtype is None else dtype)
+
+
 def _as_tensor(value: Any, dtype: Any = None, *rest: Any, **named: Any) -> torch.Tensor:
     """A tensor, or numbers as one. In its own shape."""
     if not isinstance(value, torch.Tensor):
@@ -243,7 +248,7 @@ _ATEN: Mapping[str, Callable[..., Any]] = {
     "sorted": sorted, "sort": _sort, "to": _cast, "join": lambda text, parts: text.join(parts),
     "tensor": _tensor, "as_tensor": _as_tensor, "is_autocast_enabled": lambda *_: False,
     "is_autocast_cpu_enabled": lambda: False, "is_scripting": lambda: True, "is_tracing": lambda: False,
-    "scalar_tensor": lambda x, **_: x, "split": lambda text, *at: text.split(*at),
+    "scalar_tensor": _scalar_tensor, "split": lambda text, *at: text.split(*at),
 }  # fmt: skip
 _PRIM: Mapping[str, Callable[..., Any]] = {
     "NumToTensor": _first, "device": lambda x: torch.device("cpu"), "dtype": lambda x: x.dtype,

@@ -253,11 +253,25 @@ class Run:
     def _operator(self, node: ast.Call, space: str, name: str, arguments: list[Any], named: dict[str, Any]) -> Any:
         # A trace remembers where it ran; here is one device.
         arguments = [torch.device("cpu") if isinstance(item, torch.device) else item for item in arguments]
+        if name in _OF_SIZES and not named:
+            arguments = self._of_numbers(node.args, arguments)
         try:
             return find_call(f"{space}.{name}")(*arguments, **named)
         except (TypeError, IndexError, KeyError, ValueError, ZeroDivisionError) as error:
             reason = " ".join(str(error).split())[:160]
             raise SourceError(f"{self.script.what}: {name[:60]} cannot be called so: {reason}", fix=_FIX) from error
+
+    def _of_numbers(self, nodes: Sequence[ast.expr], arguments: list[Any]) -> list[Any]:
+        """Arguments with numbers for the whole constants that a trace keeps as tensors ``[]``, where no other tensor is
+        among them: sizes are computed so."""
+        held: list[Any] = [
+            self.script.tensors.get(_path(node)) if _path(node).startswith("CONSTANTS.") else None for node in nodes
+        ]
+        whole = [value is not None and value.dim() == 0 and value.dtype == torch.int64 for value in held]
+        found = [
+            int(value) if is_whole else given for value, is_whole, given in zip(held, whole, arguments, strict=True)
+        ]
+        return found if all(isinstance(item, int) for item in found) else arguments
 
     def _of_archive(self, node: ast.Call, path: str, arguments: list[Any], named: dict[str, Any]) -> Any:
         if path in self.script.functions:
@@ -282,6 +296,8 @@ class Run:
         return self._value(node.args[1], scope)
 
 
+# By which traces compute sizes.
+_OF_SIZES = frozenset({"add", "sub", "mul", "floor_divide", "remainder"})
 _FORMS = frozenset({"annotate", "unchecked_cast", "uninitialized", "getattr", "ops.prim.unchecked_cast"})
 _PLAIN: Mapping[str, Callable[..., Any]] = {
     "int": find_call("aten.Int"), "float": find_call("aten.Float"), "bool": find_call("aten.Bool"),
