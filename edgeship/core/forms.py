@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from edgeship.core.inventory import WeightOp
 
 ActivationMode = Literal["float", "int8", "int16", "dynamic"]
+#: Modes whose activations lie on grids that are decided while building.
+STATIC_MODES: tuple[ActivationMode, ...] = ("int8", "int16")
 E = TypeVar("E", bound=Encoding)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from edgeship.core.encodings import encoding_named
 from edgeship.core.encodings.mxfp4 import BLOCK
+from edgeship.core.forms import STATIC_MODES
 from edgeship.core.planning import planned_encoding
 from edgeship.core.profile import Request
 from edgeship.core.registry import runtimes
@@ -57,7 +58,7 @@ def _unseen(request: Request) -> str:
     format = runtimes()[request.runtime].format
     wanted, got = request.profile.choice(request.runtime, format.name), request.choice
     # Of a source that says it itself there is nothing to tell where the profile wants no static ones.
-    if wanted.activations == got.activations or not wanted.activations.startswith("int"):
+    if wanted.activations == got.activations or wanted.activations not in STATIC_MODES:
         return ""
     head, way_out = f"{request.runtime}: no data say what inputs look like", "give --calibration DATA"
     bits = wanted.activations.removeprefix("int")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeship.core.artifact import ADAPTER_SUFFIX, ADAPTERS
-from edgeship.core.forms import ActivationMode
+from edgeship.core.forms import STATIC_MODES, ActivationMode
 from edgeship.core.model import Artifact, GenaiModel
 from edgeship.core.runtimes import Engine, Format, Runtime
 from edgeship.core.weights import EncodedTensor, Encoding, Float
@@ -264,7 +264,7 @@ class Genai(Runtime):
 
     def refuses(self, op: WeightOp, activations: ActivationMode) -> str:
         """Its activations stay float or are rounded while running."""
-        static = activations in ("int8", "int16")
+        static = activations in STATIC_MODES
         return "its attention computes in float32; use dynamic" if static else ""
 
     def table_bits(self, encoding: Encoding, activations: ActivationMode) -> int:

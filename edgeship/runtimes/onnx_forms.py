@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from edgeship.core.encodings.family import Encoding
-from edgeship.core.forms import ActivationMode, Form, Forms, Lacks
+from edgeship.core.forms import STATIC_MODES, ActivationMode, Form, Forms, Lacks
 from edgeship.core.inventory import WeightOp
 from edgeship.core.weights import MXFP4, Affine, Float, Palette, Sparse
 
-STATIC = ("int8", "int16")
 _NO_KERNEL = "ONNX Runtime's CPU has no kernel for its elements (FLOAT4E2M1); int4-g32 has as many bits"
 _WIDENED = "ONNX has no form of it that stays small: it would be widened to float32 at load; use integers"
 
@@ -35,10 +34,10 @@ class Integers(Form[Affine]):
         """What its kernels do not load, or compute otherwise."""
         if op == "other":
             return "only weights of layers are stored as integers"
-        if activations in STATIC and encoding.bits == 2:
+        if activations in STATIC_MODES and encoding.bits == 2:
             return "its integer kernels do not load with 2-bit weights"
         one_zero = encoding.bits == 8 and encoding.granularity == "tensor"
-        if activations in STATIC and not encoding.symmetric and not one_zero:
+        if activations in STATIC_MODES and not encoding.symmetric and not one_zero:
             return "its integer kernels want zero point 0 in the weights, or 8 bits with one for all"
         if encoding.granularity == "group" and op not in ("linear", "embedding"):
             return "groups are for linear layers and embeddings"
@@ -53,13 +52,13 @@ class Integers(Form[Affine]):
     def resident_bits(self, op: WeightOp, encoding: Affine, activations: ActivationMode) -> int:
         """Layers of 8 bits with float activations are widened at load, and so are all convolutions of 8 bits that are
         not static, and recurrent layers always; rows are looked up as they are."""
-        static = activations in STATIC and op != "recurrent"
+        static = activations in STATIC_MODES and op != "recurrent"
         packed = op == "embedding" or static or (activations == "dynamic" and op == "linear")
         return 32 if encoding.bits == 8 and not packed else self.container_bits(op, encoding)
 
     def unpacks(self, op: WeightOp, encoding: Affine, activations: ActivationMode) -> bool:
         """Convolutions of 4, 3 and 2 bits, which have no kernel."""
-        return encoding.bits < 8 and op not in ("linear", "embedding", "other") and activations not in STATIC
+        return encoding.bits < 8 and op not in ("linear", "embedding", "other") and activations not in STATIC_MODES
 
 
 FORMS = Forms((Floats(), Integers(), Lacks(Palette, _WIDENED), Lacks(MXFP4, _NO_KERNEL), Lacks(Sparse, _WIDENED)))

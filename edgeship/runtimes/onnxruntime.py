@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 INTRA_OP_THREADS = 2
 # Errors arrive as exceptions; the log would say them twice.
 FATAL_ONLY = 4
-STATIC = ("int8", "int16")
 # Session options that edgeship writes into a manifest (`edgeship.lowering.onnx.options`).
 SESSION_OPTIONS = ("session.qdq_matmulnbits_accuracy_level",)
 MAX_OPTION = 16

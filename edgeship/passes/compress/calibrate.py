@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from edgeship.core.forms import STATIC_MODES
 from edgeship.core.model import Signature, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.profile import DataRef, Request
@@ -78,10 +79,10 @@ class CalibrateActivations(Pass):
         from edgeship.core.registry import runtimes
 
         given = request.inventory.activations if request.inventory is not None else ""
-        if given in ("int8", "int16"):
+        if given in STATIC_MODES:
             return cls._of_source(request)
         activations = request.choice.activations
-        if activations not in ("int8", "int16"):
+        if activations not in STATIC_MODES:
             return Skip(f"profile {request.profile.name} keeps activations {activations}")
         bits = int(activations.removeprefix("int"))
         products = runtimes()[request.runtime].engine.float_products

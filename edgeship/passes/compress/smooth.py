@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgeship.core.encodings import encoding_named, fitted
+from edgeship.core.forms import STATIC_MODES
 from edgeship.core.model import TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.planning import calibration_tokens, planned_encoding
@@ -56,7 +57,7 @@ class SmoothScales(Pass):
         awq = request.options.get("compress/quantize", {}).get("method") == "awq"
         if not awq and cls.name not in request.options:
             return Skip("not asked for: --set compress/smooth.method=smoothquant")
-        static = request.choice.activations in ("int8", "int16")
+        static = request.choice.activations in STATIC_MODES
         method: Literal["awq", "smoothquant"] = "smoothquant" if static and not awq else "awq"
         return cls(method, weights=planned_encoding(request), data=request.calibration, tokens=_tokens(request))
 

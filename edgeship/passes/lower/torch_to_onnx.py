@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from edgeship.core.forms import ActivationMode
+from edgeship.core.forms import STATIC_MODES, ActivationMode
 from edgeship.core.model import OnnxModel, TorchModel
 from edgeship.core.passes import Context, Pass, Skip
 from edgeship.core.planning import forms_of, other_runtime
@@ -38,7 +38,7 @@ class TorchToOnnx(Pass):
         if reason := other_runtime(request, OnnxModel):
             return Skip(reason)
         activations, uses = request.choice.activations, request.inventory.weights if request.inventory else ()
-        tables = activations in ("int8", "int16") and any(use.looked_up for use in uses)
+        tables = activations in STATIC_MODES and any(use.looked_up for use in uses)
         return cls(activations, packed_rows=tables and runtimes()[request.runtime].artifact is OnnxModel)
 
     def run(self, model: TorchModel, ctx: Context) -> OnnxModel:

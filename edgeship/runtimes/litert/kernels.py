@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from edgeship.core.encodings.family import Encoding
-from edgeship.core.forms import ActivationMode, Form, Forms, Lacks
+from edgeship.core.forms import STATIC_MODES, ActivationMode, Form, Forms, Lacks
 from edgeship.core.inventory import WeightOp
 from edgeship.core.weights import MXFP4, Affine, Float, Palette, Sparse
 
@@ -27,7 +27,7 @@ class Floats(Form[Float]):
 
     def refusal(self, op: WeightOp, encoding: Float, activations: ActivationMode) -> str:
         """What stands among static activations lies on a grid."""
-        if op == "other" and encoding.bits == 32 and activations in ("int8", "int16"):
+        if op == "other" and encoding.bits == 32 and activations in STATIC_MODES:
             return "constants beside static activations are stored on a grid like theirs"
         return ""
 
@@ -54,7 +54,7 @@ class Integers(Form[Affine]):
             return "its kernels ignore zero points of weights"
         if op not in _STORED:
             return "only weights of linear layers, convolutions and embeddings are kept in integers"
-        if activations in ("int8", "int16"):
+        if activations in STATIC_MODES:
             return self._static_refusal(op, encoding, activations)
         if encoding.granularity == "group":
             return self._group_refusal(op, encoding, activations)

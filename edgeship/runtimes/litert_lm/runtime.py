@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeship.core.forms import ActivationMode
+from edgeship.core.forms import STATIC_MODES, ActivationMode
 from edgeship.core.model import Artifact, LiteRTLMModel
 from edgeship.core.runtimes import Engine, Format, Runtime
 from edgeship.core.weights import EncodedTensor, Encoding, Float
@@ -65,7 +65,7 @@ class LiteRTLM(Runtime):
 
     def refuses(self, op: WeightOp, activations: ActivationMode) -> str:
         """Its activations stay float or are rounded while running."""
-        static = activations in ("int8", "int16")
+        static = activations in STATIC_MODES
         return "its caches and attention are float32; use dynamic" if static else ""
 
     def working_bits(self, op: WeightOp, encoding: Encoding, activations: ActivationMode) -> int:
