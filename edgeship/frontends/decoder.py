@@ -288,14 +288,15 @@ def _compare(program: TorchProgram, folder: Path, example: torch.Tensor) -> None
     import transformers
 
     from edgeship.llm.models import settings_of
+    from edgeship.program.streamed import run_streamed
 
     config = transformers.AutoConfig.for_model(**settings_of(folder))
     model = _eager(folder, getattr(config, "text_config", config))
     with torch.no_grad():
         wanted = model(input_ids=example, use_cache=False).logits.double()
-        # Gone before the program's own weights are read: both together are the peak of the whole build.
-        del model
-        found = program.module()(example)[0].double()
+    # Gone before the program's own weights are read, and those one by one: together they are the peak of the build.
+    del model
+    found = torch.from_numpy(run_streamed(program, [{"input_ids": example.numpy()}])[0]["logits"]).double()
     if not torch.isfinite(wanted).all():
         raise WeightsError(f"{folder}: the model answers NaN or infinity", fix="check its weights, or train it again")
     noise, signal = float((wanted - found).pow(2).mean()), float(wanted.pow(2).mean())

@@ -43,6 +43,11 @@ class Answers:
         self._folder = folder if made_of and made_of[0] else None
         self._made_of = made_of
 
+    @property
+    def keeps(self) -> bool:
+        """Whether answers are kept at all."""
+        return self._folder is not None
+
     def of(
         self, inputs: Mapping[str, Array], make: Callable[[], tuple[dict[str, Array], str]], *how: object
     ) -> tuple[dict[str, Array], str]:

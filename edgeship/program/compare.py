@@ -177,6 +177,7 @@ class Reference:
         self._signature = program.signature
         self._kept = kept or Answers(None)
         self._make: Callable[[], Any] = lambda: program.module(quantized=quantized)
+        self._graph: Callable[[], Any] = lambda: program.exported.graph
         if self._program is not None:
             self._answers = dict(zip(map(_key, ahead), run_streamed(program, ahead) if ahead else [], strict=True))
 
@@ -196,9 +197,19 @@ class Reference:
     def undecided(self, inputs: Mapping[str, Array], within: float) -> Array:
         """Positions of a text where a router's choice of experts hangs on rounding, see `routers`; none in programs
         that are too large for memory."""
-        from edgeship.program.routers import undecided
+        from edgeship.program.routers import chooses, undecided
 
-        return undecided(None if self._program is not None else self._module, self._tensors(inputs), within)
+        whole = self._program is None and chooses(self._graph())
+        return undecided(self._module if whole else None, self._tensors(inputs), within)
+
+    def leave(self, batches: Sequence[Mapping[str, Array]]) -> None:
+        """Answer inputs that will be asked for, where answers are kept, and let the weights go: they are read again for
+        whatever else is asked."""
+        if self._program is not None or not self._kept.keeps:
+            return
+        for batch in batches:
+            self.run(batch)
+        self.__dict__.pop("_module", None)
 
     def _tensors(self, inputs: Mapping[str, Array]) -> list[Any]:
         import numpy as np

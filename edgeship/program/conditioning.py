@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgeship.core.records import from_plain, to_plain
 from edgeship.program.answers import Answers
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # Half a unit in the last place, relative: float32, float16, 8-bit integers.
 UNIT: dict[str, float] = {"f32": 2.0**-23, "f16": 2.0**-11, "int16": 2.0**-11, "int8": 2.0**-8, "dynamic": 2.0**-8}
 LARGEST_HALF = 65504.0
+WeightMoves = Literal["share", "step"] | None
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,15 @@ class Trembling:
         return _inside_norms(self._module.graph)
 
     def run(
-        self, inputs: Mapping[str, Array], unit: float, *, weights: bool = False, seed: int = 0
+        self, inputs: Mapping[str, Array], unit: float, *, weights: WeightMoves = None, seed: int = 0
     ) -> tuple[dict[str, Array], Peak]:
         """Outputs by name, and where the program is largest.
 
         Args:
-            unit: relative, see `UNIT`. weights: weights are moved too, as rounding them does. seed: of the shares.
+            unit: relative, see `UNIT`.
+            weights: whether weights are moved too: by a ``share`` of themselves, or by up to half a ``step`` of their
+                row's 8-bit grid, as another rounding to it would.
+            seed: of the shares.
         """
 
         def make() -> tuple[dict[str, Array], str]:
@@ -78,7 +82,9 @@ class Trembling:
         outputs, peak = self._kept.of(inputs, make, "moved", unit, weights, seed)
         return outputs, from_plain(Peak, json.loads(peak))
 
-    def _run(self, inputs: Mapping[str, Array], unit: float, weights: bool, seed: int) -> tuple[dict[str, Array], Peak]:
+    def _run(
+        self, inputs: Mapping[str, Array], unit: float, weights: WeightMoves, seed: int
+    ) -> tuple[dict[str, Array], Peak]:
         import numpy as np
         import torch
 
@@ -94,12 +100,19 @@ class Trembling:
             # value * (1 + unit * (2 * noise - 1)), in the one new tensor
             return noise.mul_(2).sub_(1).mul_(unit).add_(1).mul_(value)
 
+        def rounded(value: torch.Tensor) -> torch.Tensor:
+            """Each weight [rows, ...] moved at random by at most half a step of 1/127 of the largest in its row."""
+            # [rows, ...] -> [rows, 1, ...]
+            step = value.abs().amax(tuple(range(1, value.dim())), keepdim=True) / 127
+            noise = torch.rand(value.shape, generator=generator, dtype=value.dtype)
+            return noise.sub_(0.5).mul_(step).add_(value)
+
         class Moving(torch.fx.Interpreter):
             def run_node(self, n: Node) -> Any:
                 nonlocal peak
                 value = super().run_node(n)
                 if weights and n.op == "get_attr" and _is_float(value) and value.dim() > 1:
-                    return moved(value)
+                    return moved(value) if weights == "share" else rounded(value)
                 if n.op not in ("placeholder", "call_function") or not _is_float(value) or _is_moving(n):
                     return value
                 largest = _largest(value)

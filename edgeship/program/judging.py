@@ -131,11 +131,12 @@ def judge(
             findings.append((fault, error, None))
             continue
         shape = error.first.shape if error.first is not None else ()
+        lost = _lost(own, name, error, scales)
         for group in _groups(name, error, scales):
             size = scales.floor(name, group, share, halves=halves)
             # As a power, like the sums.
             floor = group.elements * size**2
-            own_limit = _own_limit(own, name, group, floor)
+            own_limit = min(lost, _own_limit(own, name, group, floor))
             where = group.where(shape) if group.axis >= 0 else ""
             ratio = ratio_db(max(group.signal, floor), group.noise)
             limit, lowered = min(limit_db, own_limit), own_limit < limit_db
@@ -171,6 +172,20 @@ def _own_limit(own: Comparison | None, output: str, group: Group, floor: float) 
     # It may have been asked fewer inputs than the artifact.
     share = error.elements / max(group.elements, 1) if group.axis < 0 else _share(error.axes.get(group.axis), group)
     return ratio_db(max(signal, share * floor), noise) - ROOM_DB
+
+
+def _lost(own: Comparison | None, output: str, error: OutputError, scales: Scales) -> float:
+    """The limit of every slice where rounding moves the original's output by more than the whole of it says; none else.
+
+    There the places of what is left are chance: slices that rounding happened to spare once say nothing of others.
+    """
+    if own is None:
+        return MAX_SNR_DB
+    moved = own.outputs[output]
+    whole = Group(-1, (), moved.elements, moved.signal, moved.noise)
+    floor = moved.elements * scales.floor(output, whole, FLOOR) ** 2
+    kept = ratio_db(max(moved.signal, floor), moved.noise)
+    return kept - ROOM_DB if kept < LEAST_DB else MAX_SNR_DB
 
 
 def _sums(sums: SliceSums | None, group: Group) -> tuple[float, float]:

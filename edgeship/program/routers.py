@@ -31,7 +31,7 @@ def undecided(module: Any, inputs: Sequence[torch.Tensor], within: float) -> npt
 
     tokens = int(inputs[0].shape[-1])
     close = np.zeros(tokens, bool)
-    if module is None or not any(_is_choice(node) for node in module.graph.nodes):
+    if module is None or not chooses(module.graph):
         return close
 
     class Looking(torch.fx.Interpreter):
@@ -52,6 +52,11 @@ def undecided(module: Any, inputs: Sequence[torch.Tensor], within: float) -> npt
     with torch.no_grad():
         Looking(module).run(*inputs)
     return close
+
+
+def chooses(graph: Any) -> bool:
+    """Whether anything in a program's graph takes the best of some."""
+    return any(_is_choice(node) for node in graph.nodes)
 
 
 def _is_choice(node: Any) -> bool:

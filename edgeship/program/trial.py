@@ -12,7 +12,7 @@ from edgeship.core.runtimes import Session, as_numpy
 from edgeship.errors import SourceError
 from edgeship.program.answers import Answers
 from edgeship.program.compare import Comparison, Reference
-from edgeship.program.conditioning import UNIT, Peak, Trembling
+from edgeship.program.conditioning import UNIT, Peak, Trembling, WeightMoves
 from edgeship.program.routers import WITHIN
 from edgeship.program.saturation import Saturation
 
@@ -41,12 +41,14 @@ class Questions:
 
     Args:
         given: inputs from the user's data. drawn: noise. probes: kind -> inputs of it. states: output -> input.
+        far: kinds of probes that are far from what networks are fed with.
     """
 
     given: Sequence[Batch]
     drawn: Sequence[Batch]
     probes: Mapping[str, Batch]
     states: Mapping[str, str]
+    far: Collection[str] = ()
 
     @property
     def usual(self) -> list[Batch]:
@@ -129,16 +131,13 @@ class Trial:
 
         usual = questions.usual
         ours, originals = kept or (Answers(None), Answers(None))
-        return cls(
-            program,
-            original,
-            arithmetic,
-            is_large(program),
-            Reference(program, ahead=usual, kept=ours),
-            Reference(original, ahead=questions.given or usual, kept=originals),
-            by_hand=by_hand,
-            kept=originals,
-        )
+        decided = Reference(program, ahead=usual, kept=ours)
+        loaded = Reference(original, ahead=questions.given or usual, kept=originals)
+        if program.record.decoder is not None:
+            # Nothing but texts is asked: no two models and an engine in memory at once.
+            decided.leave(usual)
+            loaded.leave(usual)
+        return cls(program, original, arithmetic, is_large(program), decided, loaded, by_hand=by_hand, kept=originals)
 
     @property
     def static(self) -> bool:
@@ -183,7 +182,7 @@ class Trial:
             self._condition_noise(questions.drawn[:FEW], moved)
         for done, (name, batch) in enumerate(questions.probes.items()):
             ctx.progress(done, len(questions.probes), f"comparing on {name}")
-            self._ask_probe(session, model, name, batch, moved, saturation)
+            self._ask_probe(session, model, name, batch, moved, saturation, far=name in questions.far)
         if questions.states:
             ctx.progress(0, STEPS, "comparing with states fed back")
             self._feed_back(session, model, questions, moved)
@@ -236,12 +235,20 @@ class Trial:
                 plain = self.loaded.run(batch)
                 for seed in range(1, MORE_DRAWS + 1):
                     own = moved.run(batch, self.unit, seed=seed)[0]
-                    _add_own(kind, plain, own, self._moved_total(batch, moved, seed))
+                    _add_own(kind, plain, own, self._moved_total(batch, moved, seed, far=name in questions.far))
         return True
 
-    def _moved_total(self, batch: Batch, moved: Trembling, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
-        """The original with its weights and values rounded as the artifact's are. Shapes are the signature's."""
-        return moved.run(batch, self.weights_unit, weights=True, seed=seed)[0]
+    def _moved_total(
+        self, batch: Batch, moved: Trembling, seed: int = 0, *, far: bool = False
+    ) -> dict[str, npt.NDArray[Any]]:
+        """The original with its weights and values rounded as the artifact's are. Shapes are the signature's.
+
+        Args:
+            far: the inputs are far from what networks are fed with. There the question is what weights of 8 bits lose
+                however they are rounded; near by, what they lose is the artifact's own.
+        """
+        weights: WeightMoves = "step" if far and self.narrow else "share"
+        return moved.run(batch, self.weights_unit, weights=weights, seed=seed)[0]
 
     @staticmethod
     def _reference(reference: Reference, batch: Batch) -> dict[str, npt.NDArray[Any]]:
@@ -262,6 +269,8 @@ class Trial:
         batch: Batch,
         moved: Trembling,
         saturation: Saturation | None,
+        *,
+        far: bool,
     ) -> None:
         try:
             wanted, plain = self.decided.run(batch), self.loaded.run(batch)
@@ -271,7 +280,7 @@ class Trial:
             return
         kind = Kind(own=Comparison(), own_total=Comparison(), peak=peak)
         self.kinds[name] = kind
-        own_total = self._moved_total(batch, moved)
+        own_total = self._moved_total(batch, moved, far=far)
         kind.beyond = "" if saturation is None else saturation.beyond(batch)
         try:
             found = session.run(fitted(model, batch))

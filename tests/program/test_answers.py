@@ -108,16 +108,40 @@ def test_references_answer_as_they_do_without_it(layers_program, tmp_path):
         "ids": np.array([[1, 2, 3, 4, 5]]),
     }
     plain = Reference(layers_program).run(batch)
-    moved, peak = Trembling(layers_program).run(batch, UNIT["f16"], weights=True)
+    moved, peak = Trembling(layers_program).run(batch, UNIT["f16"], weights="share")
     for _ in range(2):
         reference = Reference(layers_program, kept=Answers(tmp_path, "digest"))
         trembling = Trembling(layers_program, Answers(tmp_path, "digest"))
-        for wanted, found in ((plain, reference.run(batch)), (moved, trembling.run(batch, UNIT["f16"], weights=True)[0])):  # fmt: skip
+        for wanted, found in ((plain, reference.run(batch)), (moved, trembling.run(batch, UNIT["f16"], weights="share")[0])):  # fmt: skip
             assert wanted.keys() == found.keys()
             assert all(np.array_equal(wanted[name], found[name]) for name in wanted)
-        assert trembling.run(batch, UNIT["f16"], weights=True)[1] == peak
+        assert trembling.run(batch, UNIT["f16"], weights="share")[1] == peak
     assert "_module" not in vars(reference)
     assert "_module" not in vars(trembling)
+
+
+def test_weights_go_once_all_that_will_be_asked_is_answered(layers_program, tmp_path):
+    generator = np.random.default_rng(0)
+    batches = [
+        {"x": generator.standard_normal((1, 3, 16, 16)).astype(np.float32), "ids": np.array([[1, 2, 3, 4, number]])}
+        for number in range(3)
+    ]
+    reference = Reference(layers_program, kept=Answers(tmp_path, "digest"))
+    reference.leave(batches[:2])
+    plain = Reference(layers_program)
+    for batch in batches[:2]:
+        for name, wanted in plain.run(batch).items():
+            assert np.array_equal(reference.run(batch)[name], wanted)
+        # No experts: which of them is chosen is not asked of the weights either.
+        assert not reference.undecided({"x": batch["ids"], "ids": batch["ids"]}, 1.0).any()
+    assert "_module" not in vars(reference)
+    # What was not announced is answered all the same.
+    assert all(
+        np.array_equal(reference.run(batches[2])[name], wanted) for name, wanted in plain.run(batches[2]).items()
+    )
+    unkept = Reference(layers_program)
+    unkept.leave(batches)
+    assert "_module" not in vars(unkept), "nothing is answered twice"
 
 
 def test_the_largest_value_is_the_largest_finite_one():

@@ -41,6 +41,29 @@ def test_a_difference_of_nearly_equal_values_moves_by_all_of_itself():
     assert own(program_of(Difference()), UNIT["f16"], x)[0] < 10
 
 
+def test_weights_move_by_a_share_of_themselves_or_by_a_step_of_their_rows_grid():
+    """Small weights beside a large one lose more to a grid than to a share, as much as rounding them loses."""
+    layer = nn.Linear(64, 32, bias=False)
+    program = program_of(layer)
+    with torch.no_grad():
+        layer.weight[:, 0] = 4.0
+        program = program_of(layer)
+        step = layer.weight.abs().amax(1, keepdim=True) / 127
+        stored = (layer.weight / step).round() * step
+    x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+    x[:, 0] = 0
+    wanted = program.module()(torch.from_numpy(x))[0].detach().numpy()
+    rounded = (torch.from_numpy(x) @ stored.T).numpy()
+    lost = {}
+    for how in ("share", "step"):
+        moved = Trembling(program).run({"x": x}, UNIT["f32"] if how == "step" else UNIT["int8"], weights=how)[0][
+            "output"
+        ]
+        lost[how] = float(np.square(moved - wanted).sum())
+    assert lost["step"] > 10 * lost["share"]
+    assert lost["step"] == pytest.approx(float(np.square(rounded - wanted).sum()), rel=0.7)
+
+
 def test_heads_that_are_viewed_as_one_row_keep_their_strides():
     class Attention(nn.Module):
         def forward(self, x):

@@ -85,6 +85,24 @@ def test_the_limit_is_not_above_what_the_original_reaches_itself():
     assert worst.limit_db == pytest.approx(own.snr_db - ROOM_DB, abs=0.1)
 
 
+def islands(columns) -> list[np.ndarray]:
+    """A map of 64 x 64 that is zero but for the given columns."""
+    plane = np.zeros((1, 1, 64, 64))
+    plane[..., columns] = 1
+    return [plane]
+
+
+def test_where_rounding_moves_all_that_an_output_says_no_slice_of_it_is_judged():
+    # The original says 1 in column 20, and in column 40 once its values are rounded; the artifact in column 1.
+    wanted, found = islands([20]), islands([1])
+    scattered = judge("noise x 1e3", compared(wanted, found), Scales(), 12.0, own=compared(wanted, islands([40])))
+    assert all(item.passed and item.lowered for item in scattered)
+    # Where the original stays, a slice that rounding spares is judged as ever.
+    nearly = [wanted[0] * 1.01]
+    steady = judge("noise x 1e3", compared(wanted, found), Scales(), 12.0, own=compared(wanted, nearly))
+    assert not steady[0].passed
+
+
 def test_slices_far_below_the_whole_are_rounding_of_it():
     wanted = [
         np.concatenate([20 + rng.random((1, 4, 32)), 1e-8 * rng.random((1, 4, 32))], 1)

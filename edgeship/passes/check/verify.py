@@ -142,7 +142,7 @@ class VerifyArtifact(Pass):
         drawn = generate_batches(signature, self.samples - len(given), self.seed)
         states = {} if program.record.decoder is not None else state_pairs(signature)
         probes = {probe.kind: probe.batch for probe in probe_batches(signature, self.seed)}
-        return Questions(given, drawn, probes, states)
+        return Questions(given, drawn, probes, states, far=probes.keys() - set(ORDINARY))
 
     def limit(self, model: Artifact) -> tuple[str, float]:
         """The arithmetic in a word, and the lowest ratio that passes for it."""
