@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import tempfile
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,37 @@ def runtimes_of(kind: str, name: str) -> list[str]:
     drawn = random.Random(f"{kind}/{name}")
     chances = {runtime: drawn.random() for runtime in shares}
     return [runtime for runtime, share in shares.items() if chances[runtime] < share]
+
+
+def rehearse(kinds: Collection[str], runtimes: Collection[str] | None) -> None:
+    """Import what all rows need, and let libraries make their tables: half of a row's time. Starts no threads, so that
+    processes may be forked afterwards.
+
+    Args:
+        runtimes: None for all.
+    """
+    import torch
+    import transformers  # noqa: F401
+
+    import edgeship.frontends.huggingface
+    import edgeship.lowering.onnx.export
+
+    torch.set_num_threads(1)
+    if "decoder" not in kinds:
+        return
+    from edgeship.frontends.decoder import load_decoder
+
+    with tempfile.TemporaryDirectory() as place:
+        make_decoder("llama", Path(place))
+        program = load_decoder(Path(place), 32).program
+        if runtimes is None or "genai" in runtimes:
+            from edgeship.lowering.onnx.decoder import export_decoder
+
+            export_decoder(program)
+    if runtimes is None or "litert-lm" in runtimes:
+        import litert_torch  # noqa: F401
+
+        import edgeship.lowering.litert.decoder  # noqa: F401
 
 
 def measure(kind: str, name: str, runtimes: list[str], folder: Path) -> Row:

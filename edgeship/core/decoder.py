@@ -34,20 +34,26 @@ class AttentionLayer:
     number: int | None = None
 
 
+# The number of the layer of states that layers keep in themselves.
+HELD = -1
+
+
 @dataclass(frozen=True)
 class FixedState:
     """What a layer keeps from token to token in a tensor of fixed size, which is zero before a text.
 
     Args:
         form: ``conv`` for the last inputs of a convolution, ``recurrent`` for a sum over all tokens before.
-        layer: by which the model's own code names the layer. place: which of several of its form there.
-        shape: of the tensor, ``[1, ...]``.
+        layer: by which the model's own code names the layer; `HELD` where the layer keeps it in an attribute and asks
+            no cache. place: which of several of its form there.
+        shape: of the tensor, ``[1, ...]``. name: of the attribute, with the path of its module; else empty.
     """
 
     form: StateForm
     layer: int
     place: int
     shape: tuple[int, ...]
+    name: str = ""
 
     @property
     def key(self) -> tuple[StateForm, int, int]:
@@ -102,6 +108,7 @@ class Decoder:
         calls: attentions in the order in which a step computes them. Layers whose own code attends have none.
         counted: whether the model asks its cache for the position of the first new token.
         masked: whether the model must be told that all of its cache counts, to know its length.
+        told: whether steps say positions to the model; those that number them otherwise count them in their cache.
         fixed: why it does not run over caches of fixed length; empty when it does.
         growing: the same for caches that grow by what is new.
         states: what layers keep beside keys and values. A model that has any takes one token at a time.
@@ -119,6 +126,7 @@ class Decoder:
     calls: tuple[AttentionCall, ...] = ()
     counted: bool = False
     masked: bool = False
+    told: bool = True
     fixed: str = ""
     growing: str = ""
     states: tuple[FixedState, ...] = ()

@@ -229,9 +229,16 @@ def _attend(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
+    indices: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls: ``[1, T, heads, D]`` and no weights."""
+    """What transformers calls: ``[1, T, heads, D]`` and no weights.
+
+    Args:
+        indices: places ``[1, T, k]`` of the keys that each token was given to choose among.
+    """
+    if indices is not None:
+        attention_mask = _chosen(indices, int(query.shape[2]), key.shape[2], attention_mask)
     written = own_attention(module)
     given = {"scaling": scaling, "softcap": softcap, "s_aux": s_aux, "position_bias": position_bias}
     settings = {**others, **{name: setting for name, setting in given.items() if setting is not None}}
@@ -256,6 +263,12 @@ def _attend(
     engine = _engines[-1] if _engines else Engine()
     # Layers view the heads as one row, as transformers' own functions leave them.
     return engine.attend(asked).contiguous(), None
+
+
+def _chosen(indices: torch.Tensor, tokens: int, length: Any, mask: torch.Tensor | None) -> torch.Tensor:
+    """A mask ``[1, 1, T, L]`` that also hides the keys that are not among ``indices`` [1, T, k]."""
+    hidden = torch.full((1, tokens, length), MASK).scatter(-1, indices.long(), 0.0)[:, None]
+    return hidden if mask is None else torch.minimum(mask, hidden)
 
 
 def _mask(

@@ -15,6 +15,8 @@ from edgeship.errors import UnsupportedOpError
 Write = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+# Added to a layer's number: its second cache, of keys that choose.
+CHOOSING = 1 << 20
 # Form, layer and place of a state, as `edgeship.core.decoder.FixedState` has them.
 Key = tuple[StateForm, int, int]
 
@@ -28,16 +30,20 @@ class KeysAndValues(Cache):  # type: ignore[misc]
 
     Attributes:
         masked: whether the model must be told that all of it counts.
+        told: whether the model is told positions, where it asks for them.
         states: what layers keep beside keys and values; replaced when it is written.
+        held: names of the attributes in which layers keep states themselves.
     """
 
     masked = False
+    told = True
     states: dict[Key, torch.Tensor]
+    held: dict[Key, str]
 
     def __init__(self, numbers: Mapping[int, int] | None = None) -> None:
         super().__init__(layers=[])
         self.numbers = numbers
-        self.states = {}
+        self.states, self.held = {}, {}
 
     def place(self, layer_idx: int) -> int:
         """The place of the cache that a model names by a number."""
@@ -83,9 +89,11 @@ class KeysAndValues(Cache):  # type: ignore[misc]
             raise _other_state(what)
         return found
 
-    def update_indexer(self, *_: Any, **__: Any) -> Any:
-        """Refused: see the class."""
-        raise _other_state("keys that choose which tokens are attended to")
+    def update_indexer(self, rows: torch.Tensor, layer_idx: int) -> torch.Tensor:
+        """Put new rows ``[1, T, D]`` to the keys by which a layer chooses the tokens that it attends to; all of them,
+        ``[1, L, D]``. They are a cache of one head, whose values nobody reads."""
+        keys: torch.Tensor = self.update(rows[:, None], rows[:, None], CHOOSING + layer_idx)[0]
+        return keys[:, 0]
 
 
 def _other_state(what: str) -> UnsupportedOpError:

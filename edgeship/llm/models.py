@@ -39,6 +39,7 @@ class Understanding:
     calls: tuple[AttentionCall, ...]
     counted: bool = False
     masked: bool = False
+    told: bool = True
     fixed: str = ""
     growing: str = ""
     states: tuple[FixedState, ...] = ()
@@ -54,6 +55,7 @@ def read_config(folder: Path) -> Any:
     import transformers
 
     from edgeship.compat import openelm
+    from edgeship.compat.transformers import decoder_kinds, list_by_architecture
     from edgeship.compat.transformers_attention import choose_attention, choose_batched_experts
     from edgeship.llm import attention
 
@@ -64,13 +66,15 @@ def read_config(folder: Path) -> Any:
         kind = str(data["model_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{folder / 'config.json'} cannot be read: {error!r}", fix="download it again") from None
-    known = [cls.model_type for cls in transformers.MODEL_FOR_CAUSAL_LM_MAPPING]
+    if kind not in decoder_kinds():
+        list_by_architecture(kind, [str(name) for name in data.get("architectures") or ()])
+    known = decoder_kinds()
     if kind not in known:
         if "auto_map" in data:
             raise UnsafeSourceError(f"{folder} brings its own model code", fix="edgeship runs no code from a folder")
         raise SourceError(
             f"{folder}: transformers {transformers.__version__} knows no language model of type {kind!r}",
-            fix=suggest(kind, known),
+            fix=suggest(kind, sorted(known)),
         )
     data.pop("auto_map", None)
     try:
@@ -168,6 +172,7 @@ def describe(config: Any, found: Understanding, folder: Path) -> Decoder:
         calls=found.calls,
         counted=found.counted,
         masked=found.masked,
+        told=found.told,
         fixed=found.fixed,
         growing=found.growing,
         states=found.states,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-from edgeship.core.decoder import Decoder
+from edgeship.core.decoder import Decoder, FixedState
 from edgeship.errors import UnsupportedOpError
 from edgeship.llm.attention import PLAIN, Engine, Form, computed_by
 from edgeship.llm.cache import FixedCache, Key, KeysAndValues, Write, write_by_select
@@ -23,7 +24,7 @@ class Whole(torch.nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits after each token."""
-        with computed_by(self.engine):
+        with computed_by(self.engine), as_it_was(self.model):
             logits: torch.Tensor = self.model(input_ids=tokens, use_cache=False).logits
         return logits
 
@@ -70,8 +71,8 @@ def fixed_cache(
         states: those of `Decoder.states`, of their shapes.
     """
     cache = FixedCache(keys, values, position, write, decoder.numbers, counted=decoder.counted)
-    cache.masked = decoder.masked
-    cache.states = states_by_key(decoder, states)
+    cache.masked, cache.told = decoder.masked, decoder.told
+    cache.states, cache.held = states_by_key(decoder, states), held_names(decoder.states)
     return cache
 
 
@@ -83,12 +84,52 @@ def states_by_key(decoder: Decoder, states: Sequence[torch.Tensor]) -> dict[Key,
     return {state.key: held.clone() for state, held in zip(decoder.states, states, strict=True)}
 
 
+def held_names(states: Sequence[FixedState]) -> dict[Key, str]:
+    """The attributes in which layers keep states themselves."""
+    return {state.key: state.name for state in states if state.name}
+
+
+@contextmanager
+def as_it_was(model: torch.nn.Module) -> Iterator[None]:
+    """After the block, tensors in attributes of modules are what they were before it: some layers keep states there."""
+    kept = [(module, {**module._buffers, **vars(module)}) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, before in kept:
+            now = {**module._buffers, **vars(module)}
+            changed = [name for name, value in now.items() if isinstance(value, torch.Tensor)]
+            for name in changed:
+                if name not in before:
+                    delattr(module, name)
+                elif now[name] is not before[name]:
+                    setattr(module, name, before[name])
+
+
+@contextmanager
+def holding(model: torch.nn.Module, cache: KeysAndValues, *, restored: bool = True) -> Iterator[None]:
+    """Layers that keep states in themselves have those of the cache inside the block; the cache takes them back.
+
+    Args:
+        restored: whether the layers have none after it.
+    """
+    with as_it_was(model) if restored else nullcontext():
+        for key, name in cache.held.items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, cache.states[key])
+        yield
+        for key, name in cache.held.items():
+            owner, _, leaf = name.rpartition(".")
+            cache.states[key] = getattr(model.get_submodule(owner), leaf)
+
+
 def refuse_states(decoder: Decoder, engine: str) -> None:
     """Raise `UnsupportedOpError` for a model whose layers keep more than keys and values, where ``engine`` holds only
     those."""
     if decoder.states:
-        what = "the last inputs of a convolution" if decoder.states[0].form == "conv" else "a recurrent state"
-        layer = f"layer {decoder.states[0].layer} of {decoder.family}"
+        first = decoder.states[0]
+        what = "the last inputs of a convolution" if first.form == "conv" else "a recurrent state"
+        layer = f"layer {first.name.rpartition('.')[0] or first.layer} of {decoder.family}"
         raise UnsupportedOpError(
             f"{engine} holds keys and values alone, and {layer} keeps {what}",
             fix="build it for --runtime genai or litert-lm",
@@ -96,27 +137,28 @@ def refuse_states(decoder: Decoder, engine: str) -> None:
 
 
 def run(
-    model: Any, tokens: torch.Tensor, cache: KeysAndValues, position: Any, *, logits: bool = True
+    model: Any, tokens: torch.Tensor, cache: KeysAndValues, position: Any, *, logits: bool = True, restored: bool = True
 ) -> torch.Tensor | None:
     """Run a transformers decoder over a cache; the logits, or None without its head.
 
     Args:
-        tokens: ``[1, T]``. position: of the first of them, a number or a scalar tensor.
+        tokens: ``[1, T]``. position: of the first of them, a number or a scalar tensor. restored: see `holding`.
     """
     places = (torch.arange(tokens.shape[1]) + position)[None]
     inputs: dict[str, Any] = {
         "input_ids": tokens,
-        **takes_positions(model, places),
+        **(takes_positions(model, places) if cache.told else {}),
         cache_name(model): cache,
         "use_cache": True,
     }
     if cache.masked:
         inputs["attention_mask"] = torch.ones((1, cache.get_mask_sizes(tokens.shape[1], 0)[0]), dtype=torch.int64)
-    if logits:
-        found: torch.Tensor = model(**inputs).logits
-        return found
-    base = getattr(model, model.base_model_prefix)
-    base(**inputs)
+    with holding(model, cache, restored=restored):
+        if logits:
+            found: torch.Tensor = model(**inputs).logits
+            return found
+        base = getattr(model, model.base_model_prefix)
+        base(**inputs)
     return None
 
 

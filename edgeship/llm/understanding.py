@@ -9,21 +9,21 @@ not taken: such an attention stays in the model's own operators, and a kind of c
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from edgeship.compat.transformers_attention import EAGER, choose_attention
-from edgeship.core.decoder import AttentionCall, AttentionLayer, FixedState
+from edgeship.core.decoder import HELD, AttentionCall, AttentionLayer, FixedState
 from edgeship.errors import EdgeshipError, SourceError, UnsupportedOpError
 from edgeship.llm.attention import NAME, Asked, Engine, additive_mask, computed_by, grouped
-from edgeship.llm.cache import FixedCache, GrowingCache, Key, KeysAndValues, write_by_select
+from edgeship.llm.cache import CHOOSING, FixedCache, GrowingCache, Key, KeysAndValues, write_by_select
 from edgeship.llm.models import Understanding, build_as_written, build_hollow, positions_of
 from edgeship.llm.modules import make_plain
 from edgeship.llm.probing import close, held_numbers, random_tensor, window_of
-from edgeship.llm.step import run
+from edgeship.llm.step import as_it_was, held_names, run
 
 # A text that leaves the windows it is given; its first part goes through a chunk, the rest one by one.
 TOKENS, CHUNK, CONTEXT, WINDOW, VOCABULARY = 11, 8, 16, 5, 64
@@ -59,7 +59,7 @@ def understand(config: Any) -> Understanding:
                 f"{config.model_type} answers otherwise once its experts and attentions are written out",
                 fix="report the model",
             )
-        states = _states_of(model, tokens)
+        states = (*_states_of(model, tokens), *_held_states(model, tokens))
         fixed = _first_that_holds(model, tokens, wanted, FIXED, states)
         growing = _first_that_holds(model, tokens, wanted, GROWING, states)
     best = growing if fixed.failure else fixed
@@ -70,9 +70,13 @@ def understand(config: Any) -> Understanding:
     # What is not understood of the layers is why a kind of cache does not hold.
     why = "".join(f"{note}; " for note in notes)
     fails = [f"{why}{trial.failure}" if trial.failure else "" for trial in (fixed, growing)]
+    if not fails[1] and max(best.watching.cache.rows, default=0) >= CHOOSING:
+        # Both numbers are compared while a step is traced, and a free length has no answer.
+        fails[1] = "its layers choose a number of tokens, and a text begins with fewer"
     if states:
         notes += ("its layers keep states of fixed size: it takes one token at a time, of a prompt too",)
-    return Understanding(layers, calls, best.kind.counted, best.kind.masked, fails[0], fails[1], states, notes)
+    kind = best.kind
+    return Understanding(layers, calls, kind.counted, kind.masked, kind.told, fails[0], fails[1], states, notes)
 
 
 def _as_written(model: Any, tokens: torch.Tensor, config: Any) -> torch.Tensor:
@@ -141,14 +145,16 @@ def _layers(
     watching: Any, calls: tuple[AttentionCall, ...], config: Any
 ) -> tuple[tuple[AttentionLayer, ...], tuple[str, ...]]:
     """The caches in order, and what the report should say of attentions that stay as they are written."""
-    layers, silent, made = [], [], []
+    layers, silent, made, choosing = [], [], [], []
     reads = watching.reads()
     for place, (number, rows) in enumerate(sorted(watching.cache.rows.items())):
         alone = next((call for call in calls if call.cache == place), None)
         asking = [
             seen for seen, read in zip(watching.seen, reads, strict=True) if read == place or seen.number == number
         ]
-        if not asking:
+        if number >= CHOOSING:
+            choosing.append(str(number - CHOOSING))
+        elif not asking:
             silent.append(str(number))
         elif alone is None:
             made.append(str(number))
@@ -171,6 +177,8 @@ def _layers(
     ]
     if silent:
         notes.append(f"layers {', '.join(silent)} attend in code of their own, which stays as it is")
+    if choosing:
+        notes.append(f"layers {', '.join(choosing)} choose the tokens that they see, by keys in caches of their own")
     if made:
         notes.append(
             f"caches of layers {', '.join(made)} are not read as they lie by one attention: plain operators read them"
@@ -414,6 +422,40 @@ def _states_of(model: Any, tokens: torch.Tensor) -> tuple[FixedState, ...]:
     return tuple(FixedState(*key, shape) for key, shape in sorted(cache.found.items(), key=lambda item: item[0][1:]))
 
 
+def _tensors_of(model: Any) -> dict[str, torch.Tensor]:
+    """Tensors that modules hold beside their parameters, in buffers or not."""
+    found: dict[str, torch.Tensor] = dict(model.named_buffers())
+    for name, module in model.named_modules():
+        held = {key: value for key, value in vars(module).items() if isinstance(value, torch.Tensor)}
+        found |= {f"{name}.{key}": value for key, value in held.items()}
+    return found
+
+
+def _held_states(model: Any, tokens: torch.Tensor) -> tuple[FixedState, ...]:
+    """What layers keep in attributes of their own: tensors that each of two steps of one token changes."""
+    cache = _Asking()
+    seen: list[dict[str, torch.Tensor]] = []
+    with as_it_was(model):
+        try:
+            for start in (0, 1):
+                cache.position = torch.tensor(start)
+                with computed_by(_Watching(cache)):
+                    run(model, tokens[:, start : start + 1], cache, start, restored=False)
+                seen.append({name: held.clone() for name, held in _tensors_of(model).items()})
+        except Exception:  # what a model does there is said by the trials
+            return ()
+    first, second = seen
+    names = [
+        name
+        for name, held in second.items()
+        if name in first and held.shape == first[name].shape and not torch.equal(held, first[name])
+    ]
+    return tuple(
+        FixedState("recurrent", HELD, place, tuple(map(int, second[name].shape)), name)
+        for place, name in enumerate(names)
+    )
+
+
 @dataclass(frozen=True)
 class _Kind:
     """A kind of cache, and what the model needs to be told beside it; see `Decoder`."""
@@ -421,6 +463,7 @@ class _Kind:
     grows: bool
     counted: bool = False
     masked: bool = False
+    told: bool = True
 
     @property
     def name(self) -> str:
@@ -432,6 +475,9 @@ FIXED = [
     _Kind(False, counted, masked) for counted, masked in ((False, False), (True, False), (False, True), (True, True))
 ]
 GROWING = [_Kind(True, counted=True), _Kind(True, counted=True, masked=True)]
+# Models that number positions otherwise than from zero on: behind those that padding has, say.
+FIXED.append(_Kind(False, counted=True, told=False))
+GROWING.append(_Kind(True, counted=True, told=False))
 
 
 def _first_that_holds(
@@ -462,33 +508,15 @@ class _Trial:
     fix: str = "leave out language models of this kind, or report it"
 
 
-def _tensors_of(model: Any) -> dict[str, torch.Tensor]:
-    """Tensors that modules hold beside their parameters, in buffers or not."""
-    found: dict[str, torch.Tensor] = dict(model.named_buffers())
-    for name, module in model.named_modules():
-        held = {key: value for key, value in vars(module).items() if isinstance(value, torch.Tensor)}
-        found |= {f"{name}.{key}": value for key, value in held.items()}
-    return found
-
-
-def _changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> str:
-    """The name of a tensor that a step has made or changed; empty when there is none."""
-    for name, value in after.items():
-        old = before.get(name)
-        if old is not value and (old is None or old.shape != value.shape or not torch.equal(old, value)):
-            return name
-    return ""
-
-
 def _trial(model: Any, tokens: torch.Tensor, wanted: torch.Tensor, kind: _Kind, states: Sequence[FixedState]) -> _Trial:
     cache: Any = _Growing() if kind.grows else _Fixed(kind.counted)
-    cache.masked = kind.masked
+    cache.masked, cache.told = kind.masked, kind.told
     cache.states = {state.key: torch.zeros(state.shape) for state in states}
+    cache.held = held_names(states)
     # Models with states take one token at a time in every engine.
     first = 1 if states else CHUNK
     watching = _Watching(cache)
     rows: list[torch.Tensor] = []
-    kept = _tensors_of(model)
     try:
         for start, stop in ((0, first), *((i, i + 1) for i in range(first, TOKENS))):
             watching = _Watching(cache)
@@ -496,8 +524,6 @@ def _trial(model: Any, tokens: torch.Tensor, wanted: torch.Tensor, kind: _Kind, 
                 answer = run(model, tokens[:, start:stop], cache, start)
             assert answer is not None
             rows.append(answer)
-            if changed := _changed(kept, _tensors_of(model)):
-                return _Trial(kind, failure=f"{changed} is kept in the layer itself from token to token")
             if kind.grows:
                 cache.past = stop
             else:

@@ -35,3 +35,21 @@ def test_templates_run_in_a_sandbox() -> None:
         compat.rendered(
             "{{ ''.__class__.__mro__[1].__subclasses__() }}", [{"role": "user", "content": ""}], answering=True
         )
+
+
+def test_language_models_are_known_by_name_those_that_were_registered_too() -> None:
+    from edgeship.compat import openelm
+
+    openelm.register()
+    kinds = compat.decoder_kinds()
+    assert {"llama", "rwkv", "openelm"} <= kinds
+    assert "mllama_text_model" not in kinds
+
+
+def test_a_part_that_writes_is_made_by_the_class_that_saved_it() -> None:
+    import transformers
+
+    compat.list_by_architecture("mllama_text_model", ["LlamaForCausalLM", "MllamaForCausalLM", "Nobody"])
+    assert "mllama_text_model" in compat.decoder_kinds()
+    config = transformers.AutoConfig.for_model("mllama_text_model")
+    assert transformers.AutoModelForCausalLM._model_mapping[type(config)] is transformers.MllamaForCausalLM

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from edgeship.core.model import TorchModel
+from edgeship.llm.cache import KeysAndValues
 from edgeship.llm.generation import Stepper, generate, score
 from edgeship.llm.models import build_hollow, read_config
 from edgeship.llm.names import program_names
-from edgeship.llm.step import Step
+from edgeship.llm.step import Step, holding
 from edgeship.program.program import TorchProgram
 
 QUICK = ["llama", "gemma3", "falcon", "gpt2", "openelm", "qwen3_moe"]
@@ -81,3 +82,18 @@ def test_scoring_goes_through_prefill(decoder_model) -> None:
     right, wrong = score(EagerStepper(model), tokens), score(Broken(model), tokens)
     assert abs(right[:8] - wrong[:8]).max() == 0
     assert abs(right[9:] - wrong[9:]).max() > 0.01
+
+
+def test_layers_hold_the_states_of_a_cache_for_a_step_alone():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    model[0].sum, model[0].other = None, torch.zeros(2)
+    cache, key = KeysAndValues(), ("recurrent", -1, 0)
+    cache.states, cache.held = {key: torch.ones(1, 2)}, {key: "0.sum"}
+    other = model[0].other
+    with holding(model, cache):
+        model[0].sum = model[0].sum + 2
+        model[0].other, model[0].made = torch.ones(2), torch.ones(3)
+    assert cache.states[key].tolist() == [[3.0, 3.0]]
+    assert model[0].sum is None
+    assert model[0].other is other
+    assert not hasattr(model[0], "made")

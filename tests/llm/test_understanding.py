@@ -8,6 +8,7 @@ import torch
 from edgeship.compat.transformers_attention import choose_attention, choose_batched_experts
 from edgeship.errors import UnsupportedOpError
 from edgeship.llm import attention
+from edgeship.llm.cache import CHOOSING
 from edgeship.llm.understanding import understand
 
 SIZES = {
@@ -118,6 +119,41 @@ def test_states_of_fixed_size_are_found_with_their_shapes():
     assert (found.fixed, found.growing) == ("", "")
     plain = probed("Qwen3_5TextConfig", layer_types=["full_attention"] * 2, **layers)
     assert (plain.states, plain.notes) == ((), ())
+
+
+def test_states_in_attributes_of_layers_are_found_by_what_each_step_changes():
+    found = probed("RecurrentGemmaConfig", num_hidden_layers=3, lru_width=32, attention_window_size=12)
+    block = "model.layers.{}.temporal_block."
+    assert {state.name: state.shape for state in found.states} == {
+        block.format(0) + "conv1d_state": (1, 32, 3),
+        block.format(1) + "conv1d_state": (1, 32, 3),
+        block.format(0) + "rg_lru.recurrent_states": (1, 32),
+        block.format(1) + "rg_lru.recurrent_states": (1, 32),
+    }
+    assert len({state.key for state in found.states}) == 4
+    assert ([layer.number for layer in found.layers], found.fixed, found.growing) == ([2], "", "")
+
+
+def test_keys_that_choose_tokens_are_caches_beside_the_others():
+    chosen = {"index_n_heads": 8, "index_head_dim": 12, "index_topk": 4}
+    found = probed("DeepseekV32Config", n_group=1, topk_group=1, **LATENT, **chosen)
+    assert [(layer.kv_heads, layer.head_dim, layer.number) for layer in found.layers] == [
+        (1, 8, None),
+        (1, 8, None),
+        (1, 12, CHOOSING),
+        (1, 12, CHOOSING + 1),
+    ]
+    # What is hidden is not the usual.
+    assert [call.causal for call in found.calls] == [False, False]
+    assert found.fixed == ""
+    assert found.growing.endswith("its layers choose a number of tokens, and a text begins with fewer")
+
+
+@pytest.mark.parametrize(("name", "told"), [("RobertaConfig", False), ("BertConfig", True)])
+def test_positions_that_begin_behind_those_of_padding_are_counted_by_the_model(name, told):
+    found = probed(name, is_decoder=True)
+    assert (found.told, found.counted, found.fixed, found.growing) == (told, not told, "", "")
+    assert len(found.layers) == 2
 
 
 def test_states_that_no_cache_is_asked_for_are_refused_in_words():

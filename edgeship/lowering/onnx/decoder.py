@@ -25,7 +25,7 @@ from edgeship.llm.cache import GrowingCache, narrowed, widened
 from edgeship.llm.models import build_hollow, read_config
 from edgeship.llm.names import program_names
 from edgeship.llm.probing import root_norm_of
-from edgeship.llm.step import cache_name, only_last, states_by_key, takes_positions
+from edgeship.llm.step import cache_name, held_names, holding, only_last, states_by_key, takes_positions
 from edgeship.lowering.onnx.adapters import Matrices, default_matrices, example_matrices, matrix_names, open_layers
 from edgeship.lowering.onnx.export import OPSET, explained, forget_origins, quiet
 from edgeship.lowering.onnx.fuse import fuse
@@ -118,7 +118,8 @@ class _Step(torch.nn.Module):
         count, kept = len(self.decoder.layers), len(state_names(self.decoder))
         past, states, matrices = rest[: 2 * count], rest[2 * count : 2 * count + kept], rest[2 * count + kept :]
         operators = _Operators(past, attention_mask, self.decoder, self.grouped)
-        inputs: dict[str, Any] = {"input_ids": input_ids, **takes_positions(self.model, position_ids)}
+        told = takes_positions(self.model, position_ids) if self.decoder.told else {}
+        inputs: dict[str, Any] = {"input_ids": input_ids, **told}
         with computed_by(operators), Matrices(self.adapted, matrices):
             if not kept and len(self.grouped) == count and not self.decoder.counted:
                 # The operator keeps all that a layer writes, and the model counts nothing: it sees no cache.
@@ -129,10 +130,12 @@ class _Step(torch.nn.Module):
             before = attention_mask.shape[1] - input_ids.shape[1] if not past else past[0].shape[2]
             cache = GrowingCache(keys, values, before, self.decoder.numbers, self.grouped)
             cache.states = states_by_key(self.decoder, unpacked(self.decoder, states))
+            cache.held = held_names(self.decoder.states)
             if self.decoder.masked:
                 inputs["attention_mask"] = torch.ones((1, before + input_ids.shape[1]), dtype=torch.int64)
             inputs |= {cache_name(self.model): cache, "use_cache": True}
-            logits = self.model(**inputs, **only_last(self.model)).logits
+            with holding(self.model, cache):
+                logits = self.model(**inputs, **only_last(self.model)).logits
         present = {**{place: (keys[place], values[place]) for place in range(count)}, **operators.present}
         rows = [tensor for place in range(count) for tensor in present[place]]
         after = [cache.states[state.key] for state in self.decoder.states]
