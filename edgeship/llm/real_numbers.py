@@ -2,7 +2,7 @@
 
 No engine of a phone has complex tensors. Rotations of positions are sometimes written as products of complex numbers.
 Inside `RealNumbers` the few functions that make such numbers answer a `Pair` instead, and those that take one apart
-read it.
+read it. Steps that a model computes in bfloat16 whatever its weights are become float32 that is rounded: `Short`.
 """
 
 from __future__ import annotations
@@ -68,8 +68,103 @@ MOVING = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Short:
+    """Numbers in bfloat16: float32 that is rounded after each step.
+
+    Args:
+        value: of any shape.
+    """
+
+    value: torch.Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the tensor."""
+        return self.value.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.value.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it stands for."""
+        return torch.bfloat16
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in PRODUCTS:
+            one, two = args
+            return one * two if isinstance(one, Short) else two * one
+        raise _refused()
+
+    def __mul__(self, other: Any) -> Any:
+        if isinstance(other, Short):
+            return Short(rounded(self.value * other.value))
+        if not isinstance(other, torch.Tensor):
+            return Short(rounded(self.value * other))
+        # torch takes the wider of two types of floats, and floats before integers.
+        return self.value * other if other.is_floating_point() else self * shortened(other)
+
+    __rmul__ = __mul__
+
+    def __getitem__(self, index: Any) -> Short:
+        return Short(self.value[index])
+
+    def to(self, *wanted: Any, **named: Any) -> Any:
+        """Itself, or as a tensor of another type."""
+        dtypes = [kind for kind in (*wanted, *named.values()) if isinstance(kind, torch.dtype)]
+        return self if dtypes in ([], [torch.bfloat16]) else self.value.to(dtypes[0])
+
+    type = to
+
+    def float(self) -> torch.Tensor:
+        """As a tensor of float32."""
+        return self.value
+
+    def __getattr__(self, name: str) -> Callable[..., Short]:
+        """A method that moves numbers and changes none."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name not in MOVING:
+            raise _refused()
+
+        def move(*args: Any, **kwargs: Any) -> Short:
+            return Short(getattr(self.value, name)(*args, **kwargs))
+
+        return move
+
+
+def shortened(x: torch.Tensor) -> Short:
+    """Numbers of any type and shape in bfloat16."""
+    return Short(rounded(x.float()))
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """The nearest numbers of bfloat16's eight bits, the even ones between two. The same shape.
+
+    T. J. Dekker, "A floating-point technique for extending the available precision" (1971): what this adds to a number
+    pushes its lower sixteen bits out.
+    """
+    pushed = x * (2.0**16 + 1)
+    return pushed - (pushed - x)
+
+
+def _refused() -> UnsupportedOpError:
+    return UnsupportedOpError(
+        "the model computes a step in bfloat16 whatever its weights are, which engines here lack",
+        fix="leave out language models of this kind, or report it",
+    )
+
+
+PRODUCTS = (torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__)
+CASTS = (torch.Tensor.to, torch.Tensor.type)
+
+
 class RealNumbers(TorchFunctionMode):
-    """No complex tensor is made inside."""
+    """No complex tensor is made inside, and none in bfloat16."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -79,12 +174,12 @@ class RealNumbers(TorchFunctionMode):
             return Pair(args[0] * args[1].cos(), args[0] * args[1].sin())
         if func in INVERSE_ERROR:
             return inverse_error(args[0])
+        told = func in CASTS and any(kind is torch.bfloat16 for kind in (*args[1:], *kwargs.values()))
+        if told or func is torch.Tensor.bfloat16:
+            return shortened(args[0])
         answer = func(*args, **kwargs)
         if isinstance(answer, torch.Tensor) and answer.dtype is torch.bfloat16:
-            raise UnsupportedOpError(
-                "the model computes a step in bfloat16 whatever its weights are, which engines here lack",
-                fix="leave out language models of this kind, or report it",
-            )
+            raise _refused()
         return answer
 
 

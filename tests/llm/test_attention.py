@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from edgeship.llm.attention import MASK, Asked, Form, additive_mask, grouped, repeated
 from edgeship.llm.real_numbers import RealNumbers, inverse_error
 
+# Far from the smallest, where both types have fewer bits.
+NORMAL = st.floats(2**-40, 2**30, width=32) | st.floats(-(2**30), -(2**-40), width=32)
 FORMS = [Form(), Form(scaled="queries", one_row=True), Form(scaled="rows")]
 
 
@@ -106,8 +108,25 @@ def test_torchs_own_attention_is_asked_of_the_engine(bias):
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
-def test_steps_in_bfloat16_are_refused_in_words():
+@given(numbers=st.lists(NORMAL, min_size=1, max_size=5), start=st.integers(0, 1 << 20))
+def test_products_in_bfloat16_are_torchs_to_the_last_bit(numbers, start):
+    def biased():
+        slopes, places = torch.tensor(numbers), start + torch.arange(7)
+        made = slopes[:, None].bfloat16() * places[None]
+        # [slopes, positions] -> [slopes, 1, positions]
+        return (places * made * 0.3).reshape(len(numbers), 1, 7).to(torch.float32), made.float() * torch.ones(7)
+
+    wanted = biased()
+    with RealNumbers():
+        found = biased()
+    for one, two in zip(found, wanted, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_other_steps_in_bfloat16_are_refused_in_words():
     from edgeship.errors import UnsupportedOpError
 
     with RealNumbers(), pytest.raises(UnsupportedOpError, match="bfloat16"):
-        torch.ones(3).bfloat16()
+        torch.ones(3).bfloat16() @ torch.ones(3)
+    with RealNumbers(), pytest.raises(UnsupportedOpError, match="bfloat16"):
+        torch.ones(3).bfloat16().exp()
