@@ -61,6 +61,7 @@ __all__ = [
     "schema_of",
     "seeded",
     "structure_of",
+    "with_real_values",
     "with_structure",
 ]
 
@@ -226,6 +227,19 @@ def dtype_of_code(code: int) -> torch.dtype:
 def quiet_shape_errors() -> AbstractContextManager[None]:
     """Inside, torch logs no traceback for each shape that does not fit: it raises an error as well."""
     return log_level("torch._subclasses.fake_tensor", logging.CRITICAL)
+
+
+@contextmanager
+def with_real_values() -> Iterator[None]:
+    """Inside, tracing computes the values of the examples beside the shapes: a branch goes where they go.
+
+    Whether a branch may, is for the caller to see: what was asked stands in the program as ``item`` operators.
+    """
+    import torch._functorch.config as settings
+
+    quiet = log_level("torch.fx.experimental.symbolic_shapes", logging.CRITICAL)
+    with quiet, settings.patch(fake_tensor_propagate_real_tensors=True):
+        yield
 
 
 def outside_of_tracing() -> AbstractContextManager[None]:

@@ -15,7 +15,7 @@ def spell_cells(graph: Graph) -> None:
 
     aten = torch.ops.aten
     table: dict[Any, Any] = {
-        aten.lstm_cell.default: _lstm, aten.gru_cell.default: _gru, aten.rnn_tanh_cell.default: _tanh,
+        aten.lstm_cell.default: lstm_step, aten.gru_cell.default: _gru, aten.rnn_tanh_cell.default: _tanh,
         aten.rnn_relu_cell.default: _relu,
     }  # fmt: skip
     for node in graph.nodes:
@@ -23,7 +23,7 @@ def spell_cells(graph: Graph) -> None:
             node.target = table[node.target]
 
 
-def _lstm(
+def lstm_step(
     x: torch.Tensor, state: Any, weight: torch.Tensor, recurrent: torch.Tensor,
     bias: torch.Tensor | None = None, recurrent_bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip

@@ -48,11 +48,24 @@ def fold_constants(module: GraphModule) -> None:
             constant = module.graph.get_attr(name)
         constant.meta = dict(node.meta)
         node.replace_all_uses_with(constant)
+    _write_numbers(module, known)
     for node in reversed(list(module.graph.nodes)):
         # Operators that write in place are never dead code to fx.
         if node in known and not node.users and written(node):
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
+
+
+def _write_numbers(module: GraphModule, known: dict[Node, Any]) -> None:
+    """Numbers that the model read from constants (``int(self.length)``) stand in the operators that take them."""
+    from torch.fx.node import map_arg
+
+    numbers = {node: value for node, value in known.items() if isinstance(value, (bool, int, float))}
+    if not numbers:
+        return
+    for node in module.graph.nodes:
+        if any(source in numbers for source in node.all_input_nodes):
+            node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda one: numbers.get(one, one))  # type: ignore[misc]
 
 
 def _known_values(module: GraphModule, apart: set[Node]) -> dict[Node, Any]:

@@ -25,6 +25,7 @@ from edgeship.program.looks import first_norms
 from edgeship.program.mutation import protect_inputs, refuse_state, root, written_roots
 from edgeship.program.plain import drop_idle_bounds, numbers_second
 from edgeship.program.plain_forms import (
+    choose_by_constants,
     choose_nearest,
     count_from_start,
     fill_plainly,
@@ -86,8 +87,35 @@ def traced(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Exporte
         raise
     except Exception as error:
         if _asks_values(error):
+            settled = _settled_by_constants(module, inputs)
+            if settled is not None:
+                return settled
             raise OpenSizeError(f"the model asks for values that only a run tells: {_first_line(error)}") from error
         raise SourceError(f"torch.export could not trace the model: {_first_line(error)}", fix=_EXPORT_FIX) from error
+
+
+def _settled_by_constants(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> ExportedProgram | None:
+    """What torch traces where every value that the model asks for is that of constants: no input changes it.
+
+    None where some value hangs on an input or a parameter, or the trace fails: the caller tells the first reason.
+    """
+    import torch
+
+    from edgeship.compat.torch import with_real_values
+
+    try:
+        with torch.no_grad(), few_collections(), with_real_values():
+            program: ExportedProgram = torch.export.export(module, inputs, strict=False)
+    except Exception:
+        return None
+    # Of parameters torch 2.13 hands on other values than theirs.
+    given = {*program.graph_signature.user_inputs, *program.graph_signature.inputs_to_parameters}
+    moved: set[Node] = set()
+    for node in program.graph.nodes:
+        if node.name in given or any(source in moved for source in node.all_input_nodes):
+            moved.add(node)
+    asked = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
+    return None if any(node in moved and node.target in asked for node in program.graph.nodes) else program
 
 
 def _normal_form(
@@ -114,6 +142,8 @@ def _normal_form(
     _drop_no_ops(flat.graph)
     numbers_second(flat)
     fold_constants(flat)
+    if choose_by_constants(flat):
+        return _traced_again(flat, inputs, input_names, expected)
     fill_plainly(flat)
     one_axis_at_a_time(flat.graph)
     real_spectra(flat)
@@ -144,6 +174,21 @@ def _normal_form(
         node.meta.pop("from_node", None)
     keep_places(flat.graph, normal.graph_module.graph, prefix)
     normal.graph_module.recompile()
+    return normal
+
+
+def _traced_again(
+    flat: GraphModule,
+    inputs: tuple[torch.Tensor, ...],
+    input_names: tuple[str, ...],
+    expected: dict[str, Expected] | None,
+) -> ExportedProgram:
+    """The normal form of a graph whose sizes are known only now. ``inputs`` in their own shapes."""
+    flat.graph.eliminate_dead_code()
+    _drop_no_ops(flat.graph)
+    flat.recompile()
+    normal = _normal_form(traced(flat, inputs), inputs, input_names, "", expected)
+    keep_places(flat.graph, normal.graph_module.graph)
     return normal
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgeship.program import expansions
 from edgeship.program.folding import fetch
 from edgeship.program.spectra import keep_computed
 from edgeship.program.windows import shared_out
 
 if TYPE_CHECKING:
     import torch
-    from torch.fx import GraphModule
+    from torch.fx import GraphModule, Node
 
 
 def fill_plainly(module: GraphModule) -> None:
@@ -51,11 +52,75 @@ def fill_plainly(module: GraphModule) -> None:
             module.graph.erase_node(node)
 
 
+def choose_by_constants(module: GraphModule) -> int:
+    """Rows that a constant mask takes, or constant counts repeat, are chosen by their places. Returns how many changed.
+
+    The number of rows is known then, which the operators do not say; who traces the graph again sees it.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    masked = (aten.index.Tensor, aten._unsafe_index.Tensor)
+    changed = 0
+    for node in list(module.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in masked and any(_constant_mask(module, index) is not None for index in node.args[1]):
+            indices: list[Any] = []
+            for index in node.args[1]:
+                mask = _constant_mask(module, index)
+                # A mask takes as many axes as it has.
+                if mask is None:
+                    indices.append(index)
+                    continue
+                with module.graph.inserting_before(node):
+                    indices += [keep_computed(module, module.graph, place) for place in mask.nonzero(as_tuple=True)]
+            node.args = (node.args[0], indices)
+        elif node.target == aten.masked_select.default:
+            mask = _constant_mask(module, node.args[1])
+            sizes = node.args[0].meta["val"].shape
+            if mask is None or not all(isinstance(size, int) for size in sizes):
+                continue
+            _choose_rows(module, node, mask.expand(sizes).flatten().nonzero().flatten(), None)
+        elif node.target == aten.repeat_interleave.self_Tensor and node.args[1].op == "get_attr":
+            repeats = fetch(module, str(node.args[1].target))
+            axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
+            _choose_rows(module, node, torch.repeat_interleave(repeats), axis)
+        else:
+            continue
+        changed += 1
+    return changed
+
+
+def _constant_mask(module: GraphModule, index: Any) -> torch.Tensor | None:
+    """The value of a mask that is a constant of the graph, any shape; else None."""
+    import torch
+
+    held = fetch(module, str(index.target)) if getattr(index, "op", "") == "get_attr" else None
+    return held if isinstance(held, torch.Tensor) and held.dtype == torch.bool else None
+
+
+def _choose_rows(module: GraphModule, node: Node, places: torch.Tensor, axis: int | None) -> None:
+    """Put a choice of ``places`` [n] along ``axis`` (of all elements in order: None) where ``node`` is."""
+    import torch
+
+    aten = torch.ops.aten
+    source = node.args[0]
+    with module.graph.inserting_before(node):
+        if axis is None:
+            source, axis = module.graph.call_function(aten.reshape.default, (source, [-1])), 0
+        index = keep_computed(module, module.graph, places)
+        chosen = module.graph.call_function(aten.index_select.default, (source, axis, index))
+    chosen.meta = dict(node.meta)
+    node.replace_all_uses_with(chosen)
+    module.graph.erase_node(node)
+
+
 def spell_out(module: GraphModule) -> None:
     """Write out what converters lack, or compute in a way that overflows.
 
     These are cosine similarity, the logarithm of a sigmoid, variance with mean, batch norms of the batch itself,
-    padding with the other end, and torchvision's ``roi_align``.
+    padding with the other end, torchvision's ``roi_align``, and what stands in `expansions`.
     """
     import torch
 
@@ -68,6 +133,19 @@ def spell_out(module: GraphModule) -> None:
         aten.log_sigmoid.default: _log_sigmoid,
         aten.var_mean.correction: _variance_and_mean,
         aten.var_mean.dim: _variance_and_mean_of,
+        aten.cumprod.default: expansions.cumprod,
+        aten.cummax.default: expansions.cummax,
+        aten.cummin.default: expansions.cummin,
+        aten.searchsorted.Tensor: expansions.searchsorted,
+        aten.searchsorted.Scalar: expansions.searchsorted,
+        aten.cdist.default: expansions.cdist,
+        aten.rrelu.default: expansions.rrelu,
+        aten.hypot.default: expansions.hypot,
+        aten.fmin.default: expansions.fmin,
+        aten.fmax.default: expansions.fmax,
+        aten.kthvalue.default: expansions.kthvalue,
+        aten.median.dim: expansions.median,
+        aten.median.default: expansions.median_of_all,
     }
     aligned = operator_named("torchvision::roi_align")
     if aligned is not None:
@@ -77,11 +155,19 @@ def spell_out(module: GraphModule) -> None:
             continue
         if node.target in table:
             node.target = table[node.target]
+        elif node.target == aten.lstm.input and _projects(node):
+            node.target = expansions.projected_lstm
         elif node.target == aten.pad.default and "circular" in (*node.args[2:3], node.kwargs.get("mode")):
             node.target, node.args, node.kwargs = _round_the_edges, tuple(node.args[:2]), {}
         elif node.target == aten.batch_norm.default and (node.args[5] or node.args[3] is None):
             # Running statistics that are to be changed are refused before this.
             node.target, node.args = _norm_by_batch, (*node.args[:3], node.args[7])
+
+
+def _projects(lstm: Node) -> bool:
+    """Whether the hidden state, which is projected, has another size than the cell."""
+    hidden, cell = (state.meta["val"] for state in lstm.args[1])
+    return bool(hidden.shape[-1] != cell.shape[-1])
 
 
 def _cosine_similarity(x: torch.Tensor, y: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:

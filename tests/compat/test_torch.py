@@ -297,6 +297,21 @@ def test_an_error_that_leaves_a_module_can_be_caught_in_a_trace() -> None:
     assert not any("relu" in node.name for node in program.graph.nodes)
 
 
+def test_a_branch_goes_where_the_values_go() -> None:
+    class Branches(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("limit", torch.tensor(2.0))
+
+        def forward(self, x):
+            return x * 2 if self.limit > 1 else x
+
+    with compat.with_real_values():
+        program = torch.export.export(Branches(), (torch.ones(1, 3),), strict=False)
+    assert any("mul" in node.name for node in program.graph.nodes)
+    assert any(node.target == torch.ops.aten.item.default for node in program.graph.nodes)
+
+
 def test_operators_by_name() -> None:
     assert compat.operator_named("aten::relu") is aten.relu.default
     assert compat.operator_named("torchvision::no_such_operator") is None

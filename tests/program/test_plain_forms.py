@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from edgeship.core.model import TensorSpec
+from edgeship.errors import OpenSizeError
 from edgeship.program.export import make_program
 
 aten = torch.ops.aten
@@ -184,3 +185,42 @@ def test_padding_with_the_other_end(pads):
     for found, wanted in zip(made.module()(x), run(None, x), strict=True):
         assert torch.equal(found, wanted)
     assert aten.pad.default not in targets(made)
+
+
+def test_rows_that_a_constant_mask_takes_are_chosen_by_place():
+    keep = torch.tensor([True, False, True, True, False])
+
+    def take(m, x):
+        rows = m.linear(x)[:, m.keep]
+        return m.conv(rows), rows.masked_select(m.keep[:3, None]), x.repeat_interleave(m.counts, 1)
+
+    layers = {"linear": nn.Linear(6, 4), "conv": nn.Conv1d(3, 2, 1)}
+    buffers = {"keep": nn.Buffer(keep), "counts": nn.Buffer(torch.tensor([1, 0, 2, 3, 1]))}
+    x = torch.randn(1, 5, 6)
+    made = program(take, x, **layers, **buffers)
+    assert [spec.shape for spec in made.signature.outputs] == [(1, 2, 4), (8,), (1, 7, 6)]
+    assert {"linear.weight", "conv.weight"} <= set(made.weights)
+
+
+def test_branches_and_sizes_that_constants_decide():
+    """A module asks whether its mask is a causal one, and how long its longest row is."""
+    block = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1).eval()
+    mask = nn.Buffer(nn.Transformer.generate_square_subsequent_mask(5))
+
+    def call(m, x):
+        lengths = torch.tensor([2, 3])
+        return m.block(x, mask=m.mask)[:, : int(lengths.max())]
+
+    made = program(call, torch.randn(1, 5, 8), block=block, mask=mask)
+    assert made.signature.outputs[0].shape == (1, 3, 8)
+
+
+@pytest.mark.parametrize("number", [nn.Parameter(torch.tensor(1.5)), None], ids=["parameter", "input"])
+def test_branches_that_hang_on_more_than_constants_are_refused(number):
+    layers = {} if number is None else {"number": number}
+
+    def call(m, x):
+        return x * 2 if (x.sum() if number is None else m.number) > 1 else x + 1
+
+    with pytest.raises(OpenSizeError, match="only a run tells"):
+        program(call, torch.ones(2, 3), **layers)
