@@ -43,6 +43,7 @@ __all__ = [
     "decomposition_of",
     "deserialized",
     "dtype_of_code",
+    "is_batching",
     "is_mutable",
     "is_operator",
     "is_union",
@@ -77,6 +78,11 @@ def is_operator(target: object) -> bool:
 def is_view(target: object) -> bool:
     """Whether an operator only looks at the memory of its input in another way."""
     return isinstance(target, torch._ops.OpOverload) and bool(target.is_view)
+
+
+def is_batching(target: object) -> bool:
+    """Whether what a node calls is a step of ``vmap`` that torch keeps in a trace, and cannot trace again."""
+    return getattr(target, "__module__", "") == "torch._functorch.predispatch"
 
 
 def schema_of(target: object) -> Any | None:

@@ -12,6 +12,7 @@ from edgeship.program.cells import lstm_step
 
 if TYPE_CHECKING:
     import torch
+    from torch.fx import GraphModule
 
 # Distances of more pairs than this are taken through a product of matrices, as torch does, instead of pair by pair.
 MAX_PAIRED_ELEMENTS = 1 << 24
@@ -143,6 +144,14 @@ def median(x: torch.Tensor, dim: int, keepdim: bool = False) -> tuple[torch.Tens
 def median_of_all(x: torch.Tensor) -> torch.Tensor:
     """The lower of the middle elements of any shape, a scalar."""
     return median(x.reshape(-1), 0)[0]
+
+
+def either(condition: torch.Tensor, yes: GraphModule, no: GraphModule, operands: Any) -> tuple[torch.Tensor, ...]:
+    """``torch.cond``: both sides are computed, and one is taken. Shapes of the sides are alike."""
+    import torch
+
+    sides = zip(yes(*operands), no(*operands), strict=True)
+    return tuple(torch.where(condition, taken, other) for taken, other in sides)
 
 
 def rrelu(x: torch.Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> torch.Tensor:

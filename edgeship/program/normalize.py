@@ -128,8 +128,10 @@ def _normal_form(
     """What `export_normalised` makes of a traced program. ``inputs`` in their own shapes."""
     import torch
 
-    if has_complex(program.graph):
-        # Writing into a part of a tensor becomes a new tensor: pairs are not written into.
+    from edgeship.compat.torch import is_batching
+
+    if has_complex(program.graph) or any(is_batching(node.target) for node in program.graph.nodes):
+        # Writing into a part of a tensor becomes a new tensor: pairs are not written into. Batches are spelled out.
         program = program.run_decompositions({})
     flat = flattened(program.module(check_guards=False), input_names, prefix)
     refuse_state(flat.graph)

@@ -140,6 +140,7 @@ def spell_out(module: GraphModule) -> None:
         aten.searchsorted.Scalar: expansions.searchsorted,
         aten.cdist.default: expansions.cdist,
         aten.rrelu.default: expansions.rrelu,
+        torch.ops.higher_order.cond: expansions.either,
         aten.hypot.default: expansions.hypot,
         aten.fmin.default: expansions.fmin,
         aten.fmax.default: expansions.fmax,

@@ -36,7 +36,15 @@ def guarded_sizes(where: str = "the model") -> Iterator[None]:
 def _guard(where: str) -> Any:
     import torch
 
-    from edgeship.compat.torch import FakeTensor, FakeTensorMode, TorchDispatchMode, is_view, leaves_of, map_tensors
+    from edgeship.compat.torch import (
+        FakeTensor,
+        FakeTensorMode,
+        TorchDispatchMode,
+        is_operator,
+        is_view,
+        leaves_of,
+        map_tensors,
+    )
 
     def reckoned(function: Any, args: Any, kwargs: Any) -> None:
         """Run an operator on tensors without numbers; raise when one of its results is too large."""
@@ -54,9 +62,11 @@ def _guard(where: str) -> Any:
                 check_tensor_size(result, f"{function} in {where}")
 
     class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        supports_higher_order_operators = True
+
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
-            if _at_most(args, kwargs) > _HARMLESS_BYTES and not is_view(func):
+            if is_operator(func) and _at_most(args, kwargs) > _HARMLESS_BYTES and not is_view(func):
                 reckoned(func, args, kwargs)
             return func(*args, **kwargs)
 

@@ -312,6 +312,17 @@ def test_a_branch_goes_where_the_values_go() -> None:
     assert any(node.target == torch.ops.aten.item.default for node in program.graph.nodes)
 
 
+def test_steps_of_a_batched_function_are_known() -> None:
+    class Batches(torch.nn.Module):
+        def forward(self, x):
+            return torch.vmap(lambda row: row * row.sum())(x)
+
+    program = torch.export.export(Batches(), (torch.ones(2, 3),), strict=False)
+    assert any(compat.is_batching(node.target) for node in program.graph.nodes)
+    plain = program.run_decompositions({})
+    assert not any(compat.is_batching(node.target) for node in plain.graph.nodes)
+
+
 def test_operators_by_name() -> None:
     assert compat.operator_named("aten::relu") is aten.relu.default
     assert compat.operator_named("torchvision::no_such_operator") is None

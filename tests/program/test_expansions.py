@@ -90,6 +90,20 @@ def test_the_other_where_one_is_not_a_number(name):
     torch.testing.assert_close(found[0], wanted, equal_nan=True)
 
 
+def test_of_two_branches_one_is_taken():
+    layer = nn.Linear(3, 3)
+
+    def call(x):
+        return torch.cond(x.sum() > 0, layer, lambda y: y * 2, (x,))
+
+    for x in (torch.ones(2, 3), -torch.ones(2, 3)):
+        alike(call, x, without="cond")
+
+
+def test_batches_of_a_function():
+    alike(torch.vmap(lambda row: row * row.sum()), torch.randn(4, 3), without="batch_dim")
+
+
 def test_random_slopes_are_their_middle():
     alike(nn.RReLU(0.1, 0.4).eval(), torch.randn(4, 5), without="rrelu")
 
