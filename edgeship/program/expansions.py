@@ -88,7 +88,8 @@ def searchsorted(
     # [..., n] and [..., m] -> [..., m, n]; one row serves values of any shape.
     rows, sought = ordered.unsqueeze(-2) if ordered.dim() > 1 else ordered, values.unsqueeze(-1)
     before = rows <= sought if right or side == "right" else rows < sought
-    return before.sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
+    counts: torch.Tensor = before.sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
+    return counts
 
 
 def cdist(x: torch.Tensor, y: torch.Tensor, p: float = 2.0, compute_mode: int | None = None) -> torch.Tensor:
@@ -100,7 +101,8 @@ def cdist(x: torch.Tensor, y: torch.Tensor, p: float = 2.0, compute_mode: int | 
         squares = (x * x).sum(-1, keepdim=True) + (y * y).sum(-1).unsqueeze(-2)
         return torch.clamp_min(squares - 2.0 * (x @ y.mT), 0.0).sqrt()
     # [..., n, 1, d] - [..., 1, m, d]
-    return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
+    distances: torch.Tensor = torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
+    return distances
 
 
 def hypot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

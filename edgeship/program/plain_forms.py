@@ -5,7 +5,7 @@ Converters take these literally, refuse them, or get them wrong without a word; 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgeship.program import expansions
 from edgeship.program.folding import fetch
@@ -167,8 +167,8 @@ def spell_out(module: GraphModule) -> None:
 
 def _projects(lstm: Node) -> bool:
     """Whether the hidden state, which is projected, has another size than the cell."""
-    hidden, cell = (state.meta["val"] for state in lstm.args[1])
-    return bool(hidden.shape[-1] != cell.shape[-1])
+    hidden, cell = cast("list[Node]", lstm.args[1])
+    return bool(hidden.meta["val"].shape[-1] != cell.meta["val"].shape[-1])
 
 
 def _cosine_similarity(x: torch.Tensor, y: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:
