@@ -89,15 +89,20 @@ def held_names(states: Sequence[FixedState]) -> dict[Key, str]:
     return {state.key: state.name for state in states if state.name}
 
 
+def _own_values(module: torch.nn.Module) -> dict[str, Any]:
+    """Attributes of a module itself and its buffers, by name."""
+    return {**dict(module.named_buffers(recurse=False, remove_duplicate=False)), **vars(module)}
+
+
 @contextmanager
 def as_it_was(model: torch.nn.Module) -> Iterator[None]:
     """After the block, tensors in attributes of modules are what they were before it: some layers keep states there."""
-    kept = [(module, {**module._buffers, **vars(module)}) for module in model.modules()]
+    kept = [(module, _own_values(module)) for module in model.modules()]
     try:
         yield
     finally:
         for module, before in kept:
-            now = {**module._buffers, **vars(module)}
+            now = _own_values(module)
             changed = [name for name, value in now.items() if isinstance(value, torch.Tensor)]
             for name in changed:
                 if name not in before:
