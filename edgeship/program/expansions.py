@@ -156,6 +156,112 @@ def either(condition: torch.Tensor, yes: GraphModule, no: GraphModule, operands:
     return tuple(torch.where(condition, taken, other) for taken, other in sides)
 
 
+def hardshrink(x: torch.Tensor, lambd: float = 0.5) -> torch.Tensor:
+    """Zero between ``-lambd`` and ``lambd``, element by element."""
+    import torch
+
+    return torch.where(torch.abs(x) > lambd, x, torch.zeros_like(x))
+
+
+def kron(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Each element of ``x`` times all of ``y``: [..., n, m] and [..., p, q] -> [..., n * p, m * q]."""
+    rank = max(x.dim(), y.dim())
+    first = x.reshape([1] * (rank - x.dim()) + list(x.shape))
+    second = y.reshape([1] * (rank - y.dim()) + list(y.shape))
+    sizes = [one * other for one, other in zip(first.shape, second.shape, strict=True)]
+    for axis in range(rank):
+        # Axes of the two alternate: [n, 1, m, 1] * [1, p, 1, q]
+        first, second = first.unsqueeze(2 * axis + 1), second.unsqueeze(2 * axis)
+    return (first * second).reshape(sizes)
+
+
+def bilinear(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``x W y`` for each output: [..., n], [..., m] and [out, n, m] -> [..., out]."""
+    import torch
+
+    # [..., n] and [out, n, m] -> [..., out, m]
+    rows = torch.nn.functional.linear(x, weight.transpose(1, 2).reshape(-1, weight.shape[1]))
+    rows = rows.reshape(*x.shape[:-1], weight.shape[0], weight.shape[2])
+    found = (rows * y.unsqueeze(-2)).sum(-1)
+    return found if bias is None else found + bias
+
+
+def fold(
+    x: torch.Tensor,
+    output_size: list[int],
+    kernel: list[int],
+    dilation: list[int],
+    padding: list[int],
+    stride: list[int],
+) -> torch.Tensor:
+    """Patches added up where they overlap (``nn.Fold``): [N, C * kh * kw, L] -> [N, C, H, W].
+
+    A transposed convolution with a kernel of ones and zeros puts each row of a patch where it belongs.
+    """
+    import torch
+
+    batched = x if x.dim() == 3 else x.unsqueeze(0)
+    area = kernel[0] * kernel[1]
+    channels = batched.shape[1] // area
+    high, wide = (
+        (output_size[axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
+        for axis in (0, 1)
+    )
+    patches = batched.reshape(-1, batched.shape[1], high, wide)
+    units = torch.eye(area).reshape(area, 1, *kernel).repeat(channels, 1, 1, 1)
+    extra = [
+        output_size[axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1 - (size - 1) * stride[axis]
+        for axis, size in ((0, high), (1, wide))
+    ]
+    whole = torch.nn.functional.conv_transpose2d(patches, units, stride=stride, dilation=dilation, groups=channels)
+    # What no patch reaches at the end is zero; padding is cut off.
+    whole = torch.nn.functional.pad(whole, [0, extra[1], 0, extra[0]])
+    made = whole.narrow(2, padding[0], output_size[0]).narrow(3, padding[1], output_size[1])
+    return made if x.dim() == 3 else made.squeeze(0)
+
+
+def embedding_bag(
+    weight: torch.Tensor,
+    indices: torch.Tensor,
+    offsets: torch.Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    weights: torch.Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """Sums (mode 0), means (1) or largest (2) of bags of rows: [rows, d], [n] and [bags] -> [bags, d].
+
+    Offsets may come at run time: which bag an index is in is compared, not looked up. The other three results, which
+    torch uses for gradients, are empty.
+    """
+    import torch
+
+    count = indices.shape[0]
+    places = torch.arange(count)
+    ends = (
+        offsets[1:] if include_last_offset else torch.cat([offsets[1:], torch.full((1,), count, dtype=offsets.dtype)])
+    )
+    starts = offsets[:-1] if include_last_offset else offsets
+    # [bags, n]
+    inside = (places >= starts.unsqueeze(1)) & (places < ends.unsqueeze(1))
+    if padding_idx is not None and padding_idx >= 0:
+        inside = inside & (indices != padding_idx)
+    rows = torch.nn.functional.embedding(indices, weight)
+    rows = rows if weights is None else rows * weights.unsqueeze(1)
+    empty = torch.zeros(0, dtype=torch.int64)
+    number = inside.to(rows.dtype).sum(1, keepdim=True)
+    if mode == 2:
+        lowest = torch.full_like(rows, torch.finfo(torch.float16).min)
+        found = torch.where(inside.unsqueeze(2), rows, lowest).amax(1)
+        found = torch.where(number > 0, found, torch.zeros_like(found))
+    else:
+        found = inside.to(rows.dtype) @ rows
+        found = found / torch.clamp_min(number, 1.0) if mode == 1 else found
+    return found, empty, empty, empty
+
+
 def rrelu(x: torch.Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> torch.Tensor:
     """At inference the slope is the middle of its range."""
     import torch

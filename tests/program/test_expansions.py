@@ -104,6 +104,41 @@ def test_batches_of_a_function():
     alike(torch.vmap(lambda row: row * row.sum()), torch.randn(4, 3), without="batch_dim")
 
 
+def test_elements_near_zero_vanish():
+    alike(nn.Hardshrink(0.3), torch.linspace(-1, 1, 21), without="hardshrink")
+
+
+@few
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.lists(st.integers(1, 3), min_size=1, max_size=3))
+def test_products_of_all_pairs(first, second):
+    alike(torch.kron, torch.randn(first), torch.randn(second), without="kron")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_bilinear_layers(bias):
+    layer = nn.Bilinear(3, 4, 5, bias=bias)
+    with torch.no_grad():
+        alike(layer, torch.randn(2, 6, 3), torch.randn(2, 6, 4), without="bilinear")
+
+
+@few
+@given(st.integers(1, 3), st.integers(1, 2), st.integers(0, 1), st.integers(1, 3), st.integers(0, 2))
+def test_patches_are_added_up(kernel, dilation, padding, stride, extra):
+    size = dilation * (kernel - 1) + 1 + 2 * stride + extra
+    options = {"kernel_size": (kernel, kernel + 1), "dilation": dilation, "padding": padding, "stride": stride}
+    patches = nn.functional.unfold(torch.randn(2, 3, size, size + dilation), **options)
+    alike(nn.Fold((size, size + dilation), **options), patches, without="im")
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding", [None, 2])
+def test_bags_of_rows(mode, padding):
+    bags = nn.EmbeddingBag(9, 4, mode=mode, padding_idx=padding)
+    with torch.no_grad():
+        alike(bags, torch.randint(0, 9, (3, 5)), without="embedding_bag")
+        alike(bags, torch.tensor([1, 2, 2, 8, 5]), torch.tensor([0, 1, 3, 3]), without="embedding_bag")
+
+
 def test_random_slopes_are_their_middle():
     alike(nn.RReLU(0.1, 0.4).eval(), torch.randn(4, 5), without="rrelu")
 
