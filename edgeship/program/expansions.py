@@ -208,7 +208,8 @@ def fold(
         for axis in (0, 1)
     )
     patches = batched.reshape(-1, batched.shape[1], high, wide)
-    units = torch.eye(area).reshape(area, 1, *kernel).repeat(channels, 1, 1, 1)
+    places = torch.arange(area)
+    units = (places.unsqueeze(0) == places.unsqueeze(1)).to(x.dtype).reshape(area, 1, *kernel).repeat(channels, 1, 1, 1)
     extra = [
         output_size[axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1 - (size - 1) * stride[axis]
         for axis, size in ((0, high), (1, wide))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from edgeship.program import expansions
 from edgeship.program.folding import fetch
+from edgeship.program.sampling import affine_grid, grid_sampler, sampled_plainly
 from edgeship.program.spectra import keep_computed
 from edgeship.program.windows import shared_out
 
@@ -141,6 +142,7 @@ def spell_out(module: GraphModule) -> None:
         aten.cdist.default: expansions.cdist,
         aten.rrelu.default: expansions.rrelu,
         torch.ops.higher_order.cond: expansions.either,
+        aten.affine_grid_generator.default: affine_grid,
         aten.hardshrink.default: expansions.hardshrink,
         aten.kron.default: expansions.kron,
         aten.bilinear.default: expansions.bilinear,
@@ -164,6 +166,8 @@ def spell_out(module: GraphModule) -> None:
             node.target = table[node.target]
         elif node.target == aten.lstm.input and _projects(node):
             node.target = expansions.projected_lstm
+        elif node.target == aten.grid_sampler.default and sampled_plainly(node):
+            node.target = grid_sampler
         elif node.target == aten.pad.default and "circular" in (*node.args[2:3], node.kwargs.get("mode")):
             node.target, node.args, node.kwargs = _round_the_edges, tuple(node.args[:2]), {}
         elif node.target == aten.batch_norm.default and (node.args[5] or node.args[3] is None):
