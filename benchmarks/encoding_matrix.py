@@ -430,10 +430,10 @@ Layers: {layers}.
 """
 
 
-def write_page(runtime_names: Sequence[str], folder: Path) -> dict[Cell, Outcome]:
-    """Run everything, and write the page. Sections of runtimes that were not run stay as they are in ``folder``."""
+def write_page(runtime_names: Sequence[str]) -> dict[Cell, Outcome]:
+    """Run every cell of some runtimes, and write the page again. Sections of the other runtimes stay as they are."""
     results: dict[Cell, Outcome] = {}
-    folder.mkdir(parents=True, exist_ok=True)
+    sections = kept_sections(PAGE.read_text() if PAGE.is_file() else "")
     for name in runtime_names:
         found = cells(name)
         outcomes: dict[Cell, Outcome] = {}
@@ -442,7 +442,7 @@ def write_page(runtime_names: Sequence[str], folder: Path) -> dict[Cell, Outcome
             outcomes.update(check(batch))
             print(f"{name} {key}: {len(batch)} cells, {time.perf_counter() - begin:.1f} s", file=sys.stderr)
         results.update(outcomes)
-        (folder / f"{name}.md").write_text(section(name, found, outcomes))
+        sections[runtimes()[name].title] = section(name, found, outcomes)
     versions = {
         package: version
         for one in map(runtimes().__getitem__, networks())
@@ -450,9 +450,18 @@ def write_page(runtime_names: Sequence[str], folder: Path) -> dict[Cell, Outcome
     }
     listed = ", ".join(f"{package} {version}" for package, version in sorted(versions.items()))
     head = HEADER.format(versions=listed, layers="; ".join(layer.name for layer in LAYERS))
-    parts = [(folder / f"{name}.md").read_text() for name in networks() if (folder / f"{name}.md").is_file()]
-    PAGE.write_text("\n".join([head, summary(), *parts]))
+    titles = [runtimes()[name].title for name in networks()]
+    PAGE.write_text("\n".join([head, summary(), *(sections[title] for title in titles if title in sections)]))
     return results
+
+
+def kept_sections(page: str) -> dict[str, str]:
+    """Title -> text of each section of a written page."""
+    sections = {}
+    for text in page.split("\n## ")[1:]:
+        title, _, _ = text.partition("\n")
+        sections[title] = "## " + text.rstrip("\n") + "\n"
+    return sections
 
 
 def summary() -> str:
@@ -533,10 +542,9 @@ def _letters(number: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runtime", action="append", help="only these; repeat for several")
-    parser.add_argument("--parts", type=Path, default=Path(tempfile.gettempdir()) / "edgeship-encodings")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = write_page(arguments.runtime or networks(), arguments.parts)
+    results = write_page(arguments.runtime or networks())
     failed = {cell: outcome for cell, outcome in results.items() if outcome.problem}
     for cell, outcome in failed.items():
         print(f"FAIL {cell}: {outcome.problem}")
