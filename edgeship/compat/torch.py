@@ -7,6 +7,7 @@ another graph, and its archive no public reader that runs nothing of the file.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import logging
 import threading
@@ -53,6 +54,7 @@ __all__ = [
     "name_of_node",
     "on_meta_device",
     "onednn_linear",
+    "onnx_table_kept",
     "operator_named",
     "operator_names",
     "outside_of_tracing",
@@ -135,6 +137,40 @@ def onednn_linear() -> Callable[..., Any] | None:
         # A build without it, or with another signature.
         return None
     return cast("Callable[..., Any]", call) if same else None
+
+
+@contextmanager
+def onnx_table_kept(opset: int) -> Iterator[None]:
+    """Inside, ``torch.onnx.export`` takes the table of ONNX forms that this process has made before.
+
+    The exporter makes the table in each call: a second of processor time, more than a small network takes. It ends when
+    the exporter keeps its table.
+
+    Args:
+        opset: version of ONNX's operators, that of the export.
+    """
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    kept = _onnx_table(opset)
+
+    def from_torchlib(cls: type, opset_version: int = opset) -> Any:
+        table = copy.copy(kept)
+        # A caller's own forms are added to lists of its own.
+        table.functions = {target: list(forms) for target, forms in kept.functions.items()}
+        return table
+
+    with exchanged(ONNXRegistry, "from_torchlib", classmethod(from_torchlib)):
+        yield
+
+
+@functools.cache
+def _onnx_table(opset: int) -> Any:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    from edgeship.compat.onnxscript import unread_functions
+
+    with unread_functions():
+        return ONNXRegistry.from_torchlib(opset_version=opset)
 
 
 # Nested inputs and outputs

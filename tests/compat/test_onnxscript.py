@@ -57,3 +57,15 @@ def test_an_exact_constant_matches_itself_alone(number, kept) -> None:
 def test_a_pattern_says_its_operators() -> None:
     rule = RewriteRule(lambda op, x: op.Relu(op.Neg(x)), lambda op, x, **_: op.Abs(x))
     assert sorted(str(node.op_type).strip("'") for node in compat.pattern_nodes(rule)) == ["Neg", "Relu"]
+
+
+def test_a_traced_function_says_the_domain_that_its_source_says() -> None:
+    """A later onnxscript may ask a function for more than its domain: then the listing fails here."""
+    from onnxscript._framework_apis.torch_2_5 import get_torchlib_ops
+
+    with compat.unread_functions():
+        listed = get_torchlib_ops()
+    assert len(listed) > 400
+    assert {type(meta.function).__name__ for meta in listed} >= {"TracedOnnxFunction"}
+    for meta in listed[::50]:
+        assert meta.domain == meta.function.function_ir.domain

@@ -346,3 +346,31 @@ def test_shapes_that_do_not_fit_are_not_logged_inside(caplog) -> None:
     assert [item.name for item in caplog.records if item.levelname == "ERROR"] == ["torch._subclasses.fake_tensor"], (
         "torch logs them elsewhere, or not any more"
     )
+
+
+def test_the_exporters_table_of_onnx_forms_is_made_once() -> None:
+    registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
+    from edgeship.lowering.onnx.export import OPSET
+
+    kind = registration.ONNXRegistry
+    before = vars(kind)["from_torchlib"]
+    with compat.onnx_table_kept(OPSET):
+        first, second = (kind.from_torchlib(opset_version=OPSET) for _ in range(2))
+    assert vars(kind)["from_torchlib"] is before
+    entry = "aten::relu"
+    assert first.functions[entry][0] is second.functions[entry][0]
+    first.functions[entry].clear()
+    assert second.functions[entry], "what one caller registers is seen by another"
+
+
+def test_the_kept_table_is_the_exporters_own() -> None:
+    registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
+    from edgeship.lowering.onnx.export import OPSET
+
+    own = registration.ONNXRegistry.from_torchlib(opset_version=OPSET)
+    with compat.onnx_table_kept(OPSET):
+        kept = registration.ONNXRegistry.from_torchlib(opset_version=OPSET)
+    assert kept.opset_version == own.opset_version
+    assert {target: [form.onnx_function for form in forms] for target, forms in kept.functions.items()} == {
+        target: [form.onnx_function for form in forms] for target, forms in own.functions.items()
+    }

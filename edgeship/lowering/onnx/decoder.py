@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from edgeship.compat.torch import onnx_table_kept
 from edgeship.compat.transformers_attention import choose_attention
 from edgeship.errors import LoweringError, UnsupportedOpError
 from edgeship.llm.attention import UNMASKED, Asked, Engine, computed_by, repeated
@@ -181,7 +182,7 @@ def export_decoder(program: TorchProgram, adapted: Sequence[str] = ()) -> tuple[
     open_layers(model, adapted)
     step = _Step(model, decoder, adapted).eval()
     inputs, shapes = _examples(decoder, *example_matrices(model, adapted))
-    with quiet(), few_collections():
+    with quiet(), few_collections(), onnx_table_kept(OPSET):
         try:
             exported = torch.onnx.export(
                 step, inputs, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,

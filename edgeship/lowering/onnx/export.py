@@ -38,8 +38,10 @@ def export_graph(program: TorchProgram) -> tuple[ir.Model, dict[str, ir.Value]]:
     """
     import torch
 
+    from edgeship.compat.torch import onnx_table_kept
+
     hollow = _hollow(program)
-    with quiet(), few_collections():
+    with quiet(), few_collections(), onnx_table_kept(OPSET):
         try:
             exported = torch.onnx.export(hollow, (), dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
         except torch.onnx.errors.OnnxExporterError as error:
