@@ -134,9 +134,15 @@ def failed_runtimes(report: Report) -> list[str]:
 
 
 def _failures(report: Report) -> list[tuple[str, str]]:
-    failed = [verdict for row in report.rows for verdict in row.verdicts if not verdict.passed]
-    found = [(f"{item.check} fell short on {item.runtime}: {item.summary}", item.fix) for item in failed]
-    return [*found, *((f"no artifact for {item.runtime}: {item.reason}", item.fix) for item in report.refused)]
+    found = []
+    for row in report.rows:
+        for verdict in row.verdicts:
+            if not verdict.passed:
+                found.append((f"{verdict.check} fell short on {verdict.runtime}: {verdict.summary}", verdict.fix))
+    for item in report.refused:
+        found.append((f"no artifact for {item.runtime}: {item.reason}", item.fix))
+    # A check of each target of one artifact may say the same of all of them.
+    return list(dict.fromkeys(found))
 
 
 def report_lines(report: Report) -> list[str]:

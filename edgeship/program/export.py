@@ -251,11 +251,19 @@ def _changed(name: str, index: int, wrapper: Any, examples: Sequence[torch.Tenso
 
     from edgeship.compat.torch import seeded
 
-    answers = []
-    for seed in (1, 2):
+    def answer(seed: int) -> torch.Tensor:
         with torch.no_grad(), seeded(seed):
-            answers.append(wrapper(*(example.clone() for example in examples))[index])
-    if torch.equal(*answers):
+            found: torch.Tensor = wrapper(*(example.clone() for example in examples))[index]
+        return found
+
+    first, again, other = answer(1), answer(1), answer(2)
+    if not torch.equal(first, again):
+        return SourceError(
+            f"the model keeps something from call to call: output {name} differs between two runs on the same input "
+            "with the same random numbers",
+            fix="let forward begin anew each time: no list it appends to, no counter, no random numbers but torch's",
+        )
+    if torch.equal(again, other):
         return SourceError(f"output {name} changed when the model was exported", fix="report this as a bug")
     return SourceError(
         f"the model uses random numbers: output {name} differs between two runs on the same input",

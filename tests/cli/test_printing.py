@@ -2,6 +2,7 @@
 
 import pytest
 
+from edgeship.api.table import failures
 from edgeship.cli.printing import print_report
 from edgeship.core.report import ArtifactRow, Measurement, Report, Verdict
 
@@ -41,3 +42,16 @@ def test_what_is_alike_in_many_rows_stands_once(printed):
     assert printed.count("98.8% (99.0%)") == 3
     assert printed.count("37.9 dB") == 3
     assert "coreml is not timed here: Core ML runs on macOS and iOS only" in printed
+
+
+def test_what_a_check_says_of_each_target_of_one_artifact_stands_once():
+    over, under = (
+        Verdict("check/size", "onnx", passed, "is 3 MB, 1 MB over --max-size 2 MB") for passed in (False, True)
+    )
+    lower = Verdict("check/size", "onnx", False, "needs 9 GB of memory, moon allows 1 GB")
+    made = ArtifactRow("all", "onnx", "model.onnx", 1, "", "", "measured", (over, over, under, lower, over), ())
+    report = Report("m.py", "balanced", ("pixel9", "moon"), "", (made,), (), {}, {}, {}, "")
+    assert failures(report) == [
+        "check/size fell short on onnx: is 3 MB, 1 MB over --max-size 2 MB",
+        "check/size fell short on onnx: needs 9 GB of memory, moon allows 1 GB",
+    ]

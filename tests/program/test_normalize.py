@@ -320,6 +320,21 @@ def test_models_that_draw_random_numbers_are_refused_by_that_name(function):
     torch.random.set_rng_state(state)
 
 
+def test_a_model_that_keeps_something_from_call_to_call_is_refused_by_that_name():
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def forward(self, x):
+            self.seen.append(x.sum())
+            return x * len(self.seen)
+
+    with pytest.raises(SourceError, match="keeps something from call to call: output output differs") as raised:
+        make_program(Keeping(), [TensorSpec("x", "f32", (1, 4))], [torch.ones(1, 4)])
+    assert "no list it appends to" in raised.value.fix
+
+
 def test_noise_that_changes_nothing_is_no_reason_to_refuse():
     class Quiet(nn.Module):
         def forward(self, x):

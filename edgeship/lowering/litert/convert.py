@@ -58,7 +58,7 @@ _STABLEHLO_KERNELS = {
     "STABLEHLO_GATHER", "STABLEHLO_REDUCE_WINDOW", "STABLEHLO_PAD", "STABLEHLO_COMPOSITE", "STABLEHLO_CASE",
     "STABLEHLO_SHIFT_LEFT", "STABLEHLO_RNG_BIT_GENERATOR", "STABLEHLO_AND",
 }  # fmt: skip
-_FIX = "write it with other operators, or leave out --runtime tflite"
+_FIX = "write it with other operators, or leave LiteRT out with --runtime"
 
 
 def _place_named(text: str, signatures: list[OpenedProgram]) -> str:
@@ -80,4 +80,4 @@ def _explain(error: Exception, signatures: list[OpenedProgram]) -> EdgeshipError
         if unknown := re.search(pattern, text):
             return UnsupportedOpError(f"LiteRT has no form of {unknown[1]}{place}", fix=_FIX)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    return LoweringError(f"the LiteRT converter failed{place}: {first[:300]}", fix="leave out --runtime tflite")
+    return LoweringError(f"the LiteRT converter failed{place}: {first[:300]}", fix="leave LiteRT out with --runtime")

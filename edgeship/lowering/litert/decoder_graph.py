@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 DECODE = "decode"
 # Of a cache as the engine takes it.
 CACHE_AXES = 4
-_FIX = "leave out --runtime litert-lm"
+_FIX = "leave LiteRT-LM out with --runtime"
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,9 @@ def export_decoder(program: TorchProgram, adapted: Sequence[str] = ()) -> tuple[
     """
     decoder, origin = program.language()
     if decoder.growing and not decoder.is_whole:
-        raise UnsupportedOpError(f"onnxruntime-genai's caches grow: {decoder.growing}", fix="leave out --runtime genai")
+        raise UnsupportedOpError(
+            f"onnxruntime-genai's caches grow: {decoder.growing}", fix="leave genai out with --runtime"
+        )
     model = build_hollow(read_config(origin))
     if len(grouped_places(decoder)) == len(decoder.layers) and not any(call.direct for call in decoder.calls):
         # The operator hides by itself what each layer does not see.

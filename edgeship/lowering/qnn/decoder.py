@@ -296,7 +296,7 @@ def _hollow(program: TorchProgram) -> tuple[Any, dict[str, str]]:
     if not decoder.is_whole or decoder.counted or decoder.masked:
         raise UnsupportedOpError(
             "Hexagon's steps are given their masks, and some layers of this model attend in another way",
-            fix="leave out --runtime qnn-lm",
+            fix="leave qnn-lm out with --runtime",
         )
     model = build_hollow(read_config(origin))
     return model, program_names(model, program)
