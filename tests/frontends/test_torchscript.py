@@ -74,6 +74,11 @@ class Counted(nn.Module):
         return (x > 0).long() * torch.scalar_tensor(n) + torch.scalar_tensor(n, dtype=torch.int32)
 
 
+class Power(nn.Module):
+    def forward(self, x: torch.Tensor, n: int) -> torch.Tensor:
+        return (x > 0).long() * 2**n + n**2
+
+
 class Choice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -227,7 +232,9 @@ def test_inputs_that_do_not_fit_are_one_line(tmp_path: Path, texts: Sequence[str
 
 
 @pytest.mark.parametrize("n", [5, 7, -3])
-@pytest.mark.parametrize("module", [Shift(), Sorted(), Rounded(), Counted()], ids=lambda module: type(module).__name__)
+@pytest.mark.parametrize(
+    "module", [Shift(), Sorted(), Rounded(), Counted(), Power()], ids=lambda module: type(module).__name__
+)
 def test_numbers_are_worked_out_as_torch_does(tmp_path: Path, module: nn.Module, n: int) -> None:
     path = archive(tmp_path, module, "scripted", [])
     program, _, _ = program_of(path, ["x:f32[2,4]", f"n={n}"])

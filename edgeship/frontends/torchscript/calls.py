@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 
 from edgeship.compat.torch import operator_names
@@ -90,9 +91,13 @@ def _product(a: Any, b: Any) -> Any:
 
 
 def _power(a: Any, b: Any) -> Any:
+    """Numbers to the power of numbers: a float of integers too, and infinite where it is too large."""
     if isinstance(a, int) and isinstance(b, int) and b >= 0 and a.bit_length() * b > 2 * _MAX_BITS:
         raise LimitError("the TorchScript file computes a number of more than 63 bits", fix=_FIX)
-    return _bounded(a**b) if not (isinstance(a, int) and isinstance(b, int) and b < 0) else float(a) ** b
+    if isinstance(a, complex) or isinstance(b, complex):
+        return a**b
+    with np.errstate(all="ignore"):
+        return float(np.float64(a) ** np.float64(b))
 
 
 def _shifted(a: int, b: int) -> Any:
