@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import itertools
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,7 @@ __all__ = [
     "Type",
     "Value",
     "dialect",
+    "drawn_names",
     "hashed_constants",
     "ir",
     "knows_aten",
@@ -124,6 +126,12 @@ def hashed_constants() -> Iterator[None]:
     name = "create_elements_attr"
     with exchanged(_bindings.dialects.coreai, name, create), exchanged(_constants, name, create):
         yield
+
+
+def drawn_names(names: Iterable[str]) -> list[str]:
+    """Which names of constants are others in the next process: the library's own, numbers of up to 20 digits."""
+    ours = re.compile(f"{RESOURCE}[0-9a-f]{{16}}")
+    return [name for name in names if name.startswith(RESOURCE) and not ours.fullmatch(name)]
 
 
 def _width(kind: Any) -> int:

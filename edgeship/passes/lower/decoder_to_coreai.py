@@ -60,7 +60,7 @@ class DecoderToCoreAI(Pass):
         from edgeship.lowering.coreai.decoder import lower_decoder
         from edgeship.lowering.locate import check_floats
         from edgeship.program.program import TorchProgram
-        from edgeship.runtimes.coreai.bytecode import blob_places
+        from edgeship.runtimes.coreai.bytecode import blob_places, unsteady_names
 
         program = TorchProgram.open(model).in_forms(forms_of(CoreAIDecoder))
         decoder, origin = program.language()
@@ -80,5 +80,6 @@ class DecoderToCoreAI(Pass):
             ),
             placements=placements,
             compute="f16" if self.compute == "float16" else "f32",
+            facts=unsteady_names(path),
             language=LanguageFacts.of(decoder, context, self.compute, chunk),
         )

@@ -42,6 +42,7 @@ class TorchToCoreAI(Pass):
         from edgeship.lowering.locate import check_floats, placements
         from edgeship.program.program import TorchProgram
         from edgeship.program.wide import named_wide
+        from edgeship.runtimes.coreai.bytecode import unsteady_names
         from edgeship.runtimes.coreai.stored import stored_weights
 
         program = TorchProgram.open(model).in_forms(forms_of(CoreAIModel))
@@ -53,13 +54,14 @@ class TorchToCoreAI(Pass):
         ctx.progress(2, 3, "save")
         path = ctx.folder / "model.aimodel"
         save(converted, path)
+        wide = named_wide(program.exported.graph) if self.compute == "float16" else {}
         return CoreAIModel(
             path,
             _narrowed(program.signature),
             files=tuple(sorted(str(file.relative_to(ctx.folder)) for file in path.rglob("*") if file.is_file())),
             placements=placements(program.encoded, names, stored_weights(path), "Core AI"),
             compute="f16" if self.compute == "float16" else "f32",
-            facts=named_wide(program.exported.graph) if self.compute == "float16" else {},
+            facts=unsteady_names(path) | wide,
         )
 
 

@@ -28,6 +28,21 @@ def blob_places(path: Path) -> dict[str, tuple[int, int]]:
     return _read(path)[1]
 
 
+def unsteady_names(asset: Path) -> dict[str, str]:
+    """``facts["nondeterministic"]`` of an asset whose bytes are others in each build; empty where they are the same."""
+    from edgeship.compat.coreai import drawn_names
+
+    drawn = drawn_names(blob_places(asset / "main.mlirb"))
+    if not drawn:
+        return {}
+    # The manifest shows it as the reason why two builds differ.
+    reason = (
+        f"main.mlirb: Core AI's converter draws the names of {len(drawn)} constants (above 64 MB, or made by its own "
+        "passes); their numbers are the same"
+    )
+    return {"nondeterministic": reason}
+
+
 def _read(path: Path) -> tuple[memoryview, dict[str, tuple[int, int]]]:
     try:
         with path.open("rb") as file:

@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
+from edgeship.compat import coreai as compat
+from edgeship.core.model import TensorSpec
 from edgeship.core.weights import Affine, Float, same_numbers
 from edgeship.errors import EncodingError
 from edgeship.lowering.coreai.constants import pack
 from edgeship.passes.lower.torch_to_coreai import TorchToCoreAI
+from edgeship.program.export import make_program
 from edgeship.runtimes.coreai.runtime import RUNTIME
 
 CASES = [
@@ -62,7 +66,18 @@ def test_tied_weights_are_stored_once(layers_program, with_encoded, lower, apple
 def test_the_same_bytes(layers_program, with_encoded, lower, apple, tmp_path) -> None:
     program = with_encoded(layers_program, apple.decide_all(layers_program, Affine(4)))
     first = lower(program, TorchToCoreAI())
+    assert "nondeterministic" not in first.facts
     program.save(tmp_path / "program")
     assert apple.digests(first.path.parent) == apple.elsewhere(
         tmp_path / "program", tmp_path / "out", "coreai", "TorchToCoreAI"
     )
+
+
+@pytest.mark.parametrize(("most_bytes", "drawn"), [(compat.MOST_BYTES, 0), (100, 1)])
+def test_what_differs_from_build_to_build_is_said(most_bytes, drawn, lower, monkeypatch) -> None:
+    """A bias of 8 kB is a constant without a name; it gets one by its content up to a size."""
+    monkeypatch.setattr(compat, "MOST_BYTES", most_bytes)
+    program = make_program(torch.nn.Linear(2, 2000), [TensorSpec("x", "f32", (1, 2))], [torch.ones(1, 2)])
+    artifact = lower(program, TorchToCoreAI("float32"))
+    said = artifact.facts.get("nondeterministic", "")
+    assert f"the names of {drawn} constants" in said if drawn else said == ""
