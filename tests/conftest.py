@@ -141,6 +141,15 @@ def cli_process(tmp_path: Path) -> Callable[..., Ran]:
     return run
 
 
+@pytest.fixture
+def frozen() -> Iterator[None]:
+    """What is loaded already is left out of collections: `gc.collect` walks what a test made, and not all of torch."""
+    from edgeship.program.collector import few_collections
+
+    with few_collections():
+        yield
+
+
 TINY = """
 import torch
 from torch import nn

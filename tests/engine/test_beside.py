@@ -398,16 +398,17 @@ def test_what_ends_the_build_ends_its_workers_and_what_they_started(passes, tmp_
     assert list((tmp_path / "cache" / "running").glob("*")) == []
 
 
-def test_a_build_beside_makes_the_same_bundle(cli_process, tiny_source, tmp_path):
+@pytest.mark.parametrize("runtimes", ["onnx,coreml", pytest.param("onnx,tflite,coreml", marks=pytest.mark.heavy)])
+def test_a_build_beside_makes_the_same_bundle(cli, tiny_source, tmp_path, runtimes):
     """Digests of all artifacts, rows, refusals and lines of the report."""
     import json
 
     reports, manifests = [], []
     for jobs in ("1", "3"):
         output = tmp_path / f"tiny{jobs}.edgeship"
-        ran = cli_process(
-            "build", tiny_source, "--input", "image:f32[1,1,4,4]", "--target", "iphone15pro", "--runtime",
-            "onnx,tflite,coreml", "--jobs", jobs, "-o", output, env={"EDGESHIP_CACHE": str(tmp_path / f"cache{jobs}")},
+        ran = cli(
+            "build", tiny_source, "--input", "image:f32[1,1,4,4]", "--target", "iphone15pro", "--runtime", runtimes,
+            "--jobs", jobs, "-o", output, env={"EDGESHIP_CACHE": str(tmp_path / f"cache{jobs}")},
         )  # fmt: skip
         assert ran.code == 0, ran.err
         reports.append(json.loads((output / "report.json").read_text()))

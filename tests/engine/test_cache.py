@@ -570,6 +570,7 @@ def test_flipped_bits_in_the_entries_of_a_build_never_ship(cli, tiny_order, tmp_
     assert cli("verify", "out").code == 0
 
 
+@pytest.mark.usefixtures("frozen")
 @pytest.mark.parametrize(
     "first", [0, pytest.param(1, marks=pytest.mark.heavy), pytest.param(2, marks=pytest.mark.heavy)]
 )
@@ -587,6 +588,7 @@ def test_killed_at_every_moment(tmp_path, first):
                 done = True
             except Killed:
                 pass
+        # What the dead build held open; the libraries that are loaded here were frozen.
         gc.collect()
         cache = Cache(root)
         cache.sweep()

@@ -352,6 +352,7 @@ def test_builds_that_publish_at_once_replace_each_other(tmp_path):
 
 
 @pytest.mark.heavy
+@pytest.mark.usefixtures("frozen")
 @pytest.mark.parametrize("exchange", [True, False])
 @pytest.mark.parametrize(
     "first", [0, pytest.param(1, marks=pytest.mark.heavy), pytest.param(2, marks=pytest.mark.heavy)]
@@ -376,6 +377,7 @@ def test_killed_at_every_moment(tmp_path, exchange, first):
                 done = True
             except Killed:
                 pass
+        # What the dead build held open; the libraries that are loaded here were frozen.
         gc.collect()
         remove_leftovers(output)
         known = replacing.recorded(output)

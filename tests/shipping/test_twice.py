@@ -21,15 +21,16 @@ def assert_same(first: Path, second: Path) -> None:
         assert two[main]["reproducible"] == record["reproducible"]
 
 
-def test_one_runtime(cli_process, tiny_order, tmp_path):
-    for name in ("one", "two"):
-        ran = cli_process("build", *tiny_order, "-o", name, env={"EDGESHIP_CACHE": str(tmp_path / f"cache_{name}")})
-        assert ran.code == 0, ran.err
-    assert_same(tmp_path / "one", tmp_path / "two")
-    one, two = (json.loads((tmp_path / name / MANIFEST).read_text()) for name in ("one", "two"))
+def test_one_runtime(cli_process, tiny_order, tiny_bundle, tmp_path):
+    """The second time in another process, whose hashes are others, and with a cache of its own."""
+    env = {"EDGESHIP_CACHE": str(tmp_path / "cache"), "PYTHONHASHSEED": "5"}
+    ran = cli_process("build", *tiny_order, "-o", "two", env=env)
+    assert ran.code == 0, ran.err
+    assert_same(tiny_bundle, tmp_path / "two")
+    one, two = (json.loads((place / MANIFEST).read_text()) for place in (tiny_bundle, tmp_path / "two"))
     assert one["source"] == two["source"]
     assert one["plan"] == two["plan"]
-    assert (tmp_path / "one" / "inventory.json").read_bytes() == (tmp_path / "two" / "inventory.json").read_bytes()
+    assert (tiny_bundle / "inventory.json").read_bytes() == (tmp_path / "two" / "inventory.json").read_bytes()
 
 
 @pytest.mark.xdist_group("digits")
