@@ -276,16 +276,18 @@ def _names(name: str, value: Names | None) -> tuple[str, ...]:
             f"{option(name)} takes a name or a list of names, not {value!r}", fix='write "a" or ["a", "b"]'
         )
     # Names of inputs and outputs and patterns of weights may hold a comma; those of targets and runtimes do not.
-    whole = name in ("output_names", "cut", "keep", "input_names", "adapters")
-    parts = [part.strip() for text in texts for part in ([text] if whole else text.split(","))]
-    return tuple(part for part in parts if part or whole)
+    if name in ("output_names", "cut", "keep", "input_names", "adapters"):
+        return tuple(text.strip() for text in texts)
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    return tuple(filter(None, parts))
 
 
 def _pairs(name: str, value: Mapping[str, Any] | Sequence[str] | None) -> tuple[str, ...]:
     """A mapping as ``OLD=NEW``; texts of that form stay as they are."""
     if isinstance(value, Mapping):
-        quote = '"' if any("=" in key for key in value) else ""
-        return tuple(f"{quote}{key}{quote}={os.fspath(item)}" for key, item in value.items())
+        ambiguous = any("=" in key for key in value)
+        form = '"{}"={}' if ambiguous else "{}={}"
+        return tuple(form.format(key, os.fspath(item)) for key, item in value.items())
     if value is None:
         return ()
     return _names(name, [value] if isinstance(value, str) else value)

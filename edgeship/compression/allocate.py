@@ -81,8 +81,12 @@ def trade_off(layers: Mapping[str, Sequence[Option]], points: int = 12) -> list[
     """The curve from the smallest allocation to the best, at budgets evenly spaced in bytes; loss never rises."""
     low = sum(_smallest(options).bytes for options in layers.values())
     high = sum(_best(options).bytes for options in layers.values())
-    budgets = {low + (high - low) * step // max(points - 1, 1) for step in range(points)}
-    return [allocate(layers, budget) for budget in sorted(budgets)]
+    found = {}
+    for step in range(points):
+        budget = low + (high - low) * step // max(points - 1, 1)
+        if budget not in found:
+            found[budget] = allocate(layers, budget)
+    return list(found.values())
 
 
 def _smallest(options: Sequence[Option]) -> Option:

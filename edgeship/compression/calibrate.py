@@ -233,9 +233,14 @@ def _known(grid: Grid, program: TorchProgram, bits: int) -> ActivationEncoding |
 
 def _tables(program: Any, runner: Runner) -> dict[str, tuple[float, float]]:
     """The ends of whole tables by the node that looks rows up in them: other rows than the data's are read later."""
-    looked_up = (node for node in program.graph.nodes if operator_name(node) == "embedding")
-    found = {node.name: runner.weights.get(str(node.args[0])) for node in looked_up}
-    return {name: (float(table.min()), float(table.max())) for name, table in found.items() if table is not None}
+    found = {}
+    for node in program.graph.nodes:
+        if operator_name(node) != "embedding":
+            continue
+        table = runner.weights.get(str(node.args[0]))
+        if table is not None:
+            found[node.name] = (float(table.min()), float(table.max()))
+    return found
 
 
 def _range_of_operands(nodes: Sequence[Node], decided: Mapping[str, ActivationEncoding]) -> tuple[float, float]:

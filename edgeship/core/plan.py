@@ -39,11 +39,15 @@ class Step:
 
     def describe(self) -> str:
         """One line: number, pass, what it makes, options, inputs, targets."""
-        briefs = {key: _brief(value) for key, value in self.options.items()}
-        shown = " ".join(f"{key}={brief}" for key, brief in briefs.items() if brief)
+        shown = []
+        for key, value in self.options.items():
+            brief = _brief(value)
+            if brief:
+                shown.append(f"{key}={brief}")
         origins = dict.fromkeys("source" if index < 0 else str(index) for index in self.inputs.values())
         targets = dict.fromkeys(target for target, _ in self.routes)
-        return f"{self.index:<3}{self.name:<27}{self.made:<14}{shown}  <- {','.join(origins)}  [{','.join(targets)}]"
+        head = f"{self.index:<3}{self.name:<27}{self.made:<14}{' '.join(shown)}"
+        return f"{head}  <- {','.join(origins)}  [{','.join(targets)}]"
 
     def plain(self) -> dict[str, object]:
         """The step as JSON-ready data."""
@@ -82,8 +86,10 @@ class Plan:
 
     def plain(self) -> dict[str, object]:
         """The plan as JSON-ready data."""
-        refused = {"refused": [to_plain(item) for item in self.refused]} if self.refused else {}
-        return {"steps": [step.plain() for step in self.steps], "skipped": self.skipped, **refused}
+        told: dict[str, object] = {"steps": [step.plain() for step in self.steps], "skipped": self.skipped}
+        if self.refused:
+            told["refused"] = [to_plain(item) for item in self.refused]
+        return told
 
 
 def made_name(made: object) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -314,20 +314,30 @@ def _open_images(folder: Path, signature: Signature) -> _Opened:
     if len(signature.inputs) != 1 or len(images) != 1:
         raise DataError(f"{folder} is a folder of images, but the model does not take one image", fix="use an .npz")
     classes = sorted(item.name for item in folder.iterdir() if item.is_dir())
-    found: list[tuple[Path, int]] = []
+    files: list[Path] = []
+    labels: list[int] = []
     for label, name in enumerate(classes):
-        found += [(item, label) for item in sorted((folder / name).rglob("*")) if item.suffix.lower() in IMAGE_SUFFIXES]
+        of_class = _image_files((folder / name).rglob("*"))
+        files += of_class
+        labels += [label] * len(of_class)
     if not classes:
-        found = [(item, -1) for item in sorted(folder.iterdir()) if item.suffix.lower() in IMAGE_SUFFIXES]
-    if not found:
+        files = _image_files(folder.iterdir())
+    if not files:
         raise DataError(f"{folder} holds no images", fix="give .jpg or .png files")
     spec = images[0]
 
     def columns(places: Sequence[int]) -> dict[str, Array]:
-        return {spec.name: np.stack([read_image(found[place][0], spec) for place in places])} if places else {}
+        if not places:
+            return {}
+        # [c, h, w] each -> [n, c, h, w]
+        return {spec.name: np.stack([read_image(files[place], spec) for place in places])}
 
-    keys = tuple(hashlib.sha256(path.read_bytes()).digest() for path, _ in found)
-    return _Opened(keys, np.array([label for _, label in found]) if classes else None, columns)
+    keys = tuple(hashlib.sha256(path.read_bytes()).digest() for path in files)
+    return _Opened(keys, np.array(labels) if classes else None, columns)
+
+
+def _image_files(items: Iterable[Path]) -> list[Path]:
+    return sorted(item for item in items if item.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _check(reference: str, spec: TensorSpec, arrays: Mapping[str, Any]) -> Array:

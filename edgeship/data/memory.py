@@ -160,7 +160,9 @@ def _bytes_of(parts: Mapping[Key, Array]) -> int:
 
 
 def _listed(parts: Mapping[Key, Any]) -> str:
-    return ", ".join(str(key) for key in parts) if any(isinstance(key, str) for key in parts) else f"{len(parts)} parts"
+    if not any(isinstance(key, str) for key in parts):
+        return f"{len(parts)} parts"
+    return ", ".join(map(str, parts))
 
 
 def _items(title: str, data: Any) -> Iterator[Any]:
@@ -222,8 +224,16 @@ def as_array(title: str, value: Any) -> Array:
 
 def _with_sample_axis(parts: tuple[Array, ...], spec: TensorSpec | None) -> list[Array]:
     """Batches ``[n, ...]``: single samples get an axis in front, those of the model's own batch axis keep theirs."""
+    import numpy as np
+
     if spec is None:
         # Labels, one a sample.
-        return [part.reshape(1) if part.ndim == 0 else part for part in parts]
-    sample = len(spec.shape) - 1 if spec.shape[:1] == (1,) else len(spec.shape)
-    return [part[None] if part.ndim == sample else part for part in parts]
+        return [np.atleast_1d(part) for part in parts]
+    sample = len(spec.shape)
+    if spec.shape[:1] == (1,):
+        sample -= 1
+    found = []
+    for part in parts:
+        # [...] -> [1, ...]
+        found.append(part[None] if part.ndim == sample else part)
+    return found

@@ -111,14 +111,15 @@ def losses_of(row: ArtifactRow) -> dict[str, float]:
 
 
 def _zeros(row: ArtifactRow, record: ProgramRecord) -> str:
-    sizes = {use.name: use.elements for use in record.inventory.weights if use.name in record.pruned}
-    share = sum(sizes[name] * record.pruned[name] for name in sizes) / max(sum(sizes.values()), 1)
+    pruned = [use for use in record.inventory.weights if use.name in record.pruned]
+    elements = sum(use.elements for use in pruned)
+    zeros = sum(use.elements * record.pruned[use.name] for use in pruned)
     sparse = sum(encoding.kind == "sparse" for encoding in record.encodings.values())
-    head = f"{row.runtime}: {share:.0%} of the pruned layers is zero"
+    head = f"{row.runtime}: {zeros / max(elements, 1):.0%} of the pruned layers is zero"
     if sparse:
-        return f"{head}; {sparse} of {len(sizes)} are stored without zeros"
-    palettes = any(record.encodings[name].kind == "palette" for name in sizes if name in record.encodings)
-    near = " (in a palette as the entry nearest to zero)" if palettes else ""
+        return f"{head}; {sparse} of {len(pruned)} are stored without zeros"
+    kinds = {record.encodings[use.name].kind for use in pruned if use.name in record.encodings}
+    near = " (in a palette as the entry nearest to zero)" if "palette" in kinds else ""
     return f"{head}, and stored densely{near}: the file gains nothing by it"
 
 

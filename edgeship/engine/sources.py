@@ -256,11 +256,17 @@ def _is_own_sample(folder: Path) -> bool:
 def code_in_sample(folder: Path, sample: Sample) -> list[str]:
     """Python that a sample names, as it names it: factories, functions that make data, metrics. Files that are not
     there cannot run, and are reported as missing where they are needed."""
-    metric = sample.metric if sample.metric and _is_factory(sample.metric) else None
-    named = [sample.source, sample.factory, sample.calibration, sample.evaluation, metric]
-    found = [name for name in named if name and (_is_factory(name) or _is_factory(str(folder / name)))]
-    heads = {name: name.rpartition(":")[0] for name in found}
-    return [name for name in found if not heads[name].endswith(".py") or (folder / heads[name]).is_file()]
+    named = [sample.source, sample.factory, sample.calibration, sample.evaluation]
+    if sample.metric and _is_factory(sample.metric):
+        named.append(sample.metric)
+    found = []
+    for name in filter(None, named):
+        if not _is_factory(name) and not _is_factory(str(folder / name)):
+            continue
+        head, _, _ = name.rpartition(":")
+        if not head.endswith(".py") or (folder / head).is_file():
+            found.append(name)
+    return found
 
 
 def _refuse_code(folder: Path, sample: Sample) -> None:

@@ -116,8 +116,10 @@ def _parameters(module: torch.nn.Module) -> dict[str, inspect.Parameter]:
 
 def _names_for(module: torch.nn.Module, count: int) -> list[str]:
     """Names for examples without one: those of the parameters, then ``input``, ``input_1`` ..."""
-    known = [name for name, item in _parameters(module).items() if item.kind != item.KEYWORD_ONLY][:count]
-    return known + ["input" if place == 0 else f"input_{place}" for place in range(len(known), count)]
+    names = [name for name, item in _parameters(module).items() if item.kind != item.KEYWORD_ONLY][:count]
+    for place in range(len(names), count):
+        names.append(f"input_{place}" if place else "input")
+    return names
 
 
 def _by_name(module: torch.nn.Module, names: Sequence[str]) -> Any:

@@ -123,8 +123,11 @@ def _takes_one(module: nn.Module) -> bool:
 
 def _epsilons(module: nn.Module, width: int, weighted: bool) -> list[float]:
     """What a module may add to the mean square: what it says, or what shows on numbers that vanish beside it."""
-    told = [getattr(module, name, None) for name in EPSILONS]
-    found = [float(value) for value in told if isinstance(value, float | int) and not isinstance(value, bool)]
+    found = []
+    for name in EPSILONS:
+        value = getattr(module, name, None)
+        if isinstance(value, float | int) and not isinstance(value, bool):
+            found.append(float(value))
     if found:
         return found
     tiny = torch.full((1, 1, width), 1e-9)
@@ -137,9 +140,10 @@ def _epsilons(module: nn.Module, width: int, weighted: bool) -> list[float]:
     if not isinstance(answer, torch.Tensor) or answer.shape != tiny.shape:
         return []
     seen = float(answer.flatten()[0])
+    if seen <= 0:
+        return []
     # With an offset of one the factor is two.
-    near = [(1e-9 * factor / seen) ** 2 for factor in (1.0, 2.0)] if seen > 0 else []
-    return [float(f"{epsilon:.6g}") for epsilon in near]
+    return [float(f"{(1e-9 * factor / seen) ** 2:.6g}") for factor in (1.0, 2.0)]
 
 
 def _is(module: nn.Module, norm: RootNorm, x: torch.Tensor, width: int) -> bool:

@@ -42,6 +42,7 @@ def _weight_use(name: str, node: Node) -> WeightUse:
     shape = tuple(int(size) for size in value.shape)
     # Operator, axis of the channels, and groups, by each reader.
     uses = {_use_of(user, node) for user in node.users}
+    readers = tuple(user.name for user in node.users)
     op: WeightOp = "other"
     axis, groups = 0, 1
     # One weight used as both embedding and linear (tied) quantizes per row either way: the linear decides.
@@ -51,8 +52,10 @@ def _weight_use(name: str, node: Node) -> WeightUse:
     elif len(uses) == 1 and not name.startswith(COMPUTED):
         # A basis that the normal form computed is not a trained weight, and keeps its bits.
         op, axis, groups = next(iter(uses))
-    readers = tuple(user.name for user in node.users)
-    plain = 0 if value.dtype.is_floating_point else 8 * value.dtype.itemsize
+    # Bits of an element that no encoding touches.
+    plain = 0
+    if not value.dtype.is_floating_point:
+        plain = 8 * value.dtype.itemsize
     return WeightUse(name, op, shape, axis, groups, readers, "embedding" in found, plain)
 
 

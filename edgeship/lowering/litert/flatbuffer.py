@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -18,6 +18,8 @@ INLINE_ALIGNMENT = 16
 OFFSET_ALIGNMENT = 64
 IDENTIFIER = b"TFL3"
 _COPIED_BYTES = 1 << 22
+# The number of an operand that is left out.
+_LEFT_OUT = -1
 
 
 def parse(content: bytes) -> schema.ModelT:
@@ -76,20 +78,24 @@ def _drop_tensors(graph: schema.SubGraphT, signature: schema.SignatureDefT) -> N
         used.update(operator.outputs)
     blocks = [tensor.quantization.details for tensor in graph.tensors if _has_blocks(tensor)]
     used.update(block.scales for block in blocks)
-    # -1 stands for an operand that is left out.
-    used.discard(-1)
+    used.discard(_LEFT_OUT)
     kept = sorted(used)
-    moved = {old: new for new, old in enumerate(kept)}
+    number = {old: new for new, old in enumerate(kept)}
+    number[_LEFT_OUT] = _LEFT_OUT
+
+    def moved(indices: Sequence[int]) -> list[int]:
+        return [number[index] for index in indices]
+
     graph.tensors = [graph.tensors[index] for index in kept]
     for operator in graph.operators:
-        operator.inputs = [moved.get(index, -1) for index in operator.inputs]
-        operator.outputs = [moved[index] for index in operator.outputs]
+        operator.inputs = moved(operator.inputs)
+        operator.outputs = moved(operator.outputs)
     for block in blocks:
-        block.scales = moved[block.scales]
+        block.scales = number[block.scales]
     for entry in (*signature.inputs, *signature.outputs):
-        entry.tensorIndex = moved[entry.tensorIndex]
-    graph.inputs = [moved[index] for index in graph.inputs]
-    graph.outputs = [moved[index] for index in graph.outputs]
+        entry.tensorIndex = number[entry.tensorIndex]
+    graph.inputs = moved(graph.inputs)
+    graph.outputs = moved(graph.outputs)
 
 
 def _has_blocks(tensor: Any) -> bool:

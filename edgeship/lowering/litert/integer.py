@@ -207,17 +207,21 @@ class IntegerGraph:
         if kernel.fixed and target != table.FIXED_GRIDS[kernel.fixed, target.bits]:
             return False
         slots = range(len(operator.inputs)) if kernel.slots is None else kernel.slots
-        swapped = {slot: self._operand(operator.inputs[slot], kernel, target) for slot in slots}
-        held = [index for index in swapped.values() if index is not None]
-        if len(held) < len(swapped) or not any(self.integer.get(operator.inputs[slot]) in self.grids for slot in slots):
+        swapped: dict[int, int] = {}
+        for slot in slots:
+            index = self._operand(operator.inputs[slot], kernel, target)
+            if index is not None:
+                swapped[slot] = index
+        if len(swapped) < len(slots) or not any(
+            self.integer.get(operator.inputs[slot]) in self.grids for slot in slots
+        ):
             return False
-        for slot, index in list(swapped.items()):
-            assert index is not None
+        for slot, index in swapped.items():
             if kernel.same_grid and self.grids[index] != target:
                 swapped[slot] = self._requantized(index, target)
         if name in ("ADD", "SUB"):
             operator.builtinOptions.potScaleInt16 = False
-        return self._compute(operator, {slot: index for slot, index in swapped.items() if index is not None}, [target])
+        return self._compute(operator, swapped, [target])
 
     def _operand(self, index: int, kernel: table.Kernel, target: ActivationEncoding) -> int | None:
         """The integers of an input, or of a single number that no grid was decided for."""

@@ -42,18 +42,16 @@ def name_interface(model: schema.ModelT, signature: Signature, weights: int, key
     wanted_outputs = [f"output_{number}" for number in range(len(signature.outputs))]
     if inputs.keys() != set(wanted_inputs) or outputs.keys() != set(wanted_outputs):
         raise LoweringError("the LiteRT converter changed the model's inputs or outputs", fix="report this as a bug")
-    for specs, wanted, entries in (
-        (signature.inputs, wanted_inputs, inputs), (signature.outputs, wanted_outputs, outputs)
-    ):  # fmt: skip
-        for spec, given in zip(specs, wanted, strict=False):
-            entries[given].name = spec.name.encode()
-            subgraph.tensors[entries[given].tensorIndex].name = spec.name.encode()
-    kept = wanted_inputs[: len(signature.inputs)]
-    found.inputs = [inputs[given] for given in kept]
-    found.outputs = [outputs[given] for given in wanted_outputs]
+    taken = [inputs[name] for name in wanted_inputs]
+    found.inputs = taken[: len(signature.inputs)]
+    found.outputs = [outputs[name] for name in wanted_outputs]
+    specs = (*signature.inputs, *signature.outputs)
+    for spec, entry in zip(specs, (*found.inputs, *found.outputs), strict=True):
+        entry.name = spec.name.encode()
+        subgraph.tensors[entry.tensorIndex].name = spec.name.encode()
     subgraph.name = key.encode()
-    weight_inputs = [int(inputs[given].tensorIndex) for given in wanted_inputs[len(signature.inputs) :]]
-    subgraph.inputs = [entry.tensorIndex for entry in found.inputs] + weight_inputs
+    weight_inputs = [int(entry.tensorIndex) for entry in taken[len(signature.inputs) :]]
+    subgraph.inputs = [entry.tensorIndex for entry in taken]
     subgraph.outputs = [entry.tensorIndex for entry in found.outputs]
     # The converter's notes describe the float graph with open weights; they would be wrong from here on.
     model.metadata, model.description = [], b"edgeship"

@@ -167,13 +167,16 @@ def _flat_uses(value: ir.Value) -> list[ir.Value]:
     """``[1, T, H * D]`` that every user makes of ``value [1, H, T, D]``; none when one makes something else."""
     found = []
     for user in value.consumers():
-        closed = [] if user.op_type != "Transpose" or _order(user) != HEADS_OUT else user.outputs[0].consumers()
-        shapes = [node.outputs[0].shape for node in closed if node.op_type == "Reshape"]
-        if not closed or len(shapes) != len(closed) or any(shape is None or len(shape) != 3 for shape in shapes):
+        if user.op_type != "Transpose" or _order(user) != HEADS_OUT:
             return []
-        if any(node.outputs[0].is_graph_output() for node in closed):
+        closed = user.outputs[0].consumers()
+        if not closed:
             return []
-        found += [node.outputs[0] for node in closed]
+        for node in closed:
+            flat = node.outputs[0]
+            if node.op_type != "Reshape" or flat.shape is None or len(flat.shape) != 3 or flat.is_graph_output():
+                return []
+            found.append(flat)
     return found
 
 

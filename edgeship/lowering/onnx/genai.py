@@ -86,8 +86,12 @@ def drawing(origin: Path) -> dict[str, float]:
     transformers does. A narrower default, such as a ``top_k`` of 1, would make what an app asks for do nothing."""
     path = origin / "generation_config.json"
     told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    found = {name: told.get(name) for name in DRAWING}
-    return {name: value if isinstance(value, int | float) else DRAWING[name] for name, value in found.items()}
+    found = dict(DRAWING)
+    for name in DRAWING:
+        value = told.get(name)
+        if isinstance(value, int | float):
+            found[name] = value
+    return found
 
 
 def token_by_token(decoder: Decoder) -> dict[str, int]:

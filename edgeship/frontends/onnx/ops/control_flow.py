@@ -142,9 +142,11 @@ def scan_batched(call: OpCall) -> Result:
     backward = call.attr_ints("directions", (0,) * count)
     rows: list[list[Tensor]] = []
     for batch in range(operands[0].shape[0]):
-        state: list[Value] = [torch.select(value, 0, batch) for value in operands[:n_states]]
-        sources = [torch.select(value, 0, batch) for value in operands[n_states:]]
-        stacked: list[list[Tensor]] = [[] for _ in range(len(body.output) - n_states)]
+        # [batch, ...] -> [...]
+        given = [torch.select(value, 0, batch) for value in operands]
+        state: list[Value] = list(given[:n_states])
+        sources = given[n_states:]
+        stacked: list[list[Tensor]] = [[] for _ in body.output[n_states:]]
         length = sources[0].shape[0]
         for index in range(length):
             scanned: list[Value] = []

@@ -28,7 +28,9 @@ def _slices(call: Call, rank: int) -> tuple[slice | int, ...]:
 
 
 def _mask(call: Call, name: str, rank: int) -> list[bool]:
-    return [bool(i) for i in call.integers(name)] if call.has(name) else [False] * rank
+    if not call.has(name):
+        return [False] * rank
+    return [bool(i) for i in call.integers(name)]
 
 
 @op("slice_by_index")
