@@ -17,6 +17,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch._C import DispatchKey
+from torch._export import utils as export_utils
+from torch._ops import OperatorBase
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -41,6 +44,7 @@ __all__ = [
     "TorchDispatchMode",
     "WeakIdKeyDictionary",
     "archive_schema",
+    "decomposed",
     "decomposition_of",
     "deserialized",
     "dtype_of_code",
@@ -59,6 +63,7 @@ __all__ = [
     "operator_names",
     "outside_of_tracing",
     "pair_operators",
+    "quick_decompositions",
     "quiet_shape_errors",
     "replaced",
     "schema_of",
@@ -137,6 +142,40 @@ def onednn_linear() -> Callable[..., Any] | None:
         # A build without it, or with another signature.
         return None
     return cast("Callable[..., Any]", call) if same else None
+
+
+def decomposed(exported: ExportedProgram, table: Mapping[Any, Callable[..., Any]]) -> ExportedProgram:
+    """`ExportedProgram.run_decompositions`, which keeps what is not in the table, in half the time."""
+    with quick_decompositions():
+        found: ExportedProgram = exported.run_decompositions(dict(table))
+    return found
+
+
+@contextmanager
+def quick_decompositions() -> Iterator[None]:
+    """Inside, ``run_decompositions`` does what it does for every graph, of one operator too, in half the time.
+
+    It gives each of 500 operators twenty kernels and takes them away again, and before that looks through all
+    operators once for each library that has some. Here the kernels are put in place without annotations being
+    evaluated for each, and the operators are looked through once. It ends when torch does so.
+    """
+    plain = OperatorBase.py_impl
+
+    def py_impl(operator: Any, key: Any) -> Callable[..., Any]:
+        if not isinstance(key, DispatchKey) or key == DispatchKey.Python or key in operator.py_kernels:
+            return plain(operator, key)
+
+        def put(kernel: Any) -> Any:
+            operator.py_kernels[key] = kernel
+            operator._dispatch_cache.clear()
+            return kernel
+
+        return put
+
+    name = "_materialize_cpp_cia_ops"
+    once = functools.cache(getattr(export_utils, name))
+    with exchanged(OperatorBase, "py_impl", py_impl), exchanged(export_utils, name, once):
+        yield
 
 
 @contextmanager

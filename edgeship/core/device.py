@@ -15,7 +15,7 @@ from edgeship.errors import UsageError
 
 @dataclass(frozen=True)
 class TextOrder:
-    """What a language model is timed on: llama-bench's pp512 and tg128 unless said otherwise.
+    """What a language model is timed on: 512 tokens of a prompt and 128 that are written, unless said otherwise.
 
     Args:
         prompt, new: tokens taken and tokens written. depths: tokens in the cache before, one row each.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgeship.compat.torch import decomposition_of, replaced
+from edgeship.compat.torch import decomposed, decomposition_of, replaced
 from edgeship.errors import UnsupportedOpError
 from edgeship.program.provenance import where
 
@@ -58,7 +58,7 @@ def rewritten(
     for number in range(MAX_ROUNDS):
         if number:
             loosen_views(exported)
-        exported = exported.run_decompositions(dict(table))
+        exported = decomposed(exported, table)
         drop_copies(exported)
         lacking = [node for node in exported.graph.nodes if node.op == "call_function" and not known(node)]
         if not lacking:

@@ -26,3 +26,12 @@ def few_collections() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+@contextmanager
+def quick_tracing() -> Iterator[None]:
+    """Inside, a program is traced and decomposed without collections of what exists, and by torch's quicker tables."""
+    from edgeship.compat.torch import quick_decompositions
+
+    with few_collections(), quick_decompositions():
+        yield

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from edgeship.errors import EdgeshipError, OpenSizeError, SourceError
 from edgeship.program.aliases import by_one_name
 from edgeship.program.cells import spell_cells
-from edgeship.program.collector import few_collections
+from edgeship.program.collector import few_collections, quick_tracing
 from edgeship.program.expected import Expected
 from edgeship.program.factors import fold_factors
 from edgeship.program.folding import fetch, fold_batch_norms, fold_constants, fold_pads, quiet_get_attr
@@ -164,7 +164,7 @@ def _normal_form(
     flat.delete_all_unused_submodules()
     _drop_unused_tensors(flat)
     flat.recompile()
-    with torch.no_grad(), few_collections():
+    with torch.no_grad(), quick_tracing():
         normal: ExportedProgram = torch.export.export(flat, inputs, strict=False).run_decompositions({})
     _refuse_open_sizes(normal.graph_module.graph)
     _drop_no_ops(normal.graph_module.graph)

@@ -32,7 +32,7 @@ def for_static_activations(program: TorchProgram, bits: int = 16) -> TorchProgra
     ``x * sigmoid(x)``, ``rsqrt`` is a division and 16-bit clips are minima and maxima: 16-bit reciprocals and clips are
     silently wrong on Hexagon.
     """
-    from edgeship.compat.torch import replaced
+    from edgeship.compat.torch import decomposed, replaced
 
     exported = replaced(
         program.exported,
@@ -52,7 +52,7 @@ def for_static_activations(program: TorchProgram, bits: int = 16) -> TorchProgra
     reshape_freely(graph)
     graph.eliminate_dead_code()
     exported.graph_module.recompile()
-    exported = exported.run_decompositions(_static_forms(bits))
+    exported = decomposed(exported, _static_forms(bits))
     reshape_freely(exported.graph_module.graph)
     exported.graph_module.recompile()
     record = dataclasses.replace(program.record, inventory=take_inventory(exported))

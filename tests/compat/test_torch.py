@@ -374,3 +374,24 @@ def test_the_kept_table_is_the_exporters_own() -> None:
     assert {target: [form.onnx_function for form in forms] for target, forms in kept.functions.items()} == {
         target: [form.onnx_function for form in forms] for target, forms in own.functions.items()
     }
+
+
+class Whole(torch.nn.Module):
+    """Operators that are kept, that the table rewrites, and that are taken apart because they alias."""
+
+    def forward(self, x):
+        halves = torch.nn.functional.silu(torch.nn.functional.linear(x, x)).chunk(2, -1)
+        return torch.einsum("ij,kj->ik", halves[0], halves[1]) + torch.nn.functional.group_norm(x, 2)
+
+
+def test_quick_decompositions_make_the_same_graph_and_leave_nothing() -> None:
+    program = torch.export.export(Whole().eval(), (torch.ones(4, 4),))
+    table = {aten.silu.default: lambda x: x * torch.sigmoid(x)}
+    kernels = {name: dict(getattr(aten, name).default.py_kernels) for name in ("linear", "silu", "einsum")}
+    plain = program.run_decompositions(dict(table))
+    quick = compat.decomposed(program, table)
+    assert [(node.name, node.target) for node in quick.graph.nodes] == [
+        (node.name, node.target) for node in plain.graph.nodes
+    ]
+    assert {name: dict(getattr(aten, name).default.py_kernels) for name in kernels} == kernels
+    assert table.keys() == {aten.silu.default}, "torch takes entries out of the table it is given"

@@ -28,6 +28,7 @@ def convert(signatures: Mapping[str, OpenedProgram]) -> bytes:
     from litert_torch import Converter
 
     from edgeship.compat.litert import converting
+    from edgeship.compat.torch import quick_decompositions
     from edgeship.lowering.litert.rewrites import hide_left_constants, rewrite_for_litert
 
     converter = Converter()
@@ -35,7 +36,7 @@ def convert(signatures: Mapping[str, OpenedProgram]) -> bytes:
         rewrite_for_litert(opened.module)
         converter.signature(key, opened.module, opened.examples)
     try:
-        with torch.no_grad(), converting(hide_left_constants):
+        with torch.no_grad(), quick_decompositions(), converting(hide_left_constants):
             return cast("bytes", converter.convert().model_content())
     except Exception as error:
         raise _explain(error, list(signatures.values())) from error

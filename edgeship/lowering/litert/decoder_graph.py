@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgeship.compat.torch import is_mutable
+from edgeship.compat.torch import decomposed, is_mutable
 from edgeship.core.model import Signature, TensorSpec
 from edgeship.errors import EdgeshipError, LoweringError, UnsupportedOpError
 from edgeship.llm.attention import Engine, Form, additive_mask, computed_by
@@ -77,7 +77,7 @@ class StepGraphs:
             with torch.no_grad():
                 exported = torch.export.export(step, examples, strict=False)
                 if any(map(_writes, exported.graph.nodes)):
-                    exported = exported.run_decompositions({})
+                    exported = decomposed(exported, {})
         except EdgeshipError:
             raise
         except Exception as error:  # of many types

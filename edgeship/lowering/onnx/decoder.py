@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from edgeship.compat.torch import onnx_table_kept
+from edgeship.compat.torch import onnx_table_kept, quick_decompositions
 from edgeship.compat.transformers_attention import choose_attention
 from edgeship.errors import LoweringError, UnsupportedOpError
 from edgeship.llm.attention import UNMASKED, Asked, Engine, computed_by, repeated
@@ -184,7 +184,7 @@ def export_decoder(program: TorchProgram, adapted: Sequence[str] = ()) -> tuple[
     open_layers(model, adapted)
     step = _Step(model, decoder, adapted).eval()
     inputs, shapes = _examples(decoder, *example_matrices(model, adapted))
-    with quiet(), few_collections(), onnx_table_kept(OPSET):
+    with quiet(), few_collections(), quick_decompositions(), onnx_table_kept(OPSET):
         try:
             exported = torch.onnx.export(
                 step, inputs, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,

@@ -38,10 +38,10 @@ def export_graph(program: TorchProgram) -> tuple[ir.Model, dict[str, ir.Value]]:
     """
     import torch
 
-    from edgeship.compat.torch import onnx_table_kept
+    from edgeship.compat.torch import onnx_table_kept, quick_decompositions
 
     hollow = _hollow(program)
-    with quiet(), few_collections(), onnx_table_kept(OPSET):
+    with quiet(), few_collections(), quick_decompositions(), onnx_table_kept(OPSET):
         try:
             exported = torch.onnx.export(hollow, (), dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
         except torch.onnx.errors.OnnxExporterError as error:

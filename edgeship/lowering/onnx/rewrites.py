@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from edgeship.compat.torch import decomposed
 from edgeship.lowering.convolutions import transposed_convolution
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ def in_onnx_operators(exported: ExportedProgram) -> ExportedProgram:
     """The program with those operators rewritten; itself where it has none of them."""
     if not any(node.target in REWRITES for node in exported.graph.nodes):
         return exported
-    rewritten: ExportedProgram = exported.run_decompositions(dict(REWRITES))
-    return rewritten
+    return decomposed(exported, REWRITES)
 
 
 def group_norm(

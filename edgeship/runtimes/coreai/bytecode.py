@@ -10,6 +10,7 @@ import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeship.core.units import counted
 from edgeship.errors import ArtifactError
 
 MAGIC = b"ML\xefR"
@@ -36,9 +37,10 @@ def unsteady_names(asset: Path) -> dict[str, str]:
     if not drawn:
         return {}
     # The manifest shows it as the reason why two builds differ.
+    constants = counted(len(drawn), "constant")
     reason = (
-        f"main.mlirb: Core AI's converter draws the names of {len(drawn)} constants (above 64 MB, or made by its own "
-        "passes); their numbers are the same"
+        f"main.mlirb: Core AI's converter draws the names of {constants} (above 64 MB, or made by its own passes); "
+        "their numbers are the same"
     )
     return {"nondeterministic": reason}
 
