@@ -351,7 +351,6 @@ def test_builds_that_publish_at_once_replace_each_other(tmp_path):
     assert replacing.holdings(output).strange == ()
 
 
-@pytest.mark.heavy
 @pytest.mark.usefixtures("frozen")
 @pytest.mark.parametrize("exchange", [True, False])
 @pytest.mark.parametrize(
