@@ -53,7 +53,8 @@ def rewritten(
     Raises:
         UnsupportedOpError: an operator that is not known, and that neither the table nor torch decomposes.
     """
-    defaults = torch.export.default_decompositions()
+    # Made when the first rule is wanted of it: that takes as long as tracing a small network.
+    defaults = functools.cache(torch.export.default_decompositions)
     table: dict[Any, Rewrite] = {**(base or {}), **rewrites}
     for number in range(MAX_ROUNDS):
         if number:
@@ -64,7 +65,7 @@ def rewritten(
         if not lacking:
             return exported
         for node in lacking:
-            rule = decomposition_of(node.target) or defaults.get(node.target)
+            rule = decomposition_of(node.target) or defaults().get(node.target)
             if rule is None or node.target in rewrites:
                 raise _unsupported(node, title)
             table[node.target] = rule
