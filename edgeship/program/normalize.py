@@ -20,6 +20,7 @@ from edgeship.program.cells import spell_cells
 from edgeship.program.collector import few_collections, quick_tracing
 from edgeship.program.expected import Expected
 from edgeship.program.factors import fold_factors
+from edgeship.program.few_axes import with_few_axes
 from edgeship.program.folding import fetch, fold_batch_norms, fold_constants, fold_pads, quiet_get_attr
 from edgeship.program.looks import first_norms
 from edgeship.program.mutation import protect_inputs, refuse_state, root, written_roots
@@ -166,6 +167,7 @@ def _normal_form(
     flat.recompile()
     with torch.no_grad(), quick_tracing():
         normal: ExportedProgram = torch.export.export(flat, inputs, strict=False).run_decompositions({})
+        normal = with_few_axes(normal)
     _refuse_open_sizes(normal.graph_module.graph)
     _drop_no_ops(normal.graph_module.graph)
     _drop_empty_parts(normal.graph_module.graph)
