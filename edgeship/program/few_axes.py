@@ -100,8 +100,6 @@ def _rules(targets: set[Any]) -> dict[Any, Callable[..., Any]]:
     rules |= {target: functools.partial(_along, target, summing=True) for target in summing}
     last = (aten.linear.default, aten.layer_norm.default, aten.rms_norm.default)
     rules |= {target: functools.partial(_on_last, target) for target in last}
-    products = (aten.matmul.default, aten.einsum.default)
-    rules |= {target: functools.partial(_spelled, target) for target in products}
     return {
         **rules,
         aten.permute.default: _permute,
@@ -110,6 +108,7 @@ def _rules(targets: set[Any]) -> dict[Any, Callable[..., Any]]:
         aten.repeat.default: _repeat,
         aten.cat.default: _cat,
         aten.stack.default: _stack,
+        aten.matmul.default: _matmul,
         aten.unsqueeze.default: _unsqueeze,
         aten.squeeze.dim: _squeeze,
         aten.squeeze.dims: _squeeze,
@@ -274,15 +273,25 @@ def _stack(tensors: Sequence[Tensor], dim: int = 0) -> Any:
     return torch.cat(parts, 1).reshape([*shape[:axis], len(parts), *shape[axis:]])
 
 
-def _spelled(target: Any, *args: Any) -> Any:
-    """A product of tensors [..], in the operators that torch makes it of."""
+def _matmul(x: Tensor, y: Tensor) -> Any:
+    """``x`` [.., n, k] and ``y`` [.., k, m], or [k] for either, with leading axes that broadcast."""
     import torch
 
-    from edgeship.compat.torch import leaves_of
-
-    if _few(*[arg for arg in leaves_of(args) if isinstance(arg, torch.Tensor)]):
+    if _few(x, y):
         return NotImplemented
-    return torch.export.default_decompositions()[target](*args)
+    if y.dim() <= 2:
+        # [.., n, k] -> [rows, k]
+        found = x.reshape(-1, x.shape[-1]) @ y
+        return found.reshape([*x.shape[:-1], *found.shape[1:]])
+    left = x if x.dim() > 1 else x.reshape(1, -1)
+    ahead = list(torch.broadcast_shapes(left.shape[:-2], y.shape[:-2]))
+    parts = []
+    for part in (left, y):
+        whole = [*ahead, *part.shape[-2:]]
+        # [.., n, k] -> [all of them, n, k]
+        parts.append(_spread(part, _padded(part.shape, len(whole)), whole).reshape(-1, *part.shape[-2:]))
+    found = parts[0] @ parts[1]
+    return found.reshape([*ahead, *x.shape[-2:-1], y.shape[-1]])
 
 
 def _unsqueeze(x: Tensor, dim: int) -> Any:

@@ -83,6 +83,9 @@ def test_rules(data: st.DataObject, sizes: list[int]) -> None:
     check(aten.index.Tensor, x, [*[None] * other, torch.tensor([0, sizes[other] - 1, 0])])
     check(aten.linear.default, x, torch.rand(4, sizes[-1]))
     check(aten.layer_norm.default, x, sizes[-2:])
+    check(aten.matmul.default, x, torch.rand(*part[1:-2], sizes[-1], 4))
+    check(aten.matmul.default, torch.rand(sizes[-1]), x.transpose(-1, -2))
+    check(aten.matmul.default, x, torch.rand(sizes[-1]))
 
 
 @given(st.data(), SIZES, st.booleans())
@@ -103,7 +106,7 @@ class Many(nn.Module):
         """``x`` [1, 4, 6, 4, 5], ``y`` [1, 144, 3, 3]."""
         windows = x.reshape(1, 2, 2, 3, 2, 2, 2, 5).permute(0, 1, 3, 5, 2, 4, 6, 7)
         scores = windows @ windows.transpose(-1, -2)
-        summed = torch.einsum("abcdefgh,h->abcdefg", windows, x[0, 0, 0, 0])
+        summed = windows @ x[0, 0, 0, 0]
         flow = y.reshape(1, 1, 9, 4, 4, 3, 3).softmax(2) * y[:, :18].reshape(1, 2, 9, 1, 1, 3, 3)
         raised = flow.sum(2).permute(0, 1, 4, 2, 5, 3).reshape(1, 2, 12, 12)
         return windows.reshape(-1, 8, 5), (scores / 3).reshape(-1, 2, 2), summed.flatten(1), raised
