@@ -130,7 +130,7 @@ def _element_by_element(target: Any, *args: Any, **kwargs: Any) -> Any:
     given = [arg for arg in args if isinstance(arg, torch.Tensor)]
     if _few(*given):
         return NotImplemented
-    shape = list(torch.broadcast_shapes(*[tensor.shape for tensor in given]))
+    shape = list(torch.broadcast_shapes(*[tensor.shape for tensor in given]))  # type: ignore[no-untyped-call]
     made = iter(_merged(given, shape))
     few = [next(made) if isinstance(arg, torch.Tensor) else arg for arg in args]
     return target(*few, **kwargs).reshape(shape)
@@ -284,7 +284,7 @@ def _matmul(x: Tensor, y: Tensor) -> Any:
         found = x.reshape(-1, x.shape[-1]) @ y
         return found.reshape([*x.shape[:-1], *found.shape[1:]])
     left = x if x.dim() > 1 else x.reshape(1, -1)
-    ahead = list(torch.broadcast_shapes(left.shape[:-2], y.shape[:-2]))
+    ahead = list(torch.broadcast_shapes(left.shape[:-2], y.shape[:-2]))  # type: ignore[no-untyped-call]
     parts = []
     for part in (left, y):
         whole = [*ahead, *part.shape[-2:]]
