@@ -381,7 +381,7 @@ def permuted(x: Tensor, dims: Sequence[int], most: int = MOST_AXES) -> Tensor:
     shape = [x.shape[axis] for axis in order]
     sizes = {axis: size for axis, size in enumerate(x.shape) if size != 1}
     for blocks, moved in permutes(list(sizes), [axis for axis in order if axis in sizes], most):
-        merged = [math.prod(sizes[axis] for axis in block) for block in blocks]
+        merged = [math.prod(map(sizes.__getitem__, block)) for block in blocks]
         x = x.reshape(merged).permute(moved)
     return x.reshape(shape)
 
