@@ -40,7 +40,9 @@ SMALL: Mapping[str, Any] = {
     "ffn_hidden_size": 96, "dense_intermediate_size": 96, "image_size": 64, "num_mel_bins": 16,
     "num_codebooks": 2, "router_hidden_size": 16, "adapter_rank": 4, "input_embedding_size": 64,
     "output_embedding_size": 64, "decoder_hidden_size": 64, "decoder_intermediate_size": 96,
-    "d_state": 8, "o_lora_rank": 16, "prompt_length": 4,
+    "d_state": 8, "o_lora_rank": 16, "prompt_length": 4, "num_queries": 10, "two_stage_num_proposals": 10,
+    "num_frames": 4, "frames_per_clip": 4, "crop_size": 64, "num_latents": 16, "d_latents": 64,
+    "num_self_attends_per_block": 2,
 }  # fmt: skip
 # The same where the default is None, and a model of that default does not run.
 UNSAID = ("head_dim", "num_key_value_heads", "num_experts_per_tok", "n_routed_experts")
@@ -49,6 +51,11 @@ LAYERS = re.compile(
 )
 VOCABULARIES = re.compile(r"vocab_size|^vocab$|^vocabulary$")
 WIDTHS = re.compile(r"(dim|hidden|width|channels|units|embed|size)")
+# A backbone whose default is one of timm's, as transformers writes the same network itself.
+BACKBONE: Mapping[str, Any] = {
+    "model_type": "resnet", "embedding_size": 16, "hidden_sizes": [32, 64, 96, 128], "depths": [1, 1, 1, 1],
+    "layer_type": "basic", "out_features": ["stage2", "stage3", "stage4"],
+}  # fmt: skip
 # Settings that none of the names above fits, by what the model refuses without them.
 OWN: Mapping[str, Mapping[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
@@ -60,6 +67,25 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "zaya": {"num_experts_per_tok": 1},
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "esmc": {"num_key_value_heads": 4},
+    "bit": {"num_groups": 4},
+    "efficientnet": {
+        "width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280, "num_block_repeats": [1] * 7,
+    },
+    "depth_pro": {"patch_size": 64, "intermediate_hook_ids": [1, 0]},
+    "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
+    "hgnet_v2": {
+        "stem_channels": [3, 16, 16], "stage_in_channels": [16, 16, 32, 64], "stage_mid_channels": [16] * 4,
+        "stage_out_channels": [16, 32, 64, 96], "stage_num_blocks": [1] * 4, "stage_numb_of_layers": [2] * 4,
+    },
+    "rt_detr": {"encoder_in_channels": [64, 96, 128]},
+    "rt_detr_v2": {"encoder_in_channels": [64, 96, 128]},
+    "sapiens2": {
+        "num_key_value_heads_per_layer": [4, 2], "num_key_value_attention_heads": 2,
+        "num_first_full_attention_layers": 1, "num_last_full_attention_layers": 0,
+    },
+    "videoprism_vision_model": {"image_size": 72},
     "xmod": {"default_language": "en_XX"},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "dots3_note_text": {"num_key_value_heads": 4},
@@ -107,12 +133,19 @@ def shrunk(cls: Any, layers: int = 2, own: Mapping[str, Any] | None = None, defa
     """
     default = cls() if default is None else default
     fields = {name: value for name, value in vars(default).items() if not name.startswith("_")}
-    wanted: dict[str, Any] = {}
+    if "depths" in fields:
+        # Sums over the stages, which a configuration makes itself.
+        fields = {name: value for name, value in fields.items() if name not in ("num_layers", "hidden_size")}
+    wanted: dict[str, Any] = _staged(fields)
+    layers = max(layers, len(_ends(default, fields)))
     deep = _layers_of(fields)
     for name, value in fields.items():
-        if name in cls.attribute_map or name in ("transformers_version", "model_type", "dtype"):
+        if name in wanted or name in cls.attribute_map or name in ("transformers_version", "model_type", "dtype"):
             continue
         if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+            if value.model_type == "timm_backbone":
+                wanted[name] = dict(BACKBONE)
+                continue
             inner = shrunk(type(value), layers, default=value)
             wanted[name] = inner.to_dict() if isinstance(inner, object) else inner
             continue
@@ -122,9 +155,37 @@ def shrunk(cls: Any, layers: int = 2, own: Mapping[str, Any] | None = None, defa
     if "qk_rope_head_dim" in fields and "head_dim" in wanted:
         # Latent attention: what its rotations are made for.
         wanted["head_dim"] = SMALL["qk_rope_head_dim"]
+    if ends := _ends(default, fields):
+        wanted |= {"out_indices": list(range(1, len(ends) + 1)), "out_features": None}
     if "kv_lora_rank" in fields and "num_key_value_heads" in wanted:
         wanted["num_key_value_heads"] = SMALL["num_attention_heads"]
     return cls(**{**_kept(default, wanted, cls), **OWN.get(cls.model_type, {}), **(own or {})})
+
+
+def _staged(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network of stages (``depths``) is told: as many stages as before, each short and narrow."""
+    found: dict[str, Any] = {}
+    for name in ("depths", "depth"):
+        value = fields.get(name)
+        if isinstance(value, list | tuple) and all(isinstance(depth, int) for depth in value):
+            found[name] = [min(int(depth), 1 if place else 2) for place, depth in enumerate(value)]
+    if not found:
+        return {}
+    heads = fields.get("num_heads")
+    if isinstance(heads, list | tuple):
+        found["num_heads"] = list(heads)
+        if isinstance(fields.get("embed_dim"), int):
+            found["embed_dim"] = 16 * heads[0]
+    if isinstance(fields.get("window_size"), int):
+        found["window_size"] = 4
+    return found
+
+
+def _ends(default: Any, fields: Mapping[str, Any]) -> list[int]:
+    """The layers whose outputs a backbone gives, where it is one of equal layers and gives several."""
+    ends = getattr(default, "out_indices", None)
+    several = isinstance(ends, list | tuple) and len(ends) > 1 and "depths" not in fields
+    return list(ends) if several and _layers_of(fields) else []
 
 
 def _kept(default: Any, wanted: Mapping[str, Any], cls: Any) -> dict[str, Any]:
@@ -178,12 +239,13 @@ def _small_list(name: str, value: list[Any], layers: int, deep: set[int]) -> Any
     """Lists about every layer are cut to as many, each kind of entry among them."""
     if name.endswith("_token_id"):
         return [1]
-    if name == "depths":
-        return [min(int(depth), 2) for depth in value] if all(isinstance(depth, int) for depth in value) else None
+    if name == "image_size":
+        return [SMALL[name]] * len(value)
     if len(value) in deep:
         kinds = list(dict.fromkeys(map(str, value)))
         first = [next(entry for entry in value if str(entry) == kind) for kind in kinds]
         return [first[i % len(first)] for i in range(layers)]
     if value and all(isinstance(entry, int) and entry > 64 for entry in value) and WIDTHS.search(name):
-        return [32 * (1 + i) for i in range(len(value))]
+        steps = sorted(set(value))
+        return [32 * (1 + steps.index(entry)) for entry in value] if len(steps) > 1 else [64] * len(value)
     return None
