@@ -180,7 +180,8 @@ def decoder_of(
     layers = len(crossed) // 2
     mask = [spec for spec in specs if spec.name == MASK]
     inputs = [
-        TensorSpec("decoder_input_ids", "i64", (1, 1), low=0, high=int(model.config.vocab_size) - 1),
+        # A configuration of two models has no vocabulary of its own.
+        TensorSpec("decoder_input_ids", "i64", (1, 1), low=0, high=len(model.get_output_embeddings().weight) - 1),
         TensorSpec("position", "i64", (1,), low=0, high=context - 1),
         *mask,
     ]

@@ -7,10 +7,11 @@ import pytest
 import transformers
 
 from edgeship.conversation import open_encoder_decoder
+from edgeship.core.model import TensorSpec
 from edgeship.core.registry import runtimes
 from edgeship.data.batches import generate_batches
 from edgeship.errors import UsageError
-from edgeship.llm.encoder_decoder import EncoderDecoder
+from edgeship.llm.encoder_decoder import EncoderDecoder, decoder_of
 from edgeship.llm.generation import generate
 from edgeship.program.compare import Reference
 
@@ -171,6 +172,17 @@ def test_what_a_part_has_not_is_refused(options, message, folder, cli, tmp_path)
     ran = cli("build", folder("bart"), "--target", "linux-x86", "-o", tmp_path / "b", *options)
     assert (ran.code, message in ran.err) == (2, True), ran.err
     assert not (tmp_path / "b").exists()
+
+
+def test_a_pair_of_models_takes_the_tokens_that_its_decoder_writes():
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    parts = [transformers.BertConfig(vocab_size=number, **tiny) for number in (60, 40)]
+    model = transformers.EncoderDecoderModel(
+        transformers.EncoderDecoderConfig.from_encoder_decoder_configs(*parts)
+    ).eval()
+    _, inputs, names = decoder_of(model, [TensorSpec("input_ids", "i64", (1, 8), low=0, high=59)], 12)
+    assert (inputs[0].low, inputs[0].high) == (0, 39)
+    assert names == ["logits", "k_new_0", "v_new_0"]
 
 
 def test_only_encoder_decoders_that_write_have_parts(family, folder, cli, tmp_path):
