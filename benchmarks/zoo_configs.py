@@ -74,6 +74,8 @@ OWN: Mapping[str, Mapping[str, Any]] = {
         "width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280, "num_block_repeats": [1] * 7,
     },
     "depth_pro": {"patch_size": 64, "intermediate_hook_ids": [1, 0]},
+    # Its blocks take the rate of the stage that they are in, by its number.
+    "cvt": {"depth": [1, 2, 3]},
     "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
     "hgnet_v2": {
         "stem_channels": [3, 16, 16], "stage_in_channels": [16, 16, 32, 64], "stage_mid_channels": [16] * 4,

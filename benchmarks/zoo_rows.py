@@ -316,7 +316,7 @@ def make_network(kind: str, name: str) -> Any:
 
 
 def sizes_of(kind: str, model: Any) -> tuple[str, ...]:
-    """What a user has to say with ``--input``: the sizes that no field of the configuration tells, and videos."""
+    """What a user has to say with ``--input``: sizes that no field of the configuration tells, videos, features."""
     config, name = model.config, model.main_input_name
     size = getattr(getattr(config, "vision_config", config), "image_size", None)
     frames = getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", None)
@@ -325,6 +325,11 @@ def sizes_of(kind: str, model: Any) -> tuple[str, ...]:
         if frames:
             return (f"{name}:f32[1,{frames},3,{edge},{edge}]",)
         return () if size else (f"{name}:f32[1,3,{edge},{edge}]",)
+    if name == "input_features" and not hasattr(config, "max_source_positions"):
+        # [1, frames, features], as all but Whisper take them.
+        told = getattr(config, "encoder_config", config)
+        width = getattr(told, "feature_projection_input_dim", None) or getattr(told, "num_mel_bins", 80)
+        return (f"{name}:f32[1,64,{width}]",)
     if name == "inputs":
         return (f"inputs:f32[1,3,{edge},{edge}]",) if kind == "vision" else ("inputs:i64[1,64]",)
     return ()

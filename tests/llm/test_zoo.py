@@ -50,6 +50,19 @@ def test_small_configurations_keep_each_kind_of_layer():
     assert zoo_configs.small_configuration("mamba2").num_heads == 8
 
 
+def test_a_network_of_stages_keeps_their_number_and_a_backbone_its_ends():
+    swin = zoo_configs.small_configuration("swin")
+    assert list(swin.depths) == [2, 1, 1, 1]
+    assert all(swin.embed_dim * 2**i % heads == 0 for i, heads in enumerate(swin.num_heads))
+    backbone = zoo_configs.small_configuration("depth_anything").backbone_config
+    assert (backbone.num_hidden_layers, list(backbone.out_indices)) == (4, [1, 2, 3, 4])
+    found = zoo_configs.small_configuration("rt_detr")
+    assert found.encoder_in_channels == found.backbone_config.hidden_sizes[1:]
+    assert found.decoder_in_channels == [found.encoder_hidden_dim] * 3
+    assert zoo_configs.small_configuration("detr").backbone_config.model_type == "resnet"
+    assert zoo_configs.small_configuration("yolos").image_size == [64, 64]
+
+
 def test_a_row_goes_to_the_same_runtimes_in_every_run():
     shares = [zoo_rows.runtimes_of("vision", f"model{i}") for i in range(300)]
     assert all(row[:2] == ["onnx", "tflite"] for row in shares)
