@@ -65,9 +65,9 @@ def rehearse(kinds: Collection[str], runtimes: Collection[str] | None) -> None:
     import edgeship.lowering.onnx.export
 
     torch.set_num_threads(1)
-    if set(kinds) - {"decoder"}:
+    if set(kinds) - {"decoder"} and (runtimes is None or "onnx" in runtimes):
         with tempfile.TemporaryDirectory() as place:
-            prepare(runtimes or NETWORK, Path(place))
+            prepare("onnx", Path(place))
     if "decoder" not in kinds:
         return
     from edgeship.frontends.decoder import load_decoder
@@ -101,7 +101,7 @@ def measure(kind: str, name: str, runtimes: list[str], folder: Path) -> Row:
     return without_places({runtime: dict(found) for runtime in runtimes}, folder)
 
 
-def prepare(runtimes: Collection[str], folder: Path) -> None:
+def prepare(runtime: str, folder: Path) -> None:
     """Lower one small network: the tables that the libraries make for their first one are in every later process."""
     import torch
 
@@ -112,10 +112,7 @@ def prepare(runtimes: Collection[str], folder: Path) -> None:
     layers = (torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.LayerNorm(8), torch.nn.Linear(8, 8))
     program = program_of_module(torch.nn.Sequential(*layers), "x:f32[1,8]", ("y",), {}, note="prepare")
     program.save(folder / "program")
-    given = TorchModel(folder / "program", program.signature)
-    for runtime in runtimes:
-        if runtime in NETWORK:
-            lower(runtime, given, folder)
+    lower(runtime, TorchModel(folder / "program", program.signature), folder)
 
 
 def without_places(row: Row, folder: Path) -> Row:
