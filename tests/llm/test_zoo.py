@@ -23,6 +23,8 @@ KINDS = (
     "mamba2",  # states alone
     "qwen3_next",  # a sum over outer products, beside attention
     "gemma3",  # inside of a model that sees
+    "roberta",  # positions that begin behind that of padding
+    "recurrent_gemma",  # states that layers hold in themselves
 )
 # A table of who sees whom in the layers themselves, which counts from the end of what is cached.
 REFUSED = {
