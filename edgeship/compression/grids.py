@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgeship.program.decided import deciding_nodes, is_layer
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
@@ -94,8 +96,11 @@ def activation_arguments(node: Node) -> list[Node]:
 
 
 def shared_grids(program: ExportedProgram, floats: Collection[str] = ()) -> list[Grid]:
-    """Every activation of the graph in exactly one grid, in graph order, but for ``floats``, which have none."""
-    nodes = [node for node in activation_nodes(program) if node.name not in floats]
+    """Every activation of the graph in exactly one grid, in graph order, but for ``floats``, which have none, and for
+    what a suppression decides by."""
+    # What a layer reads keeps its grid: its integer weights want one.
+    deciding = {node for node in deciding_nodes(program.graph) if not any(map(is_layer, node.users))}
+    nodes = [node for node in activation_nodes(program) if node.name not in floats and node not in deciding]
     known = set(nodes)
     groups = _Groups(nodes)
     for node in nodes:

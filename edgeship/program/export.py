@@ -10,6 +10,7 @@ from edgeship.core.model import NUMPY_DTYPES, Dtype, Signature, TensorSpec
 from edgeship.core.names import clean_names, quoted
 from edgeship.core.renames import named_outputs
 from edgeship.errors import EdgeshipError, LimitError, SourceError, WeightsError, meaning_of
+from edgeship.program.chosen import counted_outputs
 from edgeship.program.ends import check_ends, end_at
 from edgeship.program.expected import Expected
 from edgeship.program.fixing import export_whole
@@ -109,6 +110,7 @@ def make_program(
         take_inventory(exported),
         aliases=_aliases(exported),
         expected=expected,
+        counted=counted_outputs(signature, whole.told, len(wanted)),
         history=(*((note,) if note else ()), *_renamed(signature), *whole.remarks(signature)),
     )
     weights = {name: value.detach() for name, value in exported.state_dict.items() if name not in record.aliases}

@@ -19,6 +19,7 @@ from edgeship.core.model import Signature, TorchModel
 from edgeship.core.records import read_json, to_plain, write_json
 from edgeship.core.weights import ActivationEncoding, EncodedTensor, Encoding
 from edgeship.errors import ArtifactError, LoweringError, SourceError, WeightsError
+from edgeship.program.counted import Counted
 from edgeship.program.expected import Expected
 from edgeship.program.stored import ENCODED, EncodedStore, link, open_floats, save_encoded, save_floats
 
@@ -48,6 +49,7 @@ class ProgramRecord:
             has it, where that was measured.
         decoder: of a language model: its layers, caches and tokens.
         expected: weight of a first layer -> what its answers were like in training.
+        counted: output -> the output that says how many of its rows count, where values choose them.
         history: one sentence for each pass that made this program.
     """
 
@@ -63,6 +65,7 @@ class ProgramRecord:
     losses: dict[str, float] = field(default_factory=dict)
     decoder: Decoder | None = None
     expected: dict[str, Expected] = field(default_factory=dict)
+    counted: dict[str, Counted] = field(default_factory=dict)
 
 
 def read_record(model: TorchModel) -> ProgramRecord:

@@ -350,7 +350,7 @@ def test_noise_that_changes_nothing_is_no_reason_to_refuse():
         (lambda x: {"count": 3}, "the model returns no tensor; let forward return"),
         (lambda x: torch.complex(x, x), "a tensor of dtype complex64 cannot be"),
         (torch.unique, "what aten._unique2.default returns has a size that depends on the values of the input"),
-        (lambda x: x[x > 0].mean(), "mean is taken over rows that values chose"),
+        (lambda x: x[x > 0].std(), "std takes rows that values chose"),
     ],
 )
 def test_answers_that_no_artifact_gives_are_refused(function, says):

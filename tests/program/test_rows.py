@@ -106,6 +106,9 @@ CHAINS: dict[str, Callable[..., Any]] = {
     "best rows of some": lambda x: x[x[:, 0] > -1][x[x[:, 0] > -1][:, 0].topk(3).indices],
     "order of some": lambda x: x[x[:, 0] > 0][x[x[:, 0] > 0][:, 1].argsort(descending=True)],
     "largest of some": lambda x: (x[x[:, 0] > 0].sum(0), x[x[:, 0] > -9][:, 1].max()),
+    "mean of some": lambda x: (x[x[:, 0] > -1].mean(0), x[x[:, 0] > -1].mean(), x[x[:, 0] > -1].mean(1)),
+    "largest of some and its place": lambda x: (x[x[:, 0] > -1].max(0), x[x[:, 0] > -1].min(0)[0]),
+    "place of the largest of some": lambda x: (lambda y: y[y[:, 1].argmax()])(x[x[:, 0] > -1]),
     "first of some": lambda x: x[x[:, 0] > 0][:2] * 2 + 1,
     "columns of some": lambda x: (lambda y: torch.cat([y[:, :2].exp(), y[:, 2:]], 1))(x[x[:, 0] > 0]),
     "rows of two choices": lambda x: torch.cat([x[x[:, 0] > 0], x[x[:, 1] > 0] - 1]),
@@ -231,7 +234,8 @@ def test_too_few_candidates_keep_the_best() -> None:
 
 REFUSED: dict[str, Callable[..., Any]] = {
     "unique": lambda x: x[x[:, 0] > 0].unique(),
-    "mean": lambda x: x[x[:, 0] > 0].mean(0),
+    "spread": lambda x: x[x[:, 0] > 0].std(0),
+    "place among all elements": lambda x: x[x[:, 0] > -9].argmax(),
     "rows apart": lambda x: x[x[:, 0] > -9] + x[x[:, 1] > -9],
     "branch": lambda x: x * 2 if x.sum() > 0 else x,
     "one row": lambda x: x[x[:, 0] > -9][0],

@@ -41,6 +41,11 @@ FLOAT_TOTAL_DB, INTEGER_TOTAL_DB = 30.0, 18.0
 ACTIVATIONS_TOTAL_DB = 12.0
 # Keys and values rounded to 254 steps: trained and random small models reach 33 to 52 dB.
 INT8_CACHE_SNR_DB = 24.0
+# Share of the rows chosen by scores that must be the reference's, and the original's by the limit to it. With float
+# arithmetic it is every row that does not hang on a hair; grids decide some otherwise. One may always be lost.
+ROWS = {"f32": 1.0, "f16": 1.0, "int16": 1.0}
+INTEGER_ROWS = 0.9
+TOTAL_ROWS = ((FLOAT_TOTAL_DB, 0.98), (INTEGER_TOTAL_DB, 0.9), (ACTIVATIONS_TOTAL_DB, 0.75))
 NATIVE_SAMPLES = 16
 MOST_SAMPLES = 10_000
 # The name of the figures of what fell short; the note of each is its kind of inputs.
@@ -170,6 +175,7 @@ class VerifyArtifact(Pass):
         arithmetic, limit = self.limit(model)
         findings = Findings.of(trial, limit, self.total_limit(trial.program), fixed=self.min_snr_db is not None)
         reasons = [*self._reasons(trial, seen, arithmetic, limit), *findings.reasons(arithmetic)]
+        reasons += _row_reasons(trial, self.total_limit(trial.program))
         lowering, total = trial.lowering, trial.total
         inputs = seen.inputs(trial)
         summary = (
@@ -178,6 +184,10 @@ class VerifyArtifact(Pass):
         )
         if findings.worst is not None:
             summary += f" (worst {findings.worst})"
+        if trial.rows.sets:
+            summary += (
+                f", chosen rows that agree: {trial.rows_near} with the reference; {trial.rows_far} with the original"
+            )
         summary += f", {inputs}"
         summary += "".join(f", {item.snr_db:.1f} dB with the adapter {key}" for key, item in trial.adapters.items())
         summary += findings.left_out()
@@ -225,6 +235,10 @@ class VerifyArtifact(Pass):
         ]
         if engines.samples:
             figures.append(figure("engines_snr", engines.snr_db, "dB"))
+        if trial.rows.sets:
+            near, far = trial.rows_near, trial.rows_far
+            figures.append(figure("rows_agreed", near.agreed, f"of {near.wanted}", note=str(near)))
+            figures.append(figure("rows_kept", far.agreed, f"of {far.wanted}", note=str(far)))
         if trial.close:
             figures.append(figure("positions_left_out", trial.close, f"of {trial.positions}"))
         figures += [
@@ -267,6 +281,29 @@ def _least_agreement(trial: Trial) -> float:
     if GIVEN in trial.kinds or noise is None or noise.own is None or trial.static:
         return AGREEMENT
     return min(AGREEMENT, noise.own.agreement - AGREEMENT_ROOM)
+
+
+def _row_reasons(trial: Trial, total_limit: float | None) -> list[str]:
+    """Which kinds of inputs have rows chosen by scores that others have not."""
+    from edgeship.program.conditioning import LARGEST_HALF
+
+    least = ROWS.get(trial.arithmetic, INTEGER_ROWS)
+    least_far = max(
+        (share for limit, share in TOTAL_ROWS if total_limit is not None and total_limit >= limit), default=0
+    )
+    found = []
+    for name, kind in trial.kinds.items():
+        probe = kind.own is not None and name not in (FED_BACK, NOISE)
+        beyond = trial.halves and kind.peak.value > LARGEST_HALF
+        # Far from what an app gives, rows say something only where the program itself decides on all of them.
+        said_nothing = probe and (trial.coarse or beyond or bool(kind.rows.close or kind.rows_total.close))
+        if kind.refused or kind.beyond or said_nothing:
+            continue
+        if kind.rows.share < least:
+            found.append(f"{kind.rows} chosen rows agree with the reference on {name}")
+        elif kind.rows_total.faults > 1 and kind.rows_total.share < least_far:
+            found.append(f"{kind.rows_total} chosen rows agree with the original on {name}")
+    return found[:3]
 
 
 @dataclass(frozen=True)

@@ -79,12 +79,10 @@ def suppressed(
 def reduced(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwargs) -> Any:
     """Over rows that values chose only those that count; along another axis, row by row."""
     x, rows = args[0], mode.rows(args[0])
-    name = plain_name(func)
     dims = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
     if isinstance(dims, Tensor):
         return by_element(mode, func, args, kwargs)
     assert rows is not None
-    single = isinstance(dims, int)
     given = [dims] if isinstance(dims, int) else dims
     axes = [axis % x.dim() for axis in (range(x.dim()) if given is None else given)]
     if rows.axis not in axes:
@@ -94,13 +92,37 @@ def reduced(mode: ChosenRows, func: Function, args: Sequence[Any], kwargs: Kwarg
         for part in [result] if isinstance(result, Tensor) else result:
             mode.marked(part, dataclasses.replace(rows, axis=axis, places=False))
         return result
-    fills = {"sum": 0, "any": 0, "all": 1, "prod": 1, "max": LOWEST, "amax": LOWEST, "min": -LOWEST, "amin": -LOWEST}
-    if single and name in ("max", "min"):
-        raise mode.refused(func, "tells a place among rows that values chose")
-    if name not in fills or (name in ("max", "min", "amax", "amin") and not x.is_floating_point()):
-        raise mode.refused(func, "is taken over rows that values chose")
-    other = nothing(x) if not fills[name] else torch.full([1] * x.dim(), fills[name], dtype=x.dtype)
-    return func(torch.where(spread(rows, x.dim()), x, other), *args[1:], **kwargs)
+    return _over_rows(mode, func, x, axes, args, kwargs)
+
+
+# What a row that does not count is for each function, so that it changes nothing.
+FILLS = {"sum": 0, "mean": 0, "any": 0, "all": 1, "prod": 1, "max": LOWEST, "amax": LOWEST, "argmax": LOWEST,
+    "min": -LOWEST, "amin": -LOWEST, "argmin": -LOWEST}  # fmt: skip
+
+
+def _over_rows(
+    mode: ChosenRows, func: Function, x: Tensor, axes: Sequence[int], args: Sequence[Any], kwargs: Kwargs
+) -> Any:
+    """A reduction over ``axes`` of which one is that of the rows. ``[..., N, ...] -> [...]``."""
+    name, fill = plain_name(func), FILLS[plain_name(func)]
+    if name[-3:] in ("max", "min"):
+        if not x.is_floating_point():
+            raise mode.refused(func, "is taken over integers that values chose")
+        if name.startswith("arg") and len(axes) > 1 and x.dim() > 1:
+            raise mode.refused(func, "tells a place among all elements of rows that values chose")
+        # A place among those that count is one among all only where they come first.
+        x = mode.in_front(x)
+    rows = mode.rows(x)
+    assert rows is not None
+    other = nothing(x) if not fill else torch.full([1] * x.dim(), fill, dtype=x.dtype)
+    filled = torch.where(spread(rows, x.dim()), x, other)
+    if name != "mean":
+        return func(filled, *args[1:], **kwargs)
+    each = 1
+    for axis in axes:
+        each *= 1 if axis == rows.axis else x.shape[axis]
+    number = torch.sum(rows.mask.to(filled.dtype)) * each
+    return torch.sum(filled, *(args[1:] or ()), **kwargs) / number
 
 
 @rule("pad")

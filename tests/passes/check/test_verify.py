@@ -292,6 +292,96 @@ def test_scores_that_are_gone_fail_though_the_boxes_are_right(tmp_path):
     assert verdict.measurement("worst_slice_distinct").value == 1
 
 
+class Best(nn.Module):
+    """The best ten of forty boxes; the first two of them nearly tie."""
+
+    def __init__(self):
+        super().__init__()
+        self.score, self.box = nn.Linear(8, 40), nn.Linear(8, 160)
+        with torch.no_grad():
+            self.score.weight[1] = self.score.weight[0]
+            self.score.bias[0], self.score.bias[1] = 9.0, 9.0 - 1e-4
+
+    def forward(self, x):
+        # [1, 40] -> [40]; [1, 160] -> [40, 4]
+        scores, places = self.score(x.tanh())[0].topk(10)
+        boxes = self.box(x).sigmoid().reshape(40, 4) * 320
+        return {"boxes": boxes[places], "scores": scores, "places": places}
+
+
+def rewired(graph, change) -> None:
+    """Put what ``change`` makes behind each output of a graph."""
+    for output in graph.output:
+        for node in graph.node:
+            node.output[:] = [f"{output.name}_own" if item == output.name else item for item in node.output]
+            node.input[:] = [f"{output.name}_own" if item == output.name else item for item in node.input]
+        change(graph, f"{output.name}_own", output.name)
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory):
+    return lowered(Best().eval(), [TensorSpec("x", "f32", (1, 8))], tmp_path_factory.mktemp("best"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([1, 0, *range(2, 10)], ""),
+        ([9, *range(1, 9), 0], "out of order"),
+        ([*range(9), 8], "lost, 16 invented"),
+        ([0, 0, *range(2, 10)], "144 of 160, 16 lost, 16 invented"),
+    ],
+)
+def test_chosen_rows_are_compared_as_sets(best, tmp_path, rows, says):
+    from onnx import helper, numpy_helper
+
+    artifact, program = best
+    shutil.copytree(artifact.path.parent, tmp_path / "copy")
+    artifact = dataclasses.replace(artifact, path=tmp_path / "copy" / artifact.path.name)
+
+    def reorder(graph, source, name):
+        graph.node.append(helper.make_node("Gather", [source, "order"], [name], axis=0))
+
+    def change(graph):
+        graph.initializer.append(numpy_helper.from_array(np.array(rows, np.int64), "order"))
+        rewired(graph, reorder)
+
+    edit(artifact, change)
+    verdict = VerifyArtifact("onnx").run(artifact, program, program, Context(tmp_path))
+    assert verdict.passed == (not says), verdict.summary
+    if says:
+        assert says in verdict.summary
+    else:
+        assert "chosen rows that agree: 160 of 160 with the reference; 160 of 160 with the original" in verdict.summary
+        assert verdict.measurement("rows_agreed").value == 160
+
+
+def test_a_shifted_box_is_another_one(best, tmp_path):
+    from onnx import helper, numpy_helper
+
+    artifact, program = best
+    shutil.copytree(artifact.path.parent, tmp_path / "copy")
+    artifact = dataclasses.replace(artifact, path=tmp_path / "copy" / artifact.path.name)
+
+    def shift(graph, source, name):
+        graph.node.append(
+            helper.make_node("Add" if name == "boxes" else "Identity", [source, "by"][: 1 + (name == "boxes")], [name])
+        )
+
+    def change(graph):
+        by = np.zeros((10, 4), np.float32)
+        by[3] = 25
+        graph.initializer.append(numpy_helper.from_array(by, "by"))
+        rewired(graph, shift)
+
+    edit(artifact, change)
+    verdict = VerifyArtifact("onnx", min_snr_db=5.0, min_total_db=5.0).run(
+        artifact, program, program, Context(tmp_path)
+    )
+    assert not verdict.passed
+    assert "144 of 160, 16 lost, 16 invented" in verdict.summary
+
+
 class Log(nn.Module):
     def forward(self, x):
         return (x * x + 1e-10).log()
