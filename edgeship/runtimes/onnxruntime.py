@@ -21,7 +21,7 @@ INTRA_OP_THREADS = 2
 # Errors arrive as exceptions; the log would say them twice.
 FATAL_ONLY = 4
 # Session options that edgeship writes into a manifest (`edgeship.lowering.onnx.options`).
-SESSION_OPTIONS = ("session.qdq_matmulnbits_accuracy_level",)
+SESSION_OPTIONS = ("session.qdq_matmulnbits_accuracy_level", "session.x64quantprecision")
 MAX_OPTION = 16
 
 

@@ -57,7 +57,8 @@ class TorchToOnnx(Pass):
         if program.activations:
             store_activations(graph, program)
         fold_pads(graph)
-        options = session_options(graph, self.activations)
+        narrow = any(grid.bits <= 8 for grid in program.activations.values())
+        options = session_options(graph, self.activations, bytes_meet=narrow or self.activations == "dynamic")
         graph.metadata_props.update(options)
         path = ctx.folder / "model.onnx"
         files = save_model(graph, path)

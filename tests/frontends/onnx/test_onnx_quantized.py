@@ -18,6 +18,7 @@ from edgeship.frontends.onnx.importer import ImportedOnnx, import_onnx
 from edgeship.program.export import make_program
 from edgeship.program.given import take_over
 from edgeship.program.program import TorchProgram
+from tests.processors import needs_exact_products
 
 GENERATOR = np.random.default_rng(11)
 KINDS = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8, "uint16": TensorProto.UINT16, "int16": TensorProto.INT16}
@@ -128,6 +129,7 @@ def test_pairs_become_grids_and_integers_stay(tmp_path: Path, activation: str, w
     assert all(use.given for use in program.record.inventory.weights if use.op != "other")
 
 
+@needs_exact_products
 @pytest.mark.parametrize("axis", [0, None])
 def test_integer_operators_are_layers_between_grids(tmp_path: Path, axis: int | None) -> None:
     w = _Writer()
@@ -159,6 +161,7 @@ def test_integer_operators_are_layers_between_grids(tmp_path: Path, axis: int | 
     assert len(program.encoded) == 2
 
 
+@needs_exact_products
 def test_integers_by_the_data_at_hand_become_weights_alone(tmp_path: Path) -> None:
     w = _Writer()
     w.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["xq", "xs", "xz"]))

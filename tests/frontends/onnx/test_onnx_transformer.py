@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeship.frontends.onnx.importer import import_onnx
+from tests.processors import needs_exact_products
 
 RANDOM = np.random.default_rng(5)
 MS = "com.microsoft"
@@ -103,6 +104,7 @@ def test_multi_head_attention(tmp_path: Path, bias: bool, mask: bool) -> None:
     check(tmp_path, [node], feeds, {"b": floats(24)}, ["y"])
 
 
+@needs_exact_products
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_quantized_attention(tmp_path: Path, dynamic: bool) -> None:
     nodes = [helper.make_node("DynamicQuantizeLinear", ["x"], ["xq", "xs", "xz"])]

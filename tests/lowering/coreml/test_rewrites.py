@@ -119,9 +119,13 @@ def test_an_operator_without_lowering_is_named_with_its_place(lower, apple) -> N
         lower(program, TorchToCoreML("iOS17"))
 
 
-def test_a_converter_that_fails_names_the_operator(lower, apple) -> None:
-    program = apple.program_of(lambda x: functional.fold(functional.unfold(x * 2, 2), (4, 4), 2), (1, 2, 4, 4))
-    with pytest.raises(
-        UnsupportedOpError, match=r"cannot lower aten.col2im.default at node col2im: Only supports stride"
-    ):
+def test_a_converter_that_fails_names_the_operator(lower, apple, monkeypatch) -> None:
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
+
+    def fails(context, node):
+        raise NotImplementedError("Only supports small angles")
+
+    monkeypatch.setitem(_TORCH_OPS_REGISTRY.name_to_func_mapping, "sin", fails)
+    program = apple.program_of(lambda x: torch.sin(x * 2), (1, 8))
+    with pytest.raises(UnsupportedOpError, match=r"cannot lower aten.sin.default at node sin: Only supports small"):
         lower(program, TorchToCoreML("iOS17"))

@@ -9,7 +9,7 @@ import torch
 from edgeship.compression.affine import quantize_nearest
 from edgeship.core.model import TensorSpec
 from edgeship.core.weights import Affine
-from edgeship.lowering.onnx.options import ACCURACY_LEVEL
+from edgeship.lowering.onnx.options import ACCURACY_LEVEL, PRECISION
 from edgeship.program.export import make_program
 from edgeship.runtimes.onnxruntime import RUNTIME
 
@@ -25,10 +25,10 @@ def linear(encoding: Affine):
 
 @pytest.mark.parametrize("encoding", [Affine(8), Affine(4), Affine(2), Affine(4, granularity="group", group_size=32)])
 @pytest.mark.parametrize("activations", ["float", "dynamic"])
-def test_an_app_needs_no_options_where_the_file_says_how_to_compute(encoding, activations, lower_to_onnx):
+def test_an_app_needs_no_level_where_the_file_says_how_to_compute(encoding, activations, lower_to_onnx):
     program = linear(encoding)
     artifact = lower_to_onnx(program, activations)
-    assert artifact.facts == {}
+    assert artifact.facts == ({PRECISION: "1"} if activations == "dynamic" else {})
     x = np.random.default_rng(0).standard_normal((2, 64)).astype(np.float32)
     with RUNTIME.open(artifact) as session:
         found = session.run({"x": x})["output"]
@@ -40,4 +40,5 @@ def test_an_app_needs_no_options_where_the_file_says_how_to_compute(encoding, ac
 @pytest.mark.parametrize(("activations", "level"), [("float", "1"), ("dynamic", "4")])
 def test_an_app_must_set_what_dequantize_linear_leaves_open(activations, level, lower_to_onnx):
     # No kernel has blocks of 8.
-    assert lower_to_onnx(linear(ODD_GROUP), activations).facts == {ACCURACY_LEVEL: level}
+    facts = lower_to_onnx(linear(ODD_GROUP), activations).facts
+    assert facts == {ACCURACY_LEVEL: level} | ({PRECISION: "1"} if activations == "dynamic" else {})

@@ -16,6 +16,7 @@ from edgeship.errors import LoweringError, UnsupportedOpError
 from edgeship.lowering.onnx import save
 from edgeship.passes.lower.torch_to_onnx import TorchToOnnx
 from edgeship.runtimes.onnxruntime import RUNTIME
+from tests.processors import sums_pairs_in_16_bits
 
 GROUP = Affine(4, granularity="group", group_size=16)
 # Each weight takes the next of these that the runtime holds; the mixes give every kind of layer several encodings.
@@ -124,9 +125,11 @@ def test_dynamic_activations_round_only_activations(layers_program, with_encoded
 
 
 def test_static_activations_keep_every_grid_and_answer_within_a_step(static, lower_to_onnx):
+    grids = list(static.activations.values())
+    if grids[0].bits == 8 and sums_pairs_in_16_bits():
+        pytest.skip("the table that is a head as well keeps ONNX Runtime from exact sums on this processor")
     artifact = lower_to_onnx(static)
     want, have = _reference(static), _run(artifact, static)
-    grids = list(static.activations.values())
     for name, value in want.items():
         # A step here and there: rounding of ties, and biases in int32.
         assert np.abs(value - have[name]).max() <= 2.01 * max(grid.scale for grid in grids[-8:]), name
