@@ -48,9 +48,14 @@ def fill_plainly(module: GraphModule) -> None:
                 full = module.graph.call_function(
                     aten.full.default, ([int(size) for size in made.shape], value), {"dtype": made.dtype}
                 )
-            full.meta = dict(node.meta)
-            node.replace_all_uses_with(full)
-            module.graph.erase_node(node)
+            _put_instead(module, node, full)
+
+
+def _put_instead(module: GraphModule, node: Node, made: Node) -> None:
+    """Let ``made`` stand where ``node`` stood, with all that is known of it."""
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made)
+    module.graph.erase_node(node)
 
 
 def choose_by_constants(module: GraphModule) -> int:
@@ -112,9 +117,7 @@ def _choose_rows(module: GraphModule, node: Node, places: torch.Tensor, axis: in
             source, axis = module.graph.call_function(aten.reshape.default, (source, [-1])), 0
         index = keep_computed(module, module.graph, places)
         chosen = module.graph.call_function(aten.index_select.default, (source, axis, index))
-    chosen.meta = dict(node.meta)
-    node.replace_all_uses_with(chosen)
-    module.graph.erase_node(node)
+    _put_instead(module, node, chosen)
 
 
 def spell_out(module: GraphModule) -> None:
@@ -278,9 +281,7 @@ def choose_nearest(module: GraphModule) -> None:
             with module.graph.inserting_before(node):
                 index = keep_computed(module, module.graph, chosen)
                 found = module.graph.call_function(aten.index_select.default, (found, place + 2, index))
-        found.meta = dict(node.meta)
-        node.replace_all_uses_with(found)
-        module.graph.erase_node(node)
+        _put_instead(module, node, found)
 
 
 def resize_as_products(module: GraphModule) -> None:
@@ -308,9 +309,7 @@ def resize_as_products(module: GraphModule) -> None:
         with module.graph.inserting_before(node):
             kept = [keep_computed(module, module.graph, matrix.contiguous()) for matrix in matrices]
             found = module.graph.call_function(shared_out, (node.args[0], kept))
-        found.meta = dict(node.meta)
-        node.replace_all_uses_with(found)
-        module.graph.erase_node(node)
+        _put_instead(module, node, found)
 
 
 def strides_as_indices(module: GraphModule) -> None:
@@ -337,9 +336,7 @@ def strides_as_indices(module: GraphModule) -> None:
                 index = keep_computed(module, module.graph, places.flatten())
                 flat = module.graph.call_function(aten.index_select.default, (flat, 0, index))
             plain = module.graph.call_function(aten.reshape.default, (flat, shape))
-        plain.meta = dict(node.meta)
-        node.replace_all_uses_with(plain)
-        module.graph.erase_node(node)
+        _put_instead(module, node, plain)
 
 
 def count_from_start(module: GraphModule) -> int:

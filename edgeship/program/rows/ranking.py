@@ -108,7 +108,7 @@ def _over_rows(
     if name[-3:] in ("max", "min"):
         if not x.is_floating_point():
             raise mode.refused(func, "is taken over integers that values chose")
-        if name.startswith("arg") and len(axes) > 1 and x.dim() > 1:
+        if name in ("argmax", "argmin") and len(axes) > 1 and x.dim() > 1:
             raise mode.refused(func, "tells a place among all elements of rows that values chose")
         # A place among those that count is one among all only where they come first.
         x = mode.in_front(x)
